@@ -1,0 +1,263 @@
+"""The theory on one page: what a model, a technique, a runtime and a search are.
+
+    recipe : tuple[Technique, ...]          () is the original
+    apply  : Technique x Model x Bench -> Model            pure
+    start  : Runtime x Model x Target -> Session           a model that runs
+    call   : Session x Arrays -> Arrays
+
+Everything is a frozen value; a loop over a recipe is all the composition there is.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+
+import numpy as np
+
+from sartor.space import domains
+
+if TYPE_CHECKING:
+    from sartor.records import Trial
+
+Arrays = Mapping[str, np.ndarray]
+"""Input or output name -> array; the first axis of every array is the batch."""
+
+
+class WrongRequest(ValueError):
+    """The request is wrong: one clear sentence that says what, and what to write instead."""
+
+
+class Failed(RuntimeError):
+    """A trial could not be carried out; the sentence stands in the journal as its reason."""
+
+
+@dataclass(frozen=True)
+class Port:
+    """One named input or output. `shape` has None where a size is free; dtype is numpy's name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | None, ...]
+
+
+@dataclass(frozen=True)
+class Signature:
+    inputs: tuple[Port, ...]
+    outputs: tuple[Port, ...]
+
+
+@dataclass(frozen=True)
+class Model:
+    """A model at rest: a value, never mutated. What `payload` is, the runtime of `kind` knows.
+
+    For file formats the payload is the Path of a read-only file; who changes the model writes
+    another file (into `Bench.scratch`).
+    """
+
+    kind: str
+    payload: Any
+    signature: Signature
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    lineage: tuple[Step, ...] = ()
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one technique did. `touched` and the names in `skipped` partition the parts it
+    considered (graph nodes, layers, tensors); every skipped part has its reason."""
+
+    technique: Technique
+    touched: tuple[str, ...]
+    skipped: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True)
+class Target:
+    """Where the artifact is to run. `threads` is a ceiling; `features` are instruction sets by
+    Linux's names ("avx512_vnni", "amx_int8" ...)."""
+
+    device: str = "cpu"
+    threads: int = 1
+    batch: int = 1
+    features: frozenset[str] = frozenset()
+
+
+@dataclass(frozen=True)
+class Task:
+    """What the model is for. `output` names the output that answers; `metric` is the primary
+    quality metric; `labelled` is False where the original's answers stand in for labels."""
+
+    kind: str
+    output: str
+    metric: str
+    labelled: bool = True
+    classes: int | None = None
+
+
+class Bench(Protocol):
+    """All that a technique may use: never the holdout."""
+
+    seed: int
+    teacher: Model
+    task: Task
+    limits: tuple[Any, ...]
+    target: Target
+    steps: int
+    scratch: Path
+
+    def batches(
+        self, split: str, size: int = 1, most: int | None = None
+    ) -> Iterator[Arrays] | None:
+        """Batches of `split` ("train" or "search"), at most `most` examples of it, in the part's
+        order; labels, where there are any, under "label". None where the split has no rows."""
+
+    def teach(self, batch: Arrays) -> Arrays:
+        """The original's answers."""
+
+    def remember(
+        self, key: str, compute: Callable[[], Mapping[str, np.ndarray]]
+    ) -> Mapping[str, np.ndarray]:
+        """What `compute` returns, from disk where it was computed before for this model and these
+        data. The key holds every setting that matters."""
+
+
+@dataclass(frozen=True)
+class Technique(ABC):
+    """One way to change a model. Fields are settings and carry their search domains (`space`).
+
+    `stage` orders techniques in a recipe: structure < weights < graph < precision < storage.
+    `repair` names the setting that buys quality back when it grows.
+    `neutral` holds settings with which the outputs are reproduced exactly, where there are some.
+    `claims` names what it should lower: "size", "latency", "macs", "memory".
+    `makes` is the kind of the model that comes out, where it is another one.
+    """
+
+    kinds: ClassVar[frozenset[str]]
+    needs: ClassVar[frozenset[str]] = frozenset()
+    stage: ClassVar[str] = "graph"
+    repair: ClassVar[str | None] = None
+    neutral: ClassVar[Mapping[str, Any] | None] = None
+    claims: ClassVar[frozenset[str]] = frozenset()
+    makes: ClassVar[str | None] = None
+
+    @abstractmethod
+    def refuse(self, model: Model, bench: Bench) -> str | None:
+        """The reason why this cannot help here, found cheaply; None = may try."""
+
+    @abstractmethod
+    def apply(self, model: Model, bench: Bench) -> Model:
+        """The changed model, with one more Step in its lineage. Pure in (self, model, bench).
+
+        Raises Failed with a sentence where it turns out to be impossible."""
+
+
+STAGES = ("structure", "weights", "graph", "precision", "storage")
+
+Recipe = tuple[Technique, ...]
+
+
+@dataclass(frozen=True)
+class Part:
+    """One countable part of a model, for the profile: a node, a layer.
+
+    `parameters` counts numbers, `bytes` what they take at rest, `macs` multiply-accumulates for
+    one example (None where unknown)."""
+
+    name: str
+    operator: str
+    parameters: int
+    bytes: int
+    macs: int | None
+
+
+class Session(Protocol):
+    """A model that runs; a context manager that frees its memory on exit."""
+
+    def __call__(self, batch: Arrays) -> Arrays: ...
+
+    def __enter__(self) -> Session: ...
+
+    def __exit__(self, *exc: object) -> None: ...
+
+
+class Runtime(Protocol):
+    """One per kind, found by the file `runtimes/<kind>.py`."""
+
+    kind: ClassVar[str]
+    suffixes: ClassVar[tuple[str, ...]]
+
+    def open(self, path: Path) -> Model:
+        """The model in a file. Raises WrongRequest with a sentence for anything unusable."""
+
+    def save(self, model: Model, folder: Path) -> Path:
+        """Writes the model's files into `folder`; returns the one that `open` takes."""
+
+    def digest(self, model: Model) -> str:
+        """A hex digest of content and settings; equal for equal models wherever they lie."""
+
+    def size(self, model: Model) -> int:
+        """Bytes on disk of all that `save` writes."""
+
+    def start(self, model: Model, target: Target) -> Session: ...
+
+    def parts(self, model: Model, sample: Arrays) -> tuple[Part, ...]:
+        """The model's parts; `sample` (one example) fixes free sizes for counting MACs."""
+
+    def part_seconds(
+        self, model: Model, target: Target, batches: list[Arrays]
+    ) -> Mapping[str, float]:
+        """Part name -> measured seconds for one batch, by the runtime's own profiler."""
+
+    def versions(self) -> Mapping[str, str]:
+        """Package name -> version of all that decides what the model computes."""
+
+
+class Searcher(Protocol):
+    """Ask and tell; knows no framework."""
+
+    def ask(self) -> tuple[Recipe, float] | None:
+        """A recipe and its fidelity (share of the search split, 0 to 1); None = finished."""
+
+    def tell(self, trial: Trial) -> None: ...
+
+
+def technique_name(technique: Technique | type[Technique]) -> str:
+    """`StaticInt8` -> "static-int8": the name in recipes, specs and journals."""
+    cls = technique if isinstance(technique, type) else type(technique)
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", cls.__name__).lower()
+
+
+def to_json(technique: Technique) -> dict[str, Any]:
+    """Plain JSON of a technique: its name and every setting."""
+    return {"technique": technique_name(technique), **dataclasses.asdict(technique)}
+
+
+def describe(recipe: Recipe) -> str:
+    """A recipe in words: names, and the settings that differ from their defaults."""
+    return " > ".join(_describe(each) for each in recipe) or "original"
+
+
+def _describe(technique: Technique) -> str:
+    changed = [
+        f"{f.name}={getattr(technique, f.name)}"
+        for f in dataclasses.fields(technique)
+        if getattr(technique, f.name) != f.default
+    ]
+    return technique_name(technique) + (f"({', '.join(changed)})" if changed else "")
+
+
+def check_settings(technique: Technique) -> None:
+    """Raises WrongRequest where a setting lies outside its domain."""
+    for name, domain in domains(technique).items():
+        value = getattr(technique, name)
+        if value not in domain:
+            raise WrongRequest(
+                f"{technique_name(technique)}: {name}={value!r} is outside its domain; "
+                f"write one of {domain}"
+            )

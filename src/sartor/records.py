@@ -1,0 +1,159 @@
+"""What a run leaves behind: frozen results, and the journal that holds them.
+
+The journal is one JSON object a line, append-only, each line on disk before the run goes on. A
+last line cut short by a kill is dropped on reading; everything before it stands.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+State = Literal["done", "dropped", "refused", "failed"]
+Outcome = Literal["met", "broken", "undecided"]
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its two-sided confidence interval at `level`."""
+
+    estimate: float
+    low: float
+    high: float
+    level: float = 0.95
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call in interleaved rounds: arrays of shape (rounds, calls).
+
+    In every round all lanes answered the same rows, one process after the other, in an order that
+    turned. `twin` is the original once more in a second process: the A/A control."""
+
+    baseline: np.ndarray
+    candidate: np.ndarray
+    twin: np.ndarray | None
+    batch: int = 1
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the evidence says of one limit.
+
+    `estimate` and its interval are in the limit's own unit (for a limit relative to the baseline:
+    of the figure itself where `bound` is what it must reach). `p_value` is that of the hypothesis
+    "the limit is broken". `needs` says how many more examples or runs would decide it."""
+
+    limit: str
+    outcome: Outcome
+    estimate: float
+    low: float
+    high: float
+    bound: float
+    p_value: float
+    method: str
+    examples: int
+    needs: int | None = None
+    note: str = ""
+    parts: tuple[Verdict, ...] = ()
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One recipe tried. `figures` are point estimates by metric name ("accuracy", "size",
+    "latency", "latency.p95", "latency.ratio" ...); `reason` says why where state is not "done"."""
+
+    number: int
+    recipe: tuple[Mapping[str, Any], ...]
+    state: State
+    reason: str = ""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    verdicts: tuple[Verdict, ...] = ()
+    p_value: float = 1.0
+    fidelity: float = 0.0
+    examples: int = 0
+    seconds: float = 0.0
+    model: str = ""
+    steps: tuple[Mapping[str, Any], ...] = ()
+
+    @property
+    def key(self) -> str:
+        return json.dumps(self.recipe, sort_keys=True)
+
+
+def trial_from_json(entry: Mapping[str, Any]) -> Trial:
+    values = {f.name: entry[f.name] for f in dataclasses.fields(Trial) if f.name in entry}
+    values["recipe"] = tuple(values["recipe"])
+    values["steps"] = tuple(values.get("steps", ()))
+    values["verdicts"] = tuple(verdict_from_json(each) for each in values.get("verdicts", ()))
+    return Trial(**values)
+
+
+def verdict_from_json(entry: Mapping[str, Any]) -> Verdict:
+    parts = tuple(verdict_from_json(each) for each in entry.get("parts", ()))
+    return Verdict(**{**entry, "parts": parts})
+
+
+def plain(value: Any) -> Any:
+    """Strict JSON of a record: numbers that JSON lacks become null, tuples lists."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        value = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(each) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(each) for each in value]
+    if isinstance(value, (set, frozenset)):
+        return sorted(plain(each) for each in value)
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Path):
+        return str(value)
+    if hasattr(value, "item") and not isinstance(value, (str, bytes)):
+        return plain(value.item())
+    return value
+
+
+class Journal:
+    """An append-only file of JSON lines."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, event: str, **values: Any) -> None:
+        line = json.dumps({"event": event, **plain(values)}, allow_nan=False) + "\n"
+        with self.path.open("a+b") as file:
+            # A kill can leave half a line behind: close it, so that ours starts on its own.
+            if file.seek(0, os.SEEK_END):
+                file.seek(-1, os.SEEK_END)
+                if file.read(1) != b"\n":
+                    file.write(b"\n")
+            file.write(line.encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        if not self.path.exists():
+            return
+        for line in self.path.read_bytes().splitlines():
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(entry, dict) and "event" in entry:
+                yield entry
+
+    def events(self, name: str) -> list[dict[str, Any]]:
+        return [entry for entry in self if entry["event"] == name]
+
+    def last(self, name: str) -> dict[str, Any] | None:
+        found = self.events(name)
+        return found[-1] if found else None

@@ -1,0 +1,179 @@
+"""Finds techniques and runtimes by their files, without importing a framework to look.
+
+A runtime is the file `runtimes/<kind>.py`; a technique is a class in `techniques/<family>_<kind>.py`.
+Third parties register a module under the entry points `sartor.runtimes` and `sartor.techniques`,
+named likewise. A file is imported only when its kind is at hand; what it needs is read from its
+imports, so that `missing` can say why one cannot be had.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+import inspect
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib.metadata import entry_points
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sartor.contracts import (
+    Bench,
+    Model,
+    Recipe,
+    Runtime,
+    Technique,
+    WrongRequest,
+    check_settings,
+    technique_name,
+)
+
+
+@dataclass(frozen=True)
+class Plugin:
+    """A plug-in file as it can be known without importing it."""
+
+    group: str
+    name: str
+    module: str
+    imports: tuple[str, ...]
+    suffixes: tuple[str, ...]
+
+    @property
+    def kind(self) -> str:
+        return self.name.rsplit("_", 1)[-1]
+
+    @property
+    def missing(self) -> tuple[str, ...]:
+        """Top-level packages it imports that are not installed."""
+        return tuple(each for each in self.imports if importlib.util.find_spec(each) is None)
+
+    def load(self) -> ModuleType:
+        if self.missing:
+            raise WrongRequest(
+                f"{self.name} needs {', '.join(self.missing)}; write: pip install "
+                f"'sartor[{self.kind}]'"
+            )
+        return importlib.import_module(self.module)
+
+
+def _read(group: str, name: str, module: str, path: Path) -> Plugin:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    imports: dict[str, None] = {}
+    suffixes: tuple[str, ...] = ()
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            imports.update(dict.fromkeys(alias.name.split(".")[0] for alias in node.names))
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            imports[node.module.split(".")[0]] = None
+        elif isinstance(node, ast.ClassDef):
+            for line in node.body:
+                target = getattr(line, "target", None) or (getattr(line, "targets", None) or [None])[0]
+                if isinstance(target, ast.Name) and target.id == "suffixes" and line.value:  # type: ignore[attr-defined]
+                    suffixes += tuple(ast.literal_eval(line.value))  # type: ignore[attr-defined]
+    imports.pop("sartor", None)
+    return Plugin(group, name, module, tuple(imports), suffixes)
+
+
+@cache
+def plugins(group: str) -> tuple[Plugin, ...]:
+    """Every plug-in file of "runtimes" or "techniques", ours first, then the entry points'."""
+    folder = Path(__file__).parent / group
+    found = [
+        _read(group, path.stem, f"sartor.{group}.{path.stem}", path)
+        for path in sorted(folder.glob("*.py"))
+        if not path.stem.startswith("_")
+    ]
+    for point in entry_points(group=f"sartor.{group}"):
+        spec = importlib.util.find_spec(point.module)
+        if spec and spec.origin:
+            found.append(_read(group, point.name, point.module, Path(spec.origin)))
+    return tuple(found)
+
+
+@cache
+def runtime(kind: str) -> Runtime:
+    """The runtime of a kind. Raises WrongRequest where there is none or a package is missing."""
+    for plugin in plugins("runtimes"):
+        if plugin.kind == kind:
+            for _, cls in inspect.getmembers(plugin.load(), inspect.isclass):
+                if getattr(cls, "kind", None) == kind and hasattr(cls, "start"):
+                    return cls()  # type: ignore[no-any-return]
+    known = ", ".join(plugin.kind for plugin in plugins("runtimes"))
+    raise WrongRequest(f"no runtime for models of kind {kind!r}; there are: {known}")
+
+
+def kind_of(path: Path) -> str:
+    """The kind that opens files with this suffix."""
+    for plugin in plugins("runtimes"):
+        if path.suffix.lower() in plugin.suffixes:
+            return plugin.kind
+    known = ", ".join(suffix for plugin in plugins("runtimes") for suffix in plugin.suffixes)
+    raise WrongRequest(
+        f"{path}: the suffix {path.suffix!r} is not a model format that is known here; known: {known}"
+    )
+
+
+def open_model(path: Path) -> Model:
+    """The model in a file, by its suffix."""
+    return runtime(kind_of(path)).open(path)
+
+
+@cache
+def techniques(kind: str) -> Mapping[str, type[Technique]]:
+    """Name -> class of every technique that takes models of `kind` and is installed here."""
+    found: dict[str, type[Technique]] = {}
+    for plugin in plugins("techniques"):
+        if plugin.kind != kind or plugin.missing:
+            continue
+        for _, cls in inspect.getmembers(plugin.load(), inspect.isclass):
+            if (
+                issubclass(cls, Technique)
+                and not inspect.isabstract(cls)
+                and cls.__module__ == plugin.module
+                and kind in cls.kinds
+            ):
+                found[technique_name(cls)] = cls
+    return found
+
+
+def portfolio(model: Model, bench: Bench) -> list[Recipe]:
+    """Recipes known to be good for such a model on such a target, the best guess first: what the
+    functions `portfolio(model, bench)` in the kind's technique files give, as lists of JSON."""
+    known: list[Recipe] = []
+    for plugin in plugins("techniques"):
+        if plugin.kind == model.kind and not plugin.missing:
+            give = getattr(plugin.load(), "portfolio", None)
+            for entries in give(model, bench) if give else ():
+                known.append(recipe(model.kind, entries))
+    return known
+
+
+def from_json(kind: str, entry: Mapping[str, Any]) -> Technique:
+    """The technique that `contracts.to_json` wrote, or a hand-written one with some settings.
+
+    Raises WrongRequest for an unknown name or setting or a value outside its domain."""
+    settings = dict(entry)
+    name = settings.pop("technique", None)
+    known = techniques(kind)
+    if name not in known:
+        raise WrongRequest(f"no technique {name!r} for {kind}; there are: {', '.join(known)}")
+    settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
+    try:
+        technique = known[name](**settings)
+    except TypeError as error:
+        raise WrongRequest(f"{name}: {error}") from None
+    check_settings(technique)
+    return technique
+
+
+def recipe(kind: str, entries: Iterable[Mapping[str, Any]]) -> Recipe:
+    """The recipe that a list of JSON techniques stands for, starting from a model of `kind`."""
+    steps: list[Technique] = []
+    for entry in entries:
+        steps.append(from_json(kind, entry))
+        kind = steps[-1].makes or kind
+    return tuple(steps)
