@@ -16,6 +16,7 @@ import argparse
 import gzip
 import time
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -62,7 +63,7 @@ def make_network() -> nn.Sequential:
     It takes pixels in 0..1 as they are: the first batch norm does the standardising.
     """
     widths = [32, 32, 64, 64, 64, 128, 128, 128, 128]
-    blocks = [Block(a, b) for a, b in zip(widths, widths[1:], strict=False)]
+    blocks = [Block(a, b) for a, b in pairwise(widths)]
     stem = [nn.Conv2d(1, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)]
     return nn.Sequential(*stem, *blocks, *head)

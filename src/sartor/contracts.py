@@ -16,7 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 import numpy as np
 
@@ -80,24 +80,28 @@ class Step:
 @dataclass(frozen=True)
 class Target:
     """Where the artifact is to run. `threads` is a ceiling; `features` are instruction sets by
-    Linux's names ("avx512_vnni", "amx_int8" ...)."""
+    Linux's names ("avx512_vnni", "amx_int8" ...); `fixed` holds (input, shape) where the target
+    asks for fixed shapes: only then may a technique make the signature narrower."""
 
     device: str = "cpu"
     threads: int = 1
     batch: int = 1
     features: frozenset[str] = frozenset()
+    fixed: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
 
 @dataclass(frozen=True)
 class Task:
     """What the model is for. `output` names the output that answers; `metric` is the primary
-    quality metric; `labelled` is False where the original's answers stand in for labels."""
+    quality metric; `labelled` is False where the original's answers stand in for labels; `form`
+    is what the numbers of a classifier's answers are: "logits", "probabilities" or "classes"."""
 
     kind: str
     output: str
     metric: str
     labelled: bool = True
     classes: int | None = None
+    form: Literal["logits", "probabilities", "classes"] | None = None
 
 
 class Bench(Protocol):

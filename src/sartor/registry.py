@@ -41,6 +41,7 @@ class Plugin:
     module: str
     imports: tuple[str, ...]
     suffixes: tuple[str, ...]
+    takes: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -63,19 +64,34 @@ class Plugin:
 def _read(group: str, name: str, module: str, path: Path) -> Plugin:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imports: dict[str, None] = {}
-    suffixes: tuple[str, ...] = ()
+    constants: dict[str, tuple[str, ...]] = {}
     for node in tree.body:
         if isinstance(node, ast.Import):
             imports.update(dict.fromkeys(alias.name.split(".")[0] for alias in node.names))
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             imports[node.module.split(".")[0]] = None
         elif isinstance(node, ast.ClassDef):
-            for line in node.body:
-                target = getattr(line, "target", None) or (getattr(line, "targets", None) or [None])[0]
-                if isinstance(target, ast.Name) and target.id == "suffixes" and line.value:  # type: ignore[attr-defined]
-                    suffixes += tuple(ast.literal_eval(line.value))  # type: ignore[attr-defined]
+            constants.update(_constants(node))
     imports.pop("sartor", None)
-    return Plugin(group, name, module, tuple(imports), suffixes)
+    return Plugin(
+        group, name, module, tuple(imports),
+        constants.get("suffixes", ()), constants.get("takes", ()),
+    )  # fmt: skip
+
+
+def _constants(node: ast.ClassDef) -> dict[str, tuple[str, ...]]:
+    """`suffixes` and `takes` (packages whose live objects it takes) as a class states them."""
+    found = {}
+    for line in node.body:
+        if isinstance(line, ast.AnnAssign):
+            target: ast.expr = line.target
+        elif isinstance(line, ast.Assign):
+            target = line.targets[0]
+        else:
+            continue
+        if isinstance(target, ast.Name) and target.id in ("suffixes", "takes") and line.value:
+            found[target.id] = tuple(ast.literal_eval(line.value))
+    return found
 
 
 @cache
@@ -120,6 +136,22 @@ def kind_of(path: Path) -> str:
 def open_model(path: Path) -> Model:
     """The model in a file, by its suffix."""
     return runtime(kind_of(path)).open(path)
+
+
+def adopt(given: Any, folder: Path) -> Model:
+    """The model that a path or a live object stands for; what lives only in memory is stored in
+    `folder` first. Raises WrongRequest where no runtime knows such an object."""
+    if isinstance(given, Model):
+        return given
+    if isinstance(given, (str, Path)):
+        return open_model(Path(given))
+    package = type(given).__module__.split(".")[0]
+    for plugin in plugins("runtimes"):
+        if package in plugin.takes and not plugin.missing:
+            return runtime(plugin.kind).adopt(given, folder)  # type: ignore[attr-defined, no-any-return]
+    raise WrongRequest(
+        f"no runtime takes a {type(given).__module__}.{type(given).__name__}: pass a file's path"
+    )
 
 
 @cache

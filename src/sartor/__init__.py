@@ -1,0 +1,80 @@
+"""Sartor takes a trained model, labelled data and the limits it must meet, and returns the best
+artifact that is shown to meet them on this machine, with the evidence, or says that none does.
+
+    run = sartor.optimize("model.onnx", "eval.npz", limits=["size <= 20 MB"], minimize="latency")
+    run.best.predict(x)
+    model = sartor.load("tailored/bundle")
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sartor.contracts import Failed, WrongRequest
+
+if TYPE_CHECKING:
+    from sartor.bundle import Loaded
+    from sartor.run import Run
+
+__version__ = "0.1.0"
+__all__ = ["Failed", "WrongRequest", "__version__", "compare", "load", "optimize", "verify"]
+
+
+def optimize(
+    model: Any,
+    data: Any,
+    limits: Sequence[str] = (),
+    minimize: str | None = None,
+    budget: str = "10m",
+    out: str | Path | None = None,
+    **settings: Any,
+) -> Run:
+    """The best artifact that is shown to meet the limits.
+
+    `model` is a path or a live object (an `onnx.ModelProto`); `data` a path, a mapping of arrays
+    or a data frame. `settings` are those of the command line (`threads`, `batch`, `trials`,
+    `seed`, `metric`, `label`, `segments` ...). Without `out` the run lives in a new temporary
+    folder; `Run.save` copies it. Raises WrongRequest with one sentence for a wrong request."""
+    import tempfile
+
+    from sartor.optimize import optimize as run_it
+    from sartor.spec import from_flags
+
+    folder = Path(tempfile.mkdtemp(prefix="sartor-")) / "run" if out is None else Path(out)
+    path = isinstance(model, (str, Path))
+    named = isinstance(data, (str, Path))
+    spec = from_flags(
+        str(model) if path else None,
+        data=str(data) if named else None,
+        limits=list(limits),
+        minimize=minimize,
+        budget=budget,
+        out=str(folder),
+        **settings,
+    )
+    return run_it(
+        spec, live_model=None if path else model, live_data=None if named else data
+    )
+
+
+def load(bundle: str | Path, threads: int | None = None) -> Loaded:
+    """The artifact of a bundle, ready to `predict`; imports only the one runtime it needs."""
+    from sartor.bundle import Loaded
+
+    return Loaded(Path(bundle), threads)
+
+
+def verify(bundle: str | Path, data: Any, **settings: Any) -> dict[str, Any]:
+    """A bundle's certificate measured again on this machine, with fresh data."""
+    from sartor.verify import verify as verify_it
+
+    return verify_it(Path(bundle), data=data, **settings)
+
+
+def compare(models: Sequence[str | Path], data: Any, **settings: Any) -> dict[str, Any]:
+    """Artifacts side by side, the first as the baseline."""
+    from sartor.compare import compare as compare_them
+
+    return compare_them(list(models), data=data, **settings)

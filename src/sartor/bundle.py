@@ -1,0 +1,237 @@
+"""The bundle: a folder with the artifact, `sartor.json` and a card, that explains and proves itself.
+
+`load` imports only the one runtime that the artifact needs. A changed byte, a path that climbs
+out of the folder or a newer format is refused.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from sartor.contracts import Arrays, Model, Session, Signature, Target, WrongRequest
+from sartor.records import plain
+from sartor.registry import runtime
+
+FORMAT = 1
+PARITY_ROWS = 8
+PARITY_TOLERANCE = 1e-3  # of the outputs' spread; integer kernels round alike on one machine
+
+
+def file_digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write(
+    model: Model, folder: Path, facts: Mapping[str, Any], sample: Arrays, target: Target, card: str
+) -> None:
+    """Writes the bundle into the new folder `folder`.
+
+    `facts` goes into `sartor.json` as it is (task, recipe, certificate, data fingerprints ...);
+    `sample` (some rows of real inputs) only gives the ranges of made-up reference inputs: no row
+    of the data enters the bundle."""
+    folder.mkdir(parents=True)
+    engine = runtime(model.kind)
+    file = engine.save(model, folder)
+    inputs = reference_inputs(sample, model.signature)
+    with engine.start(model, target) as session:
+        outputs = session(inputs)
+    np.savez_compressed(
+        folder / "parity.npz",
+        **{f"input.{k}": v for k, v in inputs.items()},
+        **{f"output.{k}": v for k, v in outputs.items()},
+    )
+    (folder / "card.md").write_text(card, encoding="utf-8")
+    files = {
+        path.relative_to(folder).as_posix(): file_digest(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    entry = {
+        "format": FORMAT,
+        "kind": model.kind,
+        "file": file.relative_to(folder).as_posix(),
+        "settings": model.settings,
+        "signature": model.signature,
+        "target": target,
+        "versions": engine.versions(),
+        **facts,
+        "files": files,
+    }
+    text = json.dumps(plain(entry), indent=1, allow_nan=False)
+    (folder / "sartor.json").write_text(text + "\n", encoding="utf-8")
+
+
+def reference_inputs(sample: Arrays, signature: Signature, seed: int = 0) -> dict[str, np.ndarray]:
+    """Inputs made up within the ranges of the sample: (rows, ...) arrays as the signature wants."""
+    rng = np.random.default_rng(seed)
+    made: dict[str, np.ndarray] = {}
+    for port in signature.inputs:
+        seen = np.asarray(sample[port.name])
+        rows = port.shape[0] if port.shape and port.shape[0] is not None else PARITY_ROWS
+        shape = (rows, *seen.shape[1:])
+        if seen.dtype.kind in "iu":
+            low, high = int(seen.min()), int(seen.max())
+            # A mask of ones stays one: a row without any real token has no defined answer.
+            low = 1 if (low, high) == (0, 1) else low
+            made[port.name] = rng.integers(low, high + 1, shape).astype(seen.dtype)
+        elif seen.dtype.kind == "f":
+            made[port.name] = rng.normal(seen.mean(), seen.std() or 1.0, shape).astype(seen.dtype)
+        else:
+            values = np.unique(seen)
+            made[port.name] = values[rng.integers(len(values), size=shape)]
+    return made
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """`sartor.json` of a bundle, after its paths, format and every file's hash were checked.
+
+    Raises WrongRequest with one sentence where something is amiss."""
+    folder = find(folder)
+    try:
+        entry = json.loads((folder / "sartor.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WrongRequest(f"{folder}/sartor.json cannot be read: {error}") from None
+    if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
+        raise WrongRequest(f"{folder}/sartor.json is not a bundle's: it lists no files")
+    version = entry.get("format")
+    if not isinstance(version, int) or version > FORMAT:
+        raise WrongRequest(
+            f"{folder} has bundle format {version!r}; this version reads up to {FORMAT}: "
+            "write pip install -U sartor"
+        )
+    if entry.get("file") not in entry["files"]:
+        raise WrongRequest(f"{folder}/sartor.json names an artifact that its files do not list")
+    for name, expected in entry["files"].items():
+        path = _inside(folder, name)
+        if not path.is_file():
+            raise WrongRequest(f"{folder}: {name} is missing; the bundle is not whole")
+        if file_digest(path) != expected:
+            raise WrongRequest(
+                f"{folder}: {name} was changed since the bundle was written (its hash differs)"
+            )
+    listed = {*entry["files"], "sartor.json"}
+    for path in sorted(folder.rglob("*")):
+        name = path.relative_to(folder).as_posix()
+        if path.is_symlink() or (path.is_file() and name not in listed):
+            raise WrongRequest(f"{folder}: {name} is not among the files of the bundle")
+    return entry
+
+
+def find(folder: Path) -> Path:
+    """The bundle's folder: `folder` itself or the `bundle` below a run's."""
+    for place in (folder, folder / "bundle"):
+        if (place / "sartor.json").is_file():
+            return place
+    raise WrongRequest(f"{folder} is no bundle: there is no sartor.json in it")
+
+
+def _inside(folder: Path, name: str) -> Path:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
+        raise WrongRequest(f"{folder}/sartor.json: the path {name!r} leads out of the bundle")
+    path = folder / pure
+    if path.is_symlink() or folder.resolve() not in path.resolve().parents:
+        raise WrongRequest(f"{folder}/sartor.json: the path {name!r} leads out of the bundle")
+    return path
+
+
+def open_model(folder: Path, entry: Mapping[str, Any] | None = None) -> Model:
+    """The artifact of a checked bundle as a model at rest."""
+    entry = read(folder) if entry is None else entry
+    model = runtime(entry["kind"]).open(find(folder) / entry["file"])
+    return dataclasses.replace(model, settings=entry["settings"])
+
+
+class Loaded:
+    """A bundle that runs. A context manager; `close` frees the model."""
+
+    def __init__(self, folder: Path, threads: int | None = None) -> None:
+        self.facts = read(folder)
+        self.model = open_model(folder, self.facts)
+        self.target = target_of(self.facts, threads)
+        self.session: Session = runtime(self.model.kind).start(self.model, self.target)
+
+    def predict(self, inputs: Any) -> dict[str, np.ndarray]:
+        """Named arrays in, named arrays out. Where the model has one input, a single array (or a
+        data frame) also goes in."""
+        return dict(self.session(named(inputs, self.model.signature)))
+
+    def close(self) -> None:
+        self.session.__exit__(None, None, None)
+
+    def __enter__(self) -> Loaded:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def target_of(facts: Mapping[str, Any], threads: int | None = None) -> Target:
+    entry = facts["target"]
+    return Target(
+        entry["device"],
+        entry["threads"] if threads is None else threads,
+        entry["batch"],
+        frozenset(entry["features"]),
+    )
+
+
+def named(inputs: Any, signature: Signature) -> dict[str, np.ndarray]:
+    """Inputs by name, cast where no value can change (int32 to int64, float64 to float32)."""
+    names = [port.name for port in signature.inputs]
+    if not isinstance(inputs, Mapping):
+        if len(names) != 1:
+            raise WrongRequest(f"the model has the inputs {', '.join(names)}: pass a mapping")
+        inputs = {names[0]: np.asarray(inputs)}
+    wrong = sorted(set(inputs) ^ set(names))
+    if wrong:
+        raise WrongRequest(
+            f"the inputs are {', '.join(names)}; got {', '.join(map(str, inputs)) or 'none'}"
+        )
+    arrays = {}
+    for port in signature.inputs:
+        array = np.asarray(inputs[port.name])
+        if str(array.dtype) != port.dtype and array.dtype.kind in "iuf" and port.dtype != "str":
+            wanted = np.dtype(port.dtype)
+            if not np.can_cast(array.dtype, wanted, "same_kind"):
+                raise WrongRequest(f"{port.name} takes {port.dtype}; got {array.dtype}")
+            array = array.astype(wanted)
+        arrays[port.name] = array
+    return arrays
+
+
+def parity(folder: Path, facts: Mapping[str, Any], target: Target) -> float:
+    """The largest difference of the artifact's answers here from those in the bundle, as a share
+    of the outputs' spread; above PARITY_TOLERANCE the artifact does not run here as it did."""
+    model = open_model(folder, facts)
+    with np.load(find(folder) / "parity.npz", allow_pickle=False) as kept:
+        inputs = {k[6:]: kept[k] for k in kept.files if k.startswith("input.")}
+        outputs = {k[7:]: kept[k] for k in kept.files if k.startswith("output.")}
+    with runtime(model.kind).start(model, target) as session:
+        answers = session(inputs)
+    worst = 0.0
+    for name, expected in outputs.items():
+        got = np.asarray(answers[name])
+        if got.shape != expected.shape:
+            return float("inf")
+        if expected.dtype.kind in "fiub":
+            spread = float(np.ptp(expected)) or 1.0
+            gap = np.abs(got.astype(float) - expected.astype(float))
+            worst = max(worst, float(gap.max(initial=0.0)) / spread)
+        elif not np.array_equal(got, expected):
+            return float("inf")
+    return worst if np.isfinite(worst) else float("inf")
+
+
+def drop(folder: Path) -> None:
+    if folder.exists():
+        shutil.rmtree(folder)

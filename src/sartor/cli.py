@@ -1,0 +1,182 @@
+"""The command line: reads arguments, calls one function, prints what it returns. No logic."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import traceback
+from collections.abc import Sequence
+from typing import Any
+
+from sartor.contracts import Failed, WrongRequest
+
+DESCRIPTION = (
+    "Takes a trained model, labelled data and the limits it must meet; returns the best artifact "
+    "that is shown to meet them on this machine, with the evidence, or says that none does."
+)
+STATUSES = (
+    "exit status: 0 something (the original included) is certified to meet all limits; "
+    "4 undecided; 3 infeasible; 2 the request is wrong; 1 a defect; 130 stopped (Ctrl-C)"
+)
+LIMITS = """\
+limits: METRIC[.STATISTIC][@SEGMENT] (<=|>=) VALUE, for instance
+  "accuracy >= baseline - 0.01"   "size <= 20 MB"          "latency.p95 <= 10 ms"
+  "f1 >= 99 % of baseline"        "size <= 0.5 x baseline" "accuracy@sex >= baseline - 0.02"
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(prog="sartor", description=DESCRIPTION, epilog=STATUSES)
+    top.add_argument("--version", action="store_true", help="print the version")
+    commands = top.add_subparsers(dest="command", metavar="COMMAND")
+    _optimize(commands)
+    _profile(commands)
+    _compare(commands)
+    _verify(commands)
+    report = _command(commands, "report", "a run's journal rendered again; measures nothing")
+    report.add_argument("folder", help="the run's output folder")
+    _json(report)
+    doctor = _command(commands, "doctor", "what is installed here, and what each missing part needs")
+    _json(doctor)
+    demo = _command(commands, "demo", "the main job on a real model and real data from pip")
+    demo.add_argument("--out", default="sartor-demo", help="output folder (default: %(default)s)")
+    demo.add_argument("--budget", default="3m", help="time to spend (default: %(default)s)")
+    _json(demo)
+    return top
+
+
+def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
+    made: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=about,
+        description=about,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    return made
+
+
+def _json(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--json", action="store_true", help="print one JSON object last")
+
+
+def _data(command: argparse.ArgumentParser, required: bool) -> None:
+    group = command.add_argument_group("data")
+    group.add_argument(
+        "--data",
+        required=required,
+        help=".npz, .parquet, .csv, a folder of images by class, or file.py:factory",
+    )
+    group.add_argument("--label", help="the array or column with the labels (default: label)")
+    group.add_argument(
+        "--segment", action="append", dest="segments", metavar="COLUMN", help="a segment column"
+    )
+    group.add_argument("--group", help="the column with the query of each row, for ranking")
+    group.add_argument("--output", help="the model's output that answers")
+    group.add_argument("--task", choices=("classification", "regression", "ranking", "free"))
+    group.add_argument("--metric", help="the primary quality metric")
+
+
+def _target(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group("target")
+    group.add_argument("--threads", type=int, help="the most threads it may use (default: 1)")
+    group.add_argument("--batch", type=int, help="examples a call (default: 1)")
+
+
+def _optimize(commands: Any) -> None:
+    command = _command(commands, "optimize", "find, certify and bundle the best artifact")
+    command.epilog = LIMITS + STATUSES
+    command.add_argument("model", help="a model file, or a .toml with the whole request")
+    _data(command, required=False)
+    _target(command)
+    group = command.add_argument_group("request")
+    group.add_argument("--limit", action="append", dest="limits", metavar="LIMIT")
+    group.add_argument("--minimize", metavar="METRIC", help="default: latency")
+    group.add_argument("--maximize", metavar="METRIC")
+    group.add_argument("--technique", action="append", dest="techniques", metavar="NAME",
+                       help="use only these")  # fmt: skip
+    group.add_argument("--without", action="append", metavar="NAME", help="leave this one out")
+    group.add_argument("--trust", action="store_true", default=None,
+                       help="allow pickled files, which can run any code")  # fmt: skip
+    group = command.add_argument_group("run")
+    group.add_argument("--budget", help="time to spend, such as 30s, 10m, 1h (default: 10m)")
+    group.add_argument("--trials", type=int, help="number of trials instead of a time")
+    group.add_argument("--seed", type=int)
+    group.add_argument("--out", help="output folder (default: tailored)")
+    group.add_argument("--resume", action="store_true", default=None,
+                       help="continue a finished run; --budget +10m adds to what it had")  # fmt: skip
+    group.add_argument("--replay", metavar="JOURNAL",
+                       help="take latencies from this run.jsonl instead of measuring")  # fmt: skip
+    group.add_argument("--quiet", action="store_true", help="only the answer")
+    _json(command)
+
+
+def _profile(commands: Any) -> None:
+    command = _command(commands, "profile", "where a model's time, bytes and operations sit")
+    command.add_argument("model")
+    _data(command, required=True)
+    _target(command)
+    command.add_argument("--top", type=int, default=20, help="rows shown (default: %(default)s)")
+    _json(command)
+
+
+def _compare(commands: Any) -> None:
+    command = _command(commands, "compare", "artifacts side by side, the first as the baseline")
+    command.add_argument("models", nargs="+", metavar="MODEL", help="model files or bundles")
+    _data(command, required=True)
+    _target(command)
+    _json(command)
+
+
+def _verify(commands: Any) -> None:
+    command = _command(commands, "verify", "a bundle's certificate measured again on this machine")
+    command.add_argument("bundle")
+    _data(command, required=True)
+    command.add_argument("--original", help="the model it came from, for limits on the baseline")
+    command.add_argument("--threads", type=int)
+    _json(command)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns the exit status."""
+    top = parser()
+    given = top.parse_args(arguments)
+    if given.version:
+        from sartor import __version__
+
+        print(__version__)
+        return 0
+    if given.command is None:
+        top.print_help()
+        return 2
+    try:
+        return _run(given)
+    except WrongRequest as error:
+        print(f"sartor: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("sartor: stopped; the same command continues where it was", file=sys.stderr)
+        return 130
+    except Failed as error:
+        print(f"sartor: {error}", file=sys.stderr)
+        return 1
+    except Exception:  # the one place where a defect meets the user
+        traceback.print_exc()
+        print("sartor: this is a defect of Sartor, not of your request", file=sys.stderr)
+        return 1
+
+
+def _run(given: argparse.Namespace) -> int:
+    # Imported here, so that --help and a mistyped flag answer at once.
+    from sartor import commands
+
+    values = {k: v for k, v in vars(given).items() if k not in ("command", "version")}
+    answer = getattr(commands, given.command)(**values)
+    if given.json:
+        print(json.dumps(answer.data, allow_nan=False))
+    status: int = answer.status
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,94 @@
+"""One function per command of the command line: prints for people, returns for programs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+
+from sartor.contracts import WrongRequest
+from sartor.records import Journal, plain
+from sartor.terminal import Progress
+
+
+@dataclass(frozen=True)
+class Answer:
+    status: int
+    data: dict[str, Any] = field(default_factory=dict)
+
+
+def optimize(json: bool, quiet: bool, model: str, **flags: Any) -> Answer:
+    from sartor.optimize import optimize as run_it
+    from sartor.report.text import render_answer
+    from sartor.spec import from_flags
+
+    run = run_it(from_flags(model, **flags), Progress(quiet))
+    Console(stderr=json, highlight=False).print(render_answer(run.answer))
+    return Answer(run.status, run.answer)
+
+
+def report(json: bool, folder: str) -> Answer:
+    from sartor.report.text import render
+
+    journal = Journal(Path(folder) / "run.jsonl")
+    if not journal.path.exists():
+        raise WrongRequest(f"{folder} holds no run: there is no run.jsonl in it")
+    Console(stderr=json, highlight=False).print(render(journal))
+    return Answer(0, journal.last("answer") or {})
+
+
+def profile(json: bool, top: int, model: str, **flags: Any) -> Answer:
+    from sartor.profile import profile_model, render
+
+    found = profile_model(model, **flags)
+    Console(stderr=json, highlight=False).print(render(found, top))
+    return Answer(0, plain(found))
+
+
+def compare(json: bool, models: list[str], **flags: Any) -> Answer:
+    from sartor.compare import compare as compare_them
+    from sartor.compare import render
+
+    found = compare_them(models, Progress(), **flags)
+    Console(stderr=json, highlight=False).print(render(found))
+    return Answer(0, plain(found))
+
+
+def verify(json: bool, bundle: str, **flags: Any) -> Answer:
+    from sartor.report.text import render_answer
+    from sartor.verify import verify as verify_it
+
+    found = verify_it(Path(bundle), progress=Progress(), **flags)
+    Console(stderr=json, highlight=False).print(render_answer(found))
+    return Answer(found["status"], found)
+
+
+def doctor(json: bool) -> Answer:
+    from sartor.doctor import diagnose, render
+
+    found = diagnose()
+    Console(stderr=json, highlight=False).print(render(found))
+    return Answer(0, found)
+
+
+def demo(json: bool, out: str, budget: str) -> Answer:
+    from sartor.demo import build
+
+    print("Building the demo's model and data from installed packages", file=sys.stderr)
+    folder = Path(out)
+    model, data = build(folder / "input", lambda text: print(text, file=sys.stderr))
+    answer = optimize(
+        json,
+        False,
+        str(model),
+        data=str(data),
+        limits=["accuracy >= baseline - 0.01", "size <= 25 MB"],
+        minimize="latency",
+        budget=budget,
+        out=str(folder / "run"),
+    )
+    print(f"journal and bundle: {folder / 'run'}; read it again with: sartor report {folder / 'run'}")
+    return answer

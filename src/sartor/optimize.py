@@ -1,0 +1,149 @@
+"""Where the stages meet: prepare -> [ask, try, tell]* -> certify -> bundle and answer."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sartor.answer import Answering
+from sartor.bench import LocalBench
+from sartor.contracts import Recipe, describe
+from sartor.prepare import Prepared, allowed, environment, prepare
+from sartor.records import Journal, Trial
+from sartor.registry import portfolio, recipe
+from sartor.run import Run, RunFolder
+from sartor.search import GuidedSearch
+from sartor.spec import Spec
+from sartor.store import Store
+from sartor.terminal import Progress
+from sartor.trials import Laboratory
+
+EARLY = 0.01  # a candidate is certified early when the search split leaves this little doubt
+
+
+def optimize(
+    spec: Spec, progress: Progress | None = None, *, live_model: Any = None, live_data: Any = None
+) -> Run:
+    """Runs the request to its answer, or continues it where it was stopped.
+
+    Raises WrongRequest for a wrong request; everything else ends in the run's status."""
+    began = time.monotonic()
+    progress = progress or Progress(quiet=True)
+    folder = RunFolder(Path(spec.out))
+    folder.check()
+    with folder.locked(), progress:
+        progress.now("reading model and data")
+        ready = prepare(spec, folder.work, live_model=live_model, live_data=live_data)
+        folder.begin(ready.request, environment(ready.original))
+        if folder.journal.last("answer") and not spec.resume:
+            progress.say("this run is finished; --resume continues it")
+            return Run(folder.root)
+        for note in ready.notes:
+            progress.say(f"note: {note}", "yellow")
+        store = Store(folder.work / "models")
+        store.sweep()
+        replay = Journal(Path(spec.replay)) if spec.replay else None
+        with Laboratory(ready, _bench(ready, folder, spec), store, folder.journal, replay) as lab:
+            clock = Clock(spec, began, folder)
+            answering = Answering(spec, ready, lab, folder, progress, clock)
+            for trial in search(spec, ready, lab, folder, progress, clock):
+                answering.consider(trial)
+            answering.conclude()
+    return Run(folder.root)
+
+
+class Clock:
+    """The budget: what earlier sessions of this run used counts, a resumed run gets more."""
+
+    def __init__(self, spec: Spec, began: float, folder: RunFolder) -> None:
+        spent = folder.spent()
+        if spec.resume:
+            spent = 0.0  # a resumed run has its budget anew, on top of what was used
+        self.began, self.session = began, uuid.uuid4().hex[:8]
+        self.trials = spec.trials
+        self.deadline = None if spec.trials is not None else began + spec.budget - spent
+        self.budget = spec.budget
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    def left(self) -> float:
+        return float("inf") if self.deadline is None else self.deadline - time.monotonic()
+
+
+def _bench(ready: Prepared, folder: RunFolder, spec: Spec) -> LocalBench:
+    return LocalBench(
+        model=ready.original,
+        teacher=ready.original,
+        task=ready.task,
+        limits=ready.limits,
+        target=ready.target,
+        train=ready.data.train,
+        search=ready.data.search,
+        scratch=folder.work / "scratch",
+        memory=folder.work / "remembered",
+        seed=spec.seed,
+    )
+
+
+def search(
+    spec: Spec,
+    ready: Prepared,
+    lab: Laboratory,
+    folder: RunFolder,
+    progress: Progress,
+    clock: Clock,
+) -> Iterator[Trial]:
+    """Asks, tries and tells until trials, space or time end; what the journal holds already is
+    told again, not tried again."""
+    kind = ready.original.kind
+    known = allowed(spec, kind)
+    first = [recipe(kind, entries) for entries in spec.recipes]
+    first += portfolio(ready.original, lab.bench)
+    seeker = GuidedSearch(kind, known, first, trials=spec.trials, seed=spec.seed)
+    finished = folder.trials()
+    progress.deadline, progress.trials = clock.deadline, clock.trials
+    number = 0
+    longest = 0.0
+    while True:
+        if number >= len(finished) and clock.left() < lab.reserve() + longest / 2 and number:
+            return
+        asked = seeker.ask()
+        if asked is None:
+            return
+        if number < len(finished):
+            trial = finished[number]
+        else:
+            trial = _try(lab, folder, progress, clock, number, asked[0])
+            longest = max(longest, trial.seconds)
+        progress.trial(trial, title(kind, trial), ready.task.metric)
+        seeker.tell(trial)
+        yield trial
+        number += 1
+
+
+def _try(
+    lab: Laboratory,
+    folder: RunFolder,
+    progress: Progress,
+    clock: Clock,
+    number: int,
+    asked: Recipe,
+) -> Trial:
+    progress.now(f"trying {describe(asked)}")
+    trial = lab.try_recipe(number, asked)
+    folder.journal.add(
+        "trial",
+        title=describe(asked),
+        session=clock.session,
+        elapsed=clock.elapsed(),
+        **vars(trial),
+    )
+    return trial
+
+
+def title(kind: str, trial: Trial) -> str:
+    return describe(recipe(kind, trial.recipe))

@@ -1,0 +1,167 @@
+"""From what the user wants to what a run needs: the model opened, the data split, the task known,
+the limits parsed, the original seen to work."""
+
+from __future__ import annotations
+
+import dataclasses
+import platform
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sartor import machine
+from sartor.contracts import Arrays, Model, Target, Task, WrongRequest
+from sartor.data import Data, Part, read
+from sartor.limits import Limit, Objective, parse, parse_objective
+from sartor.metrics import check_labels, default_limit, find, infer_task
+from sartor.registry import adopt, runtime, techniques
+from sartor.spec import Spec
+from sartor.trials import digest, truth_of
+from sartor.workers import Pool
+
+SAMPLE = 512  # examples of the search split on which the original is looked at before the run
+
+
+@dataclass(frozen=True)
+class Prepared:
+    original: Model
+    data: Data
+    task: Task
+    target: Target
+    limits: tuple[Limit, ...]
+    objective: Objective
+    notes: tuple[str, ...]
+    request: Mapping[str, Any]
+
+
+def run_sample(model: Model, target: Target, part: Part, rows: int) -> dict[str, np.ndarray]:
+    """In a child: every output of the model for the first `rows` examples."""
+    found: dict[str, list[np.ndarray]] = {}
+    with runtime(model.kind).start(model, target) as session:
+        for batch in part.batches(target.batch, most=rows):
+            for name, values in session(batch).items():
+                found.setdefault(name, []).append(np.asarray(values))
+    return {name: np.concatenate(each) for name, each in found.items() if each[0].ndim}
+
+
+def prepare(spec: Spec, work: Path, *, live_data: Any = None, live_model: Any = None) -> Prepared:
+    """Opens and checks everything. Raises WrongRequest with one sentence."""
+    original = adopt(live_model if live_model is not None else spec.model, work / "original")
+    if live_data is None and spec.data is None:
+        raise WrongRequest("there is no data: write --data FILE (labelled examples)")
+    data = read(
+        live_data if live_data is not None else spec.data,
+        work / "data",
+        original.signature,
+        label=spec.label,
+        segments=spec.segments,
+        group=spec.group,
+        trust=spec.trust,
+        seed=spec.seed,
+    )
+    target = Target("cpu", spec.threads, spec.batch, machine.features())
+    objective = parse_objective(spec.objective)
+    limits = tuple(parse(text) for text in spec.limits)
+    with Pool() as pool:
+        sample = pool.call(
+            run_sample, original, target, data.search, min(SAMPLE, len(data.search)), timeout=600
+        )
+    task = infer_task(
+        original.signature, data.search, sample,
+        metric=spec.metric, output=spec.output, kind=spec.task,
+    )  # fmt: skip
+    notes = [*data.facts.get("warnings", ()), *_look(task, data.search, sample)]
+    if not any(each.quality for each in limits):
+        limits += (parse(default_limit(task)),)
+        notes.append(f"no limit on quality was given: {limits[-1].text} is taken")
+    for each in limits:
+        if each.quality:
+            find(each.metric, task)
+    _segments(limits, data.search)
+    request = _request(spec, original, data, task, limits)
+    return Prepared(original, data, task, target, limits, objective, tuple(notes), request)
+
+
+def _segments(limits: tuple[Limit, ...], part: Part) -> None:
+    for each in limits:
+        for column in each.segment.split(",") if each.segment else ():
+            if column not in part.segments:
+                known = ", ".join(part.segments) or "none"
+                raise WrongRequest(
+                    f"{each.text}: there is no segment column {column!r} in the data; there are: "
+                    f"{known}"
+                )
+
+
+def _look(task: Task, part: Part, sample: Arrays) -> list[str]:
+    """What is suspicious about the original before anything was done to it."""
+    given = sample[task.output]
+    rows = np.arange(len(given))
+    if not task.labelled:
+        return ["there are no labels: quality is agreement with the original's own answers"]
+    truth = truth_of(part, given, rows)
+    check_labels(task, np.asarray(part.label))
+    if task.kind != "classification" or truth.label is None:
+        return []
+    accuracy = find("accuracy", task).value(given, truth)
+    labels = np.asarray(truth.label)
+    guess = float(np.unique(labels, return_counts=True)[1].max() / len(labels))
+    if accuracy <= guess + 0.02:
+        return [
+            f"the original is right on {accuracy:.1%} of {len(given)} examples, and always giving "
+            f"the commonest answer on {guess:.1%}: check its preprocessing and the labels first"
+        ]
+    return []
+
+
+def _request(
+    spec: Spec, original: Model, data: Data, task: Task, limits: tuple[Limit, ...]
+) -> dict[str, Any]:
+    """What decides the answer, budget apart: two runs with the same request are the same run."""
+    return {
+        "model": digest(original),
+        "kind": original.kind,
+        "data": {
+            "train": data.train.digest if data.train is not None else None,
+            "search": data.search.digest,
+            "holdout": data.holdout.digest,
+        },
+        "task": dataclasses.asdict(task),
+        "limits": [each.text for each in limits],
+        "objective": spec.objective,
+        "threads": spec.threads,
+        "batch": spec.batch,
+        "seed": spec.seed,
+        "confidence": spec.confidence,
+        "techniques": sorted(allowed(spec, original.kind)),
+    }
+
+
+def allowed(spec: Spec, kind: str) -> dict[str, Any]:
+    """The techniques that the search may use."""
+    known = dict(techniques(kind))
+    for name in (*spec.techniques, *spec.without):
+        if name not in known:
+            raise WrongRequest(f"no technique {name!r} for {kind}; there are: {', '.join(known)}")
+    return {
+        name: cls
+        for name, cls in known.items()
+        if (not spec.techniques or name in spec.techniques) and name not in spec.without
+    }
+
+
+def environment(original: Model) -> dict[str, Any]:
+    """The machine and the versions, for the journal and the certificate."""
+    return {
+        "machine": machine.describe(),
+        "versions": {
+            "sartor": version("sartor"),
+            "python": platform.python_version(),
+            "numpy": np.__version__,
+            **runtime(original.kind).versions(),
+        },
+    }

@@ -1,0 +1,61 @@
+"""Code of the user's by name: `file.py:function` or `package.module:function`."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import inspect
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sartor.contracts import WrongRequest
+
+PATTERN = re.compile(r"(?P<place>.+):(?P<name>[A-Za-z_]\w*)")
+
+
+def is_reference(text: str) -> bool:
+    return PATTERN.fullmatch(text) is not None
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """The function (or class) that the reference names.
+
+    Raises WrongRequest where the file, the module or the function is missing or fails to load."""
+    found = PATTERN.fullmatch(reference)
+    if not found:
+        raise WrongRequest(f"{reference}: write file.py:function or package.module:function")
+    place, name = found["place"], found["name"]
+    try:
+        module = _module(place, reference)
+    except WrongRequest:
+        raise
+    except Exception as error:  # whatever the user's code raises, the sentence names it
+        raise WrongRequest(f"{place} cannot be loaded: {type(error).__name__}: {error}") from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        mine = [key for key, value in vars(module).items() if inspect.isfunction(value)]
+        has = f"it has: {', '.join(mine)}" if mine else "it has none"
+        raise WrongRequest(f"{place} has no function {name!r}; {has}")
+    return function  # type: ignore[no-any-return]
+
+
+def _module(place: str, reference: str) -> ModuleType:
+    if not place.endswith(".py"):
+        try:
+            return importlib.import_module(place)
+        except ModuleNotFoundError as error:
+            raise WrongRequest(
+                f"{reference}: {error}; write file.py:function or package.module:function"
+            ) from None
+    path = Path(place)
+    if not path.is_file():
+        raise WrongRequest(f"{place}: no such file")
+    spec = importlib.util.spec_from_file_location(f"sartor_user_{path.stem}", path)
+    if spec is None or spec.loader is None:
+        raise WrongRequest(f"{place} cannot be loaded as Python")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

@@ -1,0 +1,1 @@
+"""A run's journal rendered for people. Pure: reads `run.jsonl`, measures nothing."""

@@ -1,0 +1,108 @@
+"""Models at rest in folders: written whole or not at all, found again by key.
+
+The same form serves the cache of applied techniques and the bundle: what the runtime saves, and
+`model.json` beside it with settings and lineage.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from sartor.contracts import Model, Step, to_json
+from sartor.records import plain
+from sartor.registry import from_json, runtime
+
+
+def key_of(**facts: Any) -> str:
+    """A hex key over everything that decides a result."""
+    text = json.dumps(plain(facts), sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def step_to_json(step: Step) -> dict[str, Any]:
+    return {
+        "kind": min(step.technique.kinds),
+        "technique": to_json(step.technique),
+        "touched": list(step.touched),
+        "skipped": [list(pair) for pair in step.skipped],
+    }
+
+
+def step_from_json(entry: Mapping[str, Any]) -> Step:
+    return Step(
+        from_json(entry["kind"], entry["technique"]),
+        tuple(entry["touched"]),
+        tuple((part, reason) for part, reason in entry["skipped"]),
+    )
+
+
+def write_model(model: Model, folder: Path) -> Path:
+    """Writes the model into `folder`; returns the file that its runtime opens."""
+    folder.mkdir(parents=True, exist_ok=True)
+    file = runtime(model.kind).save(model, folder)
+    facts = {
+        "kind": model.kind,
+        "file": file.relative_to(folder).as_posix(),
+        "settings": plain(model.settings),
+        "lineage": [step_to_json(step) for step in model.lineage],
+    }
+    (folder / "model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+    return file
+
+
+def read_model(folder: Path) -> Model:
+    """The model that `write_model` wrote, lineage and settings included."""
+    facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
+    model = runtime(facts["kind"]).open(folder / facts["file"])
+    return dataclasses.replace(
+        model,
+        settings=facts["settings"],
+        lineage=tuple(step_from_json(entry) for entry in facts["lineage"]),
+    )
+
+
+def publish(made: Path, final: Path) -> None:
+    """Moves a finished folder to its place in one step; what stood there goes."""
+    final.parent.mkdir(parents=True, exist_ok=True)
+    old = None
+    if final.exists():
+        old = Path(tempfile.mkdtemp(prefix=".old-", dir=final.parent))
+        os.replace(final, old / "it")
+    os.replace(made, final)
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+class Store:
+    """A cache of models below `folder`. Half-written entries are never seen: an entry is made
+    aside and renamed."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def scratch(self) -> Path:
+        return Path(tempfile.mkdtemp(prefix=".making-", dir=self.folder))
+
+    def get(self, key: str) -> Model | None:
+        place = self.folder / key
+        return read_model(place) if (place / "model.json").exists() else None
+
+    def put(self, key: str, model: Model) -> Model:
+        made = self.scratch()
+        write_model(model, made)
+        publish(made, self.folder / key)
+        return read_model(self.folder / key)
+
+    def sweep(self) -> None:
+        """Removes what killed processes left half-made."""
+        for left in self.folder.glob(".making-*"):
+            shutil.rmtree(left, ignore_errors=True)

@@ -1,0 +1,209 @@
+"""What the ONNX quantizers share: the nodes with weights, what speaks against one, rounding."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+import numpy as np
+import onnx
+from onnx import TensorProto, helper
+from onnx.version_converter import ConvertError, convert_version
+
+from sartor.contracts import Bench, Failed, Model, Target
+from sartor.techniques._graph_onnx import Graph, Parts, attribute, peek
+
+MICROSOFT = "com.microsoft"
+
+# Operator -> which of its inputs are weights. Input 0 is the activation in all of them.
+WEIGHTS = {
+    "MatMul": (1,),
+    "Gemm": (1,),
+    "Conv": (1,),
+    "ConvTranspose": (1,),
+    "Attention": (1,),
+    "LSTM": (1, 2),
+    "GRU": (1, 2),
+    "RNN": (1, 2),
+}
+
+# Where one of these stands, somebody has quantized the arithmetic already. Quantized embedding
+# tables (GatherBlockQuantized) are storage only and stand in nobody's way.
+_QUANTIZED = (
+    "QuantizeLinear",
+    "DequantizeLinear",
+    "DynamicQuantizeLinear",
+    "MatMulInteger",
+    "MatMulIntegerToFloat",
+    "DynamicQuantizeMatMul",
+    "DynamicQuantizeLSTM",
+    "ConvInteger",
+    "QLinearConv",
+    "QLinearMatMul",
+    "QGemm",
+    "QAttention",
+    "MatMulNBits",
+    "MatMulBnb4",
+)
+
+
+def already_quantized(graph: Graph) -> str | None:
+    """The reason to leave a model alone that somebody has quantized before."""
+    for node in graph.nodes:
+        if node.op_type in _QUANTIZED:
+            return f"the model is quantized already ({node.op_type} {node.name})"
+    return None
+
+
+def look(model: Model, kinds: Iterable[str]) -> tuple[Graph | None, str]:
+    """The graph of a model that is not quantized yet, or None and the reason against it."""
+    if model.kind not in kinds:
+        return None, f"it takes {', '.join(sorted(kinds))} models, not {model.kind}"
+    graph = peek(model)
+    reason = already_quantized(graph)
+    return (None, reason) if reason else (graph, "")
+
+
+def no_examples(bench: Bench, wanted: str) -> str | None:
+    """The reason against a setting that needs calibration examples, where there are none."""
+    if bench.batches("train", 1, 1) is None:
+        return f"{wanted} needs calibration examples: give the data a train split"
+    return None
+
+
+def weighted(graph: Graph) -> list[onnx.NodeProto]:
+    """The nodes of the main graph whose operator multiplies by weights."""
+    return [
+        node
+        for node in graph.nodes
+        if node.op_type in WEIGHTS
+        and node.domain in ("", "ai.onnx", MICROSOFT)
+        and (node.op_type != "Attention" or node.domain == MICROSOFT)
+    ]
+
+
+def consider(graph: Graph, against: Callable[[Graph, onnx.NodeProto], str | None]) -> Parts:
+    """Every node with weights, touched, or skipped for the reason that `against` gives."""
+    parts = Parts()
+    for node in weighted(graph):
+        reason = against(graph, node)
+        if reason:
+            parts.skip(node.name, reason)
+        else:
+            parts.touch(node.name)
+    return parts
+
+
+def obstacle(graph: Graph, node: onnx.NodeProto) -> str | None:
+    """Why the weights of this node cannot be quantized; None = they can."""
+    for index in WEIGHTS[node.op_type]:
+        tensor = graph.constant_tensor(node.input[index]) if len(node.input) > index else None
+        if tensor is None:
+            return "both inputs are computed" if node.op_type == "MatMul" else "computed weights"
+        if tensor.data_type != TensorProto.FLOAT:
+            held = TensorProto.DataType.Name(tensor.data_type).lower()
+            return f"its weights are {held}, not float32"
+        if node.op_type in ("MatMul", "Gemm", "Attention") and len(tensor.dims) != 2:
+            return f"its weights have {len(tensor.dims)} axes, not 2"
+        if 0 in tensor.dims:
+            return "its weights are empty"
+    return None
+
+
+def count_weights(graph: Graph, node: onnx.NodeProto) -> int:
+    tensors = [graph.constant_tensor(node.input[index]) for index in WEIGHTS[node.op_type]]
+    return sum(int(np.prod(tensor.dims)) for tensor in tensors if tensor is not None)
+
+
+def channel_axes(node: onnx.NodeProto) -> tuple[int, ...]:
+    """The axes of the weights that keep a scale of their own when quantized per channel."""
+    if node.op_type == "Conv":
+        return (0,)
+    if node.op_type == "Gemm":
+        return (0,) if attribute(node, "transB", 0) else (1,)
+    if node.op_type in ("LSTM", "GRU", "RNN"):
+        return (0, 1)
+    return (1,)
+
+
+def rounded(weight: np.ndarray, axes: tuple[int, ...], levels: int = 127) -> np.ndarray:
+    """The weights as symmetric int8 holds them, as floats; a scale for each index of `axes`."""
+    others = tuple(axis for axis in range(weight.ndim) if axis not in axes)
+    scale = np.abs(weight).max(axis=others, keepdims=True) / levels
+    scale = np.where(scale > 0, scale, 1).astype(np.float32)
+    return (np.clip(np.round(weight / scale), -levels, levels) * scale).astype(np.float32)
+
+
+def saturates(target: Target) -> bool:
+    """Whether products of uint8 and int8 overflow their 16-bit sums: x86 without VNNI, where
+    weights must stay within 7 bits."""
+    known = target.features
+    return bool(known & {"avx2", "avx512f"}) and not known & {"avx512_vnni", "avx_vnni"}
+
+
+def upgraded(graph: Graph, version: int) -> Graph:
+    """The graph at an opset of at least `version`. Raises Failed where ONNX cannot convert it."""
+    if graph.opset >= version:
+        return graph
+    try:
+        return Graph(convert_version(graph.proto, version))
+    except (ConvertError, RuntimeError, ValueError) as error:
+        said = str(error).splitlines()[0][:200]
+        raise Failed(f"opset {graph.opset} cannot be upgraded to {version}: {said}") from error
+
+
+def lift_constants(graph: Graph) -> None:
+    """Weights in Constant nodes become initializers, where ONNX Runtime's quantizers look."""
+    for node in weighted(graph):
+        for index in WEIGHTS[node.op_type]:
+            name = node.input[index] if len(node.input) > index else ""
+            if name and name not in graph.tensors:
+                value = graph.constant(name)
+                if value is not None:
+                    graph.set_constant(name, value)
+
+
+def split_gemms(graph: Graph) -> None:
+    """Every plain Gemm with constant weights as MatMul (which keeps its name) and Add.
+
+    ONNX Runtime's own replacement transposes a weight in place, which is wrong where two nodes
+    share it; here each gets its own."""
+    for node in [each for each in graph.nodes if each.op_type == "Gemm"]:
+        weight = graph.constant(node.input[1])
+        plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
+        if weight is None or not plain or attribute(node, "transA", 0):
+            continue
+        name = node.input[1]
+        if attribute(node, "transB", 0):
+            name = graph.fresh(f"{name}_transposed")
+            graph.set_constant(name, weight.T)
+        biased = len(node.input) > 2 and bool(node.input[2])
+        made = graph.fresh(f"{node.output[0]}_product") if biased else node.output[0]
+        new = [helper.make_node("MatMul", [node.input[0], name], [made], name=node.name)]
+        if biased:
+            add = graph.fresh(f"{node.name}_bias")
+            new.append(helper.make_node("Add", [made, node.input[2]], [node.output[0]], name=add))
+        graph.replace(node, new)
+    graph.drop_unused()
+
+
+def tidy(proto: onnx.ModelProto) -> Graph:
+    """A graph that says nothing of its making: only the operator sets in use, no producer."""
+    graph = Graph(proto)
+    used = _domains(proto.graph.node)
+    versions = {each.domain: each.version for each in proto.opset_import if each.domain in used}
+    versions.update({name: 1 for name in used if name not in versions})
+    del proto.opset_import[:]
+    proto.opset_import.extend(helper.make_opsetid(*each) for each in sorted(versions.items()))
+    del proto.metadata_props[:]
+    proto.producer_name, proto.producer_version = "sartor", ""
+    graph.drop_unused()
+    return graph
+
+
+def _domains(nodes: Sequence[onnx.NodeProto]) -> set[str]:
+    found = {"" if node.domain == "ai.onnx" else node.domain for node in nodes}
+    for node in nodes:
+        for each in node.attribute:
+            for body in (*([each.g] if each.HasField("g") else ()), *each.graphs):
+                found |= _domains(body.node)
+    return found

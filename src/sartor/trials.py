@@ -1,0 +1,331 @@
+"""Carries out one recipe: apply, screen by what is cheap, measure, and say what came of it.
+
+The order is that of cost: a refusal is free, the size is known after applying, a few interleaved
+rounds give the latency, quality comes last on a growing sample of the search split and stops as
+soon as the evidence is against the candidate.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sartor.bench import LocalBench
+from sartor.contracts import Failed, Model, Recipe, Target, Task, Technique, to_json
+from sartor.data import Part
+from sartor.evaluate import Race, answers, footprint
+from sartor.limits import Limit, Objective
+from sartor.metrics import Truth, find
+from sartor.records import Journal, Timing, Trial, Verdict
+from sartor.registry import runtime
+from sartor.store import Store, key_of, step_to_json
+from sartor.verdicts import Evidence, judge_all, objective_value, together
+from sartor.workers import Pool
+
+SAMPLES = (256, 1024, 4096)  # examples after which a candidate's quality is looked at
+DROP = 0.01  # a candidate is dropped when the evidence against it is this strong
+SCREEN_ROUNDS, SCREEN_SECONDS = 10, 4.0
+APPLY_SECONDS = 900.0
+
+
+class Refused(Exception):
+    """A technique of the recipe says that it cannot help here."""
+
+
+def apply_step(
+    technique: Technique, model: Model, bench: LocalBench, store: Path, key: str
+) -> Model | str:
+    """In a child: the changed model out of the store, or the reason of a refusal."""
+    reason = technique.refuse(model, bench)
+    if reason is not None:
+        return reason
+    return Store(store).put(key, technique.apply(model, bench))
+
+
+class Laboratory:
+    """Everything that stays the same from trial to trial, and what was measured so far."""
+
+    def __init__(
+        self,
+        original: Model,
+        bench: LocalBench,
+        search: Part,
+        limits: tuple[Limit, ...],
+        objective: Objective,
+        store: Store,
+        journal: Journal,
+        *,
+        seed: int = 0,
+        replay: Journal | None = None,
+    ) -> None:
+        self.original, self.bench, self.search = original, bench, search
+        self.limits, self.objective = limits, objective
+        self.store, self.journal, self.seed = store, journal, seed
+        self.target: Target = bench.target
+        self.task: Task = bench.task
+        self.pool = Pool()
+        self.race = Race(original, self.target, search, seed)
+        self.order = np.random.default_rng(seed).permutation(len(search))
+        self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`
+        self.timings = _timings(replay, journal)
+        self.rows_a_second = 0.0
+
+    def __enter__(self) -> Laboratory:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.race.close()
+        self.pool.close()
+
+    # -- building -----------------------------------------------------------------------------
+
+    def build(self, recipe: Recipe, lineage: list[Model] | None = None) -> Model:
+        """The model that the recipe makes; shared beginnings come from the store. Raises Refused
+        or Failed. `lineage`, where given, receives the model after each step."""
+        model = self.original
+        for technique in recipe:
+            key = self._key(model, technique)
+            made = self.store.get(key)
+            if made is None:
+                bench = self.bench.on(model, self.store.scratch())
+                answer = self.pool.call(
+                    apply_step, technique, model, bench, self.store.folder, key,
+                    timeout=APPLY_SECONDS,
+                )  # fmt: skip
+                if isinstance(answer, str):
+                    raise Refused(answer)
+                made = answer
+            model = made
+            if lineage is not None:
+                lineage.append(model)
+        return model
+
+    def _key(self, model: Model, technique: Technique) -> str:
+        return key_of(
+            model=digest(model),
+            technique=to_json(technique),
+            bench=self.bench.facts(),
+            versions=runtime(model.kind).versions(),
+        )
+
+    # -- measuring ----------------------------------------------------------------------------
+
+    def timing(self, model: Model, purpose: str, rounds: int, seconds: float) -> Timing:
+        """Interleaved rounds with the original; from the journal where they are replayed."""
+        key = (digest(model), purpose)
+        if key not in self.timings:
+            timing = self.race.time(model, rounds, seconds)
+            self.timings[key] = timing
+            self.journal.add("timing", model=key[0], purpose=purpose, **_nanoseconds(timing))
+        return self.timings[key]
+
+    def answered(self, model: Model, rows: int) -> np.ndarray:
+        """The model's answers to the first `rows` of the search split in its seeded order."""
+        key = digest(model)
+        have = self.known.get(key)
+        start = 0 if have is None else len(have)
+        if start < rows:
+            began = time.monotonic()
+            more = answers(
+                self.pool, model, self.search, self.order[start:rows], self.task, self.target,
+                timeout=APPLY_SECONDS,
+            )  # fmt: skip
+            if rows - start >= 64:
+                self.rows_a_second = (rows - start) / (time.monotonic() - began)
+            have = more if have is None else np.concatenate([have, more])
+            if key != digest(self.original):
+                self.known = {k: v for k, v in self.known.items() if k == digest(self.original)}
+            self.known[key] = have
+        assert have is not None
+        return have[:rows]
+
+    def evidence(self, model: Model) -> Evidence:
+        """What is known for nothing once the model is there."""
+        sizes = (size(self.original), size(model))
+        flops = None
+        if self.objective.metric == "flops" or any(each.metric == "flops" for each in self.limits):
+            flops = (self._flops(self.original), self._flops(model))
+        return Evidence(
+            sizes=sizes, memories=None, flops=flops, timing=None, answers=None, truth=None
+        )
+
+    def _flops(self, model: Model) -> float:
+        parts = runtime(model.kind).parts(model, self.search.example(0))
+        return 2.0 * sum(part.macs or 0 for part in parts)
+
+    def memory(self, model: Model) -> int:
+        return footprint(model, self.target, self.search.example(0))
+
+    # -- one trial ----------------------------------------------------------------------------
+
+    def try_recipe(self, number: int, recipe: Recipe) -> Trial:
+        """The recipe's trial, whatever happens: done, dropped, refused or failed with a reason."""
+        began = time.monotonic()
+        entries = tuple(to_json(each) for each in recipe)
+        trial = Trial(number=number, recipe=entries, state="failed")
+        try:
+            model = self.build(recipe)
+            steps = tuple(step_to_json(step) for step in model.lineage)
+            trial = dataclasses.replace(trial, model=digest(model), steps=steps)
+            trial = self._measure(trial, model)
+        except Refused as refusal:
+            trial = dataclasses.replace(trial, state="refused", reason=str(refusal))
+        except Failed as failure:
+            trial = dataclasses.replace(trial, state="failed", reason=str(failure))
+        return dataclasses.replace(trial, seconds=time.monotonic() - began)
+
+    def _measure(self, trial: Trial, model: Model) -> Trial:
+        evidence = self.evidence(model)
+        trial = self._judged(trial, evidence, performance_limits(self.limits, {"size", "flops"}))
+        if trial.state == "dropped":
+            return trial
+        evidence = dataclasses.replace(
+            evidence, timing=self.timing(model, "screen", SCREEN_ROUNDS, SCREEN_SECONDS)
+        )
+        if self.objective.metric == "memory" or performance_limits(self.limits, {"memory"}):
+            pair = (self.memory(self.original), self.memory(model))
+            evidence = dataclasses.replace(evidence, memories=pair)
+        trial = self._judged(trial, evidence, performance_limits(self.limits))
+        worse = trial.figures["objective"] > 1.0 and trial.recipe
+        if worse and trial.state != "dropped":
+            how = f"{self.objective.metric} {trial.figures['objective']:.2f} x the original's"
+            trial = dataclasses.replace(trial, state="dropped", reason=f"no gain: {how}")
+        if trial.state == "dropped":
+            return trial
+        return self._quality(trial, model, evidence)
+
+    def _quality(self, trial: Trial, model: Model, evidence: Evidence) -> Trial:
+        total = len(self.search)
+        for rows in (*(n for n in SAMPLES if n < total), total):
+            pair = (self.answered(self.original, rows), self.answered(model, rows))
+            evidence = dataclasses.replace(
+                evidence, answers=pair, truth=truth_of(self.search, pair[0], self.order[:rows])
+            )
+            trial = self._judged(trial, evidence, self.limits)
+            trial = dataclasses.replace(trial, fidelity=rows / total, examples=rows)
+            if trial.state == "dropped":
+                return trial
+        return dataclasses.replace(trial, state="done")
+
+    def _judged(self, trial: Trial, evidence: Evidence, limits: tuple[Limit, ...]) -> Trial:
+        """The trial with figures and verdicts of what is known by now; dropped when a limit is
+        broken beyond reasonable doubt."""
+        verdicts = judge_all(limits, evidence, self.task, seed=self.seed)
+        figures = {**trial.figures, **figures_of(evidence, self.task, limits)}
+        figures["objective"] = objective_value(self.objective, evidence, self.task)
+        trial = dataclasses.replace(
+            trial, figures=figures, verdicts=verdicts, p_value=together(verdicts)[1]
+        )
+        lost = [each for each in verdicts if each.outcome == "broken" and each.p_value > 1 - DROP]
+        if lost:
+            trial = dataclasses.replace(trial, state="dropped", reason=_reason(lost[0]))
+        return trial
+
+
+def digest(model: Model) -> str:
+    return runtime(model.kind).digest(model)
+
+
+def size(model: Model) -> int:
+    return runtime(model.kind).size(model)
+
+
+def performance_limits(
+    limits: Iterable[Limit], metrics: frozenset[str] | set[str] | None = None
+) -> tuple[Limit, ...]:
+    """The limits that need no labels: all of them, or those on `metrics`."""
+    return tuple(
+        each
+        for each in limits
+        if not each.quality and (metrics is None or each.metric in metrics)
+    )
+
+
+def truth_of(part: Part, reference: np.ndarray, rows: np.ndarray | None = None) -> Truth:
+    """What a metric may compare with, for these rows; `reference` is the original's answers."""
+    picked = np.arange(len(part)) if rows is None else rows
+    return Truth(
+        label=None if part.label is None else np.asarray(part.label)[picked],
+        reference=reference,
+        group=None if part.group is None else np.asarray(part.group)[picked],
+        segments={name: np.asarray(values)[picked] for name, values in part.segments.items()},
+    )
+
+
+def figures_of(
+    evidence: Evidence, task: Task, limits: Iterable[Limit] = ()
+) -> dict[str, float]:
+    """Point estimates of the candidate, by name, and of the original under `original.`."""
+    figures: dict[str, float] = {
+        "size": float(evidence.sizes[1]),
+        "original.size": float(evidence.sizes[0]),
+    }
+    if evidence.memories:
+        figures["original.memory"], figures["memory"] = map(float, evidence.memories)
+    if evidence.flops:
+        figures["original.flops"], figures["flops"] = evidence.flops
+    if evidence.timing is not None:
+        _latencies(figures, evidence.timing)
+    if evidence.answers is not None and evidence.truth is not None:
+        names = {task.metric, *(each.metric for each in limits if not each.performance)}
+        for name in sorted(names):
+            metric = find(name, task)
+            before, after = evidence.answers
+            figures[f"original.{name}"] = metric.value(before, evidence.truth)
+            figures[name] = metric.value(after, evidence.truth)
+    return figures
+
+
+def _latencies(figures: dict[str, float], timing: Timing) -> None:
+    for prefix, lane in (("original.", timing.baseline), ("", timing.candidate)):
+        figures[f"{prefix}latency"] = float(np.median(lane))
+        figures[f"{prefix}latency.mean"] = float(lane.mean())
+        for share in (95, 99):
+            figures[f"{prefix}latency.p{share}"] = float(np.quantile(lane, share / 100))
+        figures[f"{prefix}throughput"] = timing.batch / float(lane.mean())
+
+
+def _reason(verdict: Verdict) -> str:
+    return (
+        f"breaks {verdict.limit}: {verdict.estimate:.4g} "
+        f"({verdict.low:.4g} to {verdict.high:.4g}), bound {verdict.bound:.4g}"
+    )
+
+
+def _nanoseconds(timing: Timing) -> dict[str, Any]:
+    def whole(lane: np.ndarray | None) -> list[list[int]] | None:
+        return None if lane is None else np.rint(lane * 1e9).astype(np.int64).tolist()
+
+    return {
+        "baseline": whole(timing.baseline),
+        "candidate": whole(timing.candidate),
+        "twin": whole(timing.twin),
+        "batch": timing.batch,
+        "threads": timing.threads,
+    }
+
+
+def _timings(*journals: Journal | None) -> dict[tuple[str, str], Timing]:
+    """The timings that journals hold, by model digest and purpose; the later journal wins."""
+    found: dict[tuple[str, str], Timing] = {}
+    for journal in journals:
+        for entry in journal.events("timing") if journal else ():
+            found[entry["model"], entry["purpose"]] = timing_from_json(entry)
+    return found
+
+
+def timing_from_json(entry: Mapping[str, Any]) -> Timing:
+    def seconds(name: str) -> np.ndarray | None:
+        return None if entry[name] is None else np.asarray(entry[name], dtype=float) * 1e-9
+
+    baseline, candidate = seconds("baseline"), seconds("candidate")
+    assert baseline is not None and candidate is not None
+    return Timing(baseline, candidate, seconds("twin"), entry["batch"], entry["threads"])
