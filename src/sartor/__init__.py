@@ -43,19 +43,17 @@ def optimize(
     from sartor.spec import from_flags
 
     folder = Path(tempfile.mkdtemp(prefix="sartor-")) / "run" if out is None else Path(out)
-    path = isinstance(model, (str, Path))
-    named = isinstance(data, (str, Path))
-    spec = from_flags(
-        str(model) if path else None,
-        data=str(data) if named else None,
-        limits=list(limits),
-        minimize=minimize,
-        budget=budget,
-        out=str(folder),
-        **settings,
-    )
     return run_it(
-        spec, live_model=None if path else model, live_data=None if named else data
+        from_flags(
+            None,
+            model=model,
+            data=data,
+            limits=list(limits),
+            minimize=minimize,
+            budget=budget,
+            out=str(folder),
+            **settings,
+        )
     )
 
 

@@ -37,7 +37,9 @@ def parser() -> argparse.ArgumentParser:
     report = _command(commands, "report", "a run's journal rendered again; measures nothing")
     report.add_argument("folder", help="the run's output folder")
     _json(report)
-    doctor = _command(commands, "doctor", "what is installed here, and what each missing part needs")
+    doctor = _command(
+        commands, "doctor", "what is installed here, and what each missing part needs"
+    )
     _json(doctor)
     demo = _command(commands, "demo", "the main job on a real model and real data from pip")
     demo.add_argument("--out", default="sartor-demo", help="output folder (default: %(default)s)")

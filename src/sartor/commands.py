@@ -90,5 +90,7 @@ def demo(json: bool, out: str, budget: str) -> Answer:
         budget=budget,
         out=str(folder / "run"),
     )
-    print(f"journal and bundle: {folder / 'run'}; read it again with: sartor report {folder / 'run'}")
+    print(
+        f"journal and bundle: {folder / 'run'}; read it again with: sartor report {folder / 'run'}"
+    )
     return answer

@@ -19,12 +19,12 @@ from sartor.scores import Formula
 
 Scale = Literal["binary", "bounded", "real", "whole"]
 
-CLASSIFICATION, REGRESSION, RANKING, SEGMENTATION, EMBEDDING = KINDS = (
+CLASSIFICATION, REGRESSION, RANKING, SEGMENTATION, FREE = KINDS = (
     "classification",
     "regression",
     "ranking",
     "segmentation",
-    "embedding",
+    "free",
 )
 
 
@@ -81,12 +81,10 @@ DEFINITIONS: Mapping[str, Definition] = {
     "r2": _entry(scores.r2, "whole", REGRESSION, share=True),
     "ndcg": _share(partial(scores.ndcg, k=None), "bounded", RANKING),
     "mrr": _share(scores.mrr, "bounded", RANKING),
-    "agreement": _share(scores.agreement, "binary", f"{_DECIDED} {EMBEDDING}", labelled=False),
-    "flips": _share(
-        scores.flips, "binary", f"{_DECIDED} {EMBEDDING}", labelled=False, higher=False
-    ),
+    "agreement": _share(scores.agreement, "binary", f"{_DECIDED} {FREE}", labelled=False),
+    "flips": _share(scores.flips, "binary", f"{_DECIDED} {FREE}", labelled=False, higher=False),
     "cosine": _entry(scores.cosine, "bounded", _ANY, labelled=False, bounds=(-1.0, 1.0)),
-    "kl": _entry(scores.kl, "real", f"{CLASSIFICATION} {EMBEDDING}", labelled=False, higher=False),
+    "kl": _entry(scores.kl, "real", f"{CLASSIFICATION} {FREE}", labelled=False, higher=False),
     "rel_error": _entry(
         scores.relative_error, "real", _ANY, labelled=False, higher=False, share=True
     ),

@@ -10,7 +10,6 @@ The names stand in `definitions`; a function of the user's is `file.py:function`
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,7 +22,7 @@ from sartor.contracts import Signature, Task, WrongRequest
 from sartor.definitions import (
     CLASSIFICATION,
     DEFINITIONS,
-    EMBEDDING,
+    FREE,
     KINDS,
     RANKING,
     REGRESSION,
@@ -64,9 +63,11 @@ class Metric:
         return np.asarray(self.measure(answers, truth), dtype=np.float64)
 
     def value(self, answers: np.ndarray, truth: Truth) -> float:
-        """The mean of the scores, or the figure of the whole set; NaN where it is undefined."""
-        found = np.asarray(self.measure(answers, truth), dtype=np.float64)
-        return float(found.mean()) if found.size else float("nan")
+        """The mean of the scores, or the figure of the whole set; NaN where it is undefined
+        (no rows, one class only)."""
+        if not len(answers):
+            return float("nan")
+        return float(np.asarray(self.measure(answers, truth), dtype=np.float64).mean())
 
     def unit(self, truth: Truth) -> np.ndarray | None:
         """Example -> index of its score, where scores belong to groups; None where to examples."""
@@ -175,9 +176,8 @@ def _users(name: str, task: Task, sample: tuple[np.ndarray, Truth] | None) -> Me
     if scale is None and sample is not None:
         scale = "real" if np.ndim(measure(*sample)) else "whole"
     if scale is None:
-        scale = (
-            "real" if "ndarray" in str(inspect.signature(function).return_annotation) else "whole"
-        )
+        returns = getattr(function, "__annotations__", {}).get("return", "")
+        scale = "real" if "ndarray" in str(returns) else "whole"
     if scale not in ("binary", "bounded", "real", "whole"):
         raise WrongRequest(f"{name}: scale {scale!r} must be binary, bounded, real or whole")
     bounds = (0.0, 1.0) if scale in ("binary", "bounded") else None
@@ -248,7 +248,7 @@ def _wanted(kind: str | None, metric: str | None) -> list[str]:
     """The kinds to be tried, in this order. The loose ones come last."""
     if kind is not None:
         return [kind]
-    order = [RANKING, CLASSIFICATION, REGRESSION, SEGMENTATION, EMBEDDING]
+    order = [RANKING, CLASSIFICATION, REGRESSION, SEGMENTATION, FREE]
     if metric is None or is_reference(metric):
         return order
     found = lookup(metric)
@@ -318,7 +318,7 @@ def _fits_unlabelled(kind: str, answers: np.ndarray, said: bool) -> bool:
         return answers.ndim <= 2 and columns(answers).shape[1] == 1
     if kind == SEGMENTATION:
         return said and answers.ndim > 2
-    return kind == EMBEDDING
+    return kind == FREE
 
 
 def _dense_over(answers: np.ndarray, label: np.ndarray) -> bool:

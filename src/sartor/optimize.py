@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from sartor.answer import Answering
 from sartor.bench import LocalBench
+from sartor.clock import Clock
 from sartor.contracts import Recipe, describe
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.records import Journal, Trial
@@ -21,12 +19,8 @@ from sartor.store import Store
 from sartor.terminal import Progress
 from sartor.trials import Laboratory
 
-EARLY = 0.01  # a candidate is certified early when the search split leaves this little doubt
 
-
-def optimize(
-    spec: Spec, progress: Progress | None = None, *, live_model: Any = None, live_data: Any = None
-) -> Run:
+def optimize(spec: Spec, progress: Progress | None = None) -> Run:
     """Runs the request to its answer, or continues it where it was stopped.
 
     Raises WrongRequest for a wrong request; everything else ends in the run's status."""
@@ -36,7 +30,7 @@ def optimize(
     folder.check()
     with folder.locked(), progress:
         progress.now("reading model and data")
-        ready = prepare(spec, folder.work, live_model=live_model, live_data=live_data)
+        ready = prepare(spec, folder.work)
         folder.begin(ready.request, environment(ready.original))
         if folder.journal.last("answer") and not spec.resume:
             progress.say("this run is finished; --resume continues it")
@@ -46,32 +40,16 @@ def optimize(
         store = Store(folder.work / "models")
         store.sweep()
         replay = Journal(Path(spec.replay)) if spec.replay else None
-        with Laboratory(ready, _bench(ready, folder, spec), store, folder.journal, replay) as lab:
-            clock = Clock(spec, began, folder)
+        bench = _bench(ready, folder, spec)
+        with Laboratory(
+            ready.original, bench, ready.data.search, ready.limits, ready.objective, store,
+            folder.journal, replay,
+        ) as lab:  # fmt: skip
+            clock = Clock(spec, began, folder.spent())
             answering = Answering(spec, ready, lab, folder, progress, clock)
-            for trial in search(spec, ready, lab, folder, progress, clock):
-                answering.consider(trial)
+            search(spec, ready, lab, folder, progress, clock, answering)
             answering.conclude()
     return Run(folder.root)
-
-
-class Clock:
-    """The budget: what earlier sessions of this run used counts, a resumed run gets more."""
-
-    def __init__(self, spec: Spec, began: float, folder: RunFolder) -> None:
-        spent = folder.spent()
-        if spec.resume:
-            spent = 0.0  # a resumed run has its budget anew, on top of what was used
-        self.began, self.session = began, uuid.uuid4().hex[:8]
-        self.trials = spec.trials
-        self.deadline = None if spec.trials is not None else began + spec.budget - spent
-        self.budget = spec.budget
-
-    def elapsed(self) -> float:
-        return time.monotonic() - self.began
-
-    def left(self) -> float:
-        return float("inf") if self.deadline is None else self.deadline - time.monotonic()
 
 
 def _bench(ready: Prepared, folder: RunFolder, spec: Spec) -> LocalBench:
@@ -96,7 +74,8 @@ def search(
     folder: RunFolder,
     progress: Progress,
     clock: Clock,
-) -> Iterator[Trial]:
+    answering: Answering,
+) -> None:
     """Asks, tries and tells until trials, space or time end; what the journal holds already is
     told again, not tried again."""
     kind = ready.original.kind
@@ -109,7 +88,7 @@ def search(
     number = 0
     longest = 0.0
     while True:
-        if number >= len(finished) and clock.left() < lab.reserve() + longest / 2 and number:
+        if number >= len(finished) and clock.left() < answering.reserve() + longest / 2 and number:
             return
         asked = seeker.ask()
         if asked is None:
@@ -121,7 +100,7 @@ def search(
             longest = max(longest, trial.seconds)
         progress.trial(trial, title(kind, trial), ready.task.metric)
         seeker.tell(trial)
-        yield trial
+        answering.consider(trial)
         number += 1
 
 

@@ -48,18 +48,21 @@ def run_sample(model: Model, target: Target, part: Part, rows: int) -> dict[str,
     return {name: np.concatenate(each) for name, each in found.items() if each[0].ndim}
 
 
-def prepare(spec: Spec, work: Path, *, live_data: Any = None, live_model: Any = None) -> Prepared:
+def prepare(spec: Spec, work: Path) -> Prepared:
     """Opens and checks everything. Raises WrongRequest with one sentence."""
-    original = adopt(live_model if live_model is not None else spec.model, work / "original")
-    if live_data is None and spec.data is None:
-        raise WrongRequest("there is no data: write --data FILE (labelled examples)")
+    if spec.model is None:
+        raise WrongRequest("there is no model: name its file")
+    if spec.data is None:
+        raise WrongRequest("there are no data: write --data FILE (labelled examples)")
+    original = adopt(spec.model, work / "original")
     data = read(
-        live_data if live_data is not None else spec.data,
+        spec.data,
         work / "data",
         original.signature,
         label=spec.label,
         segments=spec.segments,
         group=spec.group,
+        mask=spec.mask,
         trust=spec.trust,
         seed=spec.seed,
     )

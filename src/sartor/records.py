@@ -70,7 +70,8 @@ class Verdict:
 @dataclass(frozen=True)
 class Trial:
     """One recipe tried. `figures` are point estimates by metric name ("accuracy", "size",
-    "latency", "latency.p95", "latency.ratio" ...); `reason` says why where state is not "done"."""
+    "latency", "latency.p95", "latency.ratio" ...); `reason` says why where state is not "done", and
+    `culprit` names the technique that refused or failed."""
 
     number: int
     recipe: tuple[Mapping[str, Any], ...]
@@ -82,6 +83,7 @@ class Trial:
     fidelity: float = 0.0
     examples: int = 0
     seconds: float = 0.0
+    culprit: str = ""
     model: str = ""
     steps: tuple[Mapping[str, Any], ...] = ()
 

@@ -1,9 +1,9 @@
 """The folder of a run, and the run as a value that Python code can use afterwards.
 
-    OUT/run.jsonl    the journal: all that was asked, tried, measured and answered
-    OUT/bundle/      the chosen artifact
-    OUT/frontier/    the other artifacts worth having
-    OUT/work/        caches: the parts of the data, models on the way (may be deleted at the end)
+OUT/run.jsonl    the journal: all that was asked, tried, measured and answered
+OUT/bundle/      the chosen artifact
+OUT/frontier/    the other artifacts worth having
+OUT/work/        caches: the parts of the data, models on the way (may be deleted at the end)
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any
@@ -63,7 +64,9 @@ class RunFolder:
         before = self.journal.last("request")
         if before is None:
             # A journal that was cut before its first line was whole starts anew.
-            self.journal.add("request", digest=digest, request=request, **facts)
+            self.journal.add(
+                "request", run=uuid.uuid4().hex[:12], digest=digest, request=request, **facts
+            )
         elif before["digest"] != digest:
             changed = sorted(
                 name
@@ -81,6 +84,14 @@ class RunFolder:
         for entry in self.journal.events("trial"):
             found.setdefault(entry["number"], trial_from_json(entry))
         return [found[number] for number in sorted(found)]
+
+    def run_name(self) -> str:
+        """What the ledger calls this run: the same after a kill, another after each answer."""
+        first = self.journal.last("request")
+        if first is None:
+            raise ValueError("the run has not begun")
+        answers = len(self.journal.events("answer"))
+        return f"{first['run']}-{answers}"
 
     def spent(self) -> float:
         """Seconds of budget that earlier sessions of this run used."""

@@ -289,11 +289,11 @@ def cosine(answers: np.ndarray, truth: Truth, task: Task) -> Floats:
     """Cosine between the answer and the original's, flattened; 1 for two zero vectors, 0 for one,
     -1 where the answer is not finite."""
     ours, theirs = _pair(answers, truth)
-    bad = ~np.isfinite(ours).all(1)
+    bad = np.asarray(~np.isfinite(ours).all(1))
     ours = np.where(bad[:, None], 0.0, ours)
-    lengths = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
-    product = lengths[0] * lengths[1]
-    both_zero = np.asarray((lengths[0] == 0) & (lengths[1] == 0), dtype=np.float64)
+    own, original = np.linalg.norm(ours, axis=1), np.linalg.norm(theirs, axis=1)
+    both_zero = np.asarray(own + original == 0, dtype=np.float64)
+    product = own * original
     cosines = np.divide((ours * theirs).sum(1), product, out=both_zero, where=product > 0)
     return np.where(bad, -1.0, np.clip(cosines, -1.0, 1.0))
 

@@ -11,6 +11,7 @@ import dataclasses
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,6 +25,7 @@ Settings = dict[str, Any]
 # A graph may be fused, rewritten and folded in turn; elsewhere one technique a stage is enough.
 SLOTS = tuple(stage for stage in STAGES for _ in range(3 if stage == "graph" else 1))
 REPAIRS = 3  # how often one recipe's exceptions are widened before it is given up
+HOPELESS = 2  # a technique that only ever refused or failed is not suggested again
 FRUITLESS = 200  # asks in a row that bring only known recipes: the space is exhausted
 
 
@@ -54,6 +56,8 @@ class GuidedSearch:
         self.told: dict[str, Trial] = {}
         self.pending: dict[str, Any] = {}
         self.repaired: dict[str, int] = {}
+        self.useless: Counter[str] = Counter()
+        self.useful: set[str] = set()
         self.study = _study(seed)
 
     def ask(self) -> tuple[Recipe, float] | None:
@@ -79,6 +83,10 @@ class GuidedSearch:
 
     def tell(self, trial: Trial) -> None:
         self.told[trial.key] = trial
+        if trial.culprit:
+            self.useless[trial.culprit] += 1
+        elif trial.state in ("done", "dropped"):
+            self.useful |= {entry["technique"] for entry in trial.recipe}
         question = self.pending.pop(trial.key, None)
         if question is not None:
             self.study.tell(question, _loss(trial))
@@ -96,8 +104,10 @@ class GuidedSearch:
             names = [name for name, cls in self.known.items() if cls.stage == stage]
             if not names:
                 continue
-            picked = question.suggest_categorical(f"{number}:{stage}", ["none", *names])
-            if picked == "none" or any(technique_name(each) == picked for each in steps):
+            picked = question.suggest_categorical(f"{number}:{stage}", _options(names))
+            if picked not in self.known or any(technique_name(each) == picked for each in steps):
+                continue
+            if self.useless[picked] >= HOPELESS and picked not in self.useful:
                 continue
             cls = self.known[picked]
             settings = {
@@ -121,7 +131,7 @@ class GuidedSearch:
                 return  # more techniques of a stage than the study has slots for
             number, stage = slots.pop(at)
             slots = [slot for slot in slots if slot[0] > number]
-            names = ["none", *(n for n, c in self.known.items() if c.stage == stage)]
+            names = _options([n for n, c in self.known.items() if c.stage == stage])
             space[f"{number}:{stage}"] = optuna.distributions.CategoricalDistribution(names)
             params[f"{number}:{stage}"] = entry["technique"]
             for name, domain in domains(cls).items():
@@ -129,10 +139,12 @@ class GuidedSearch:
                 space[label] = _distribution(domain)
                 params[label] = _code(domain, entry[name])
         for number, stage in enumerate(SLOTS):
-            names = ["none", *(n for n, c in self.known.items() if c.stage == stage)]
-            if len(names) > 1 and f"{number}:{stage}" not in params:
-                space[f"{number}:{stage}"] = optuna.distributions.CategoricalDistribution(names)
-                params[f"{number}:{stage}"] = "none"
+            names = [n for n, c in self.known.items() if c.stage == stage]
+            if names and f"{number}:{stage}" not in params:
+                space[f"{number}:{stage}"] = optuna.distributions.CategoricalDistribution(
+                    _options(names)
+                )
+                params[f"{number}:{stage}"] = "none 0"
         self.study.add_trial(
             optuna.trial.create_trial(params=params, distributions=space, value=_loss(trial))
         )
@@ -141,9 +153,7 @@ class GuidedSearch:
         """A recipe that gains but loses too much quality is tried again, milder: the setting that
         buys quality back is raised in its last technique that has one, bolder each time."""
         gains = trial.figures.get("objective", math.inf) < 1.0
-        harmed = any(
-            each.outcome != "met" and each.method != "exact" for each in trial.verdicts
-        )
+        harmed = any(each.outcome != "met" and each.method != "exact" for each in trial.verdicts)
         if trial.state not in ("done", "dropped") or not gains or not harmed:
             return
         recipe = recipe_from_json(self.kind, trial.recipe)
@@ -152,13 +162,20 @@ class GuidedSearch:
             name = technique.repair
             if name is None:
                 continue
-            root = key_of((*recipe[:at], dataclasses.replace(technique, **{name: _first(technique, name)})))
+            root = key_of(
+                (*recipe[:at], dataclasses.replace(technique, **{name: _first(technique, name)}))
+            )
             times = self.repaired.get(root, 0)
             milder = _milder(technique, name, times)
             if times < REPAIRS and milder is not None:
                 self.repaired[root] = times + 1
                 self.waiting.insert(0, (*recipe[:at], milder, *recipe[at + 1 :]))
             return
+
+
+def _options(names: list[str]) -> list[str]:
+    """What a slot may hold. Nothing has two chances of three, so that recipes stay short."""
+    return [*(f"none {i}" for i in range(2 * len(names))), *names]
 
 
 def _first(technique: Technique, name: str) -> Any:

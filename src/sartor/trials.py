@@ -16,12 +16,21 @@ from typing import Any
 import numpy as np
 
 from sartor.bench import LocalBench
-from sartor.contracts import Failed, Model, Recipe, Target, Task, Technique, to_json
+from sartor.contracts import (
+    Failed,
+    Model,
+    Recipe,
+    Target,
+    Task,
+    Technique,
+    technique_name,
+    to_json,
+)
 from sartor.data import Part
 from sartor.evaluate import Race, answers, footprint
-from sartor.limits import Limit, Objective
+from sartor.limits import Limit, Objective, parse_objective
 from sartor.metrics import Truth, find
-from sartor.records import Journal, Timing, Trial, Verdict
+from sartor.records import Journal, State, Timing, Trial, Verdict
 from sartor.registry import runtime
 from sartor.store import Store, key_of, step_to_json
 from sartor.verdicts import Evidence, judge_all, objective_value, together
@@ -33,8 +42,12 @@ SCREEN_ROUNDS, SCREEN_SECONDS = 10, 4.0
 APPLY_SECONDS = 900.0
 
 
-class Refused(Exception):
-    """A technique of the recipe says that it cannot help here."""
+class Stopped(Exception):
+    """A technique of the recipe refused, or failed; the trial ends as `state`."""
+
+    def __init__(self, state: State, technique: Technique, reason: str) -> None:
+        super().__init__(reason)
+        self.state, self.culprit, self.reason = state, technique_name(technique), reason
 
 
 def apply_step(
@@ -59,13 +72,12 @@ class Laboratory:
         objective: Objective,
         store: Store,
         journal: Journal,
-        *,
-        seed: int = 0,
         replay: Journal | None = None,
     ) -> None:
         self.original, self.bench, self.search = original, bench, search
         self.limits, self.objective = limits, objective
-        self.store, self.journal, self.seed = store, journal, seed
+        self.store, self.journal, self.seed = store, journal, bench.seed
+        seed = bench.seed
         self.target: Target = bench.target
         self.task: Task = bench.task
         self.pool = Pool()
@@ -73,7 +85,7 @@ class Laboratory:
         self.order = np.random.default_rng(seed).permutation(len(search))
         self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`
         self.timings = _timings(replay, journal)
-        self.rows_a_second = 0.0
+        self.pace: dict[str, float] = {}  # model digest -> examples a second, while not timed
 
     def __enter__(self) -> Laboratory:
         return self
@@ -88,20 +100,22 @@ class Laboratory:
     # -- building -----------------------------------------------------------------------------
 
     def build(self, recipe: Recipe, lineage: list[Model] | None = None) -> Model:
-        """The model that the recipe makes; shared beginnings come from the store. Raises Refused
-        or Failed. `lineage`, where given, receives the model after each step."""
+        """The model that the recipe makes; shared beginnings come from the store. Raises Stopped. `lineage`, where given, receives the model after each step."""
         model = self.original
         for technique in recipe:
             key = self._key(model, technique)
             made = self.store.get(key)
             if made is None:
                 bench = self.bench.on(model, self.store.scratch())
-                answer = self.pool.call(
-                    apply_step, technique, model, bench, self.store.folder, key,
-                    timeout=APPLY_SECONDS,
-                )  # fmt: skip
+                try:
+                    answer = self.pool.call(
+                        apply_step, technique, model, bench, self.store.folder, key,
+                        timeout=APPLY_SECONDS,
+                    )  # fmt: skip
+                except Failed as failure:
+                    raise Stopped("failed", technique, str(failure)) from None
                 if isinstance(answer, str):
-                    raise Refused(answer)
+                    raise Stopped("refused", technique, answer)
                 made = answer
             model = made
             if lineage is not None:
@@ -139,7 +153,7 @@ class Laboratory:
                 timeout=APPLY_SECONDS,
             )  # fmt: skip
             if rows - start >= 64:
-                self.rows_a_second = (rows - start) / (time.monotonic() - began)
+                self.pace[key] = (rows - start) / (time.monotonic() - began)
             have = more if have is None else np.concatenate([have, more])
             if key != digest(self.original):
                 self.known = {k: v for k, v in self.known.items() if k == digest(self.original)}
@@ -153,9 +167,7 @@ class Laboratory:
         flops = None
         if self.objective.metric == "flops" or any(each.metric == "flops" for each in self.limits):
             flops = (self._flops(self.original), self._flops(model))
-        return Evidence(
-            sizes=sizes, memories=None, flops=flops, timing=None, answers=None, truth=None
-        )
+        return Evidence(sizes, flops=flops, same=digest(model) == digest(self.original))
 
     def _flops(self, model: Model) -> float:
         parts = runtime(model.kind).parts(model, self.search.example(0))
@@ -163,6 +175,18 @@ class Laboratory:
 
     def memory(self, model: Model) -> int:
         return footprint(model, self.target, self.search.example(0))
+
+    def looked_at(self, model: Model, rows: int) -> dict[str, float]:
+        """Figures of a model on the way, from a few rounds and the first rows of the search."""
+        evidence = self.evidence(model)
+        pair = (self.answered(self.original, rows), self.answered(model, rows))
+        evidence = dataclasses.replace(
+            evidence,
+            timing=self.timing(model, "screen", SCREEN_ROUNDS, SCREEN_SECONDS),
+            answers=pair,
+            truth=truth_of(self.search, pair[0], self.order[:rows]),
+        )
+        return figures_of(evidence, self.task, self.limits)
 
     # -- one trial ----------------------------------------------------------------------------
 
@@ -176,8 +200,10 @@ class Laboratory:
             steps = tuple(step_to_json(step) for step in model.lineage)
             trial = dataclasses.replace(trial, model=digest(model), steps=steps)
             trial = self._measure(trial, model)
-        except Refused as refusal:
-            trial = dataclasses.replace(trial, state="refused", reason=str(refusal))
+        except Stopped as end:
+            trial = dataclasses.replace(
+                trial, state=end.state, reason=end.reason, culprit=end.culprit
+            )
         except Failed as failure:
             trial = dataclasses.replace(trial, state="failed", reason=str(failure))
         return dataclasses.replace(trial, seconds=time.monotonic() - began)
@@ -243,9 +269,7 @@ def performance_limits(
 ) -> tuple[Limit, ...]:
     """The limits that need no labels: all of them, or those on `metrics`."""
     return tuple(
-        each
-        for each in limits
-        if not each.quality and (metrics is None or each.metric in metrics)
+        each for each in limits if not each.quality and (metrics is None or each.metric in metrics)
     )
 
 
@@ -260,9 +284,7 @@ def truth_of(part: Part, reference: np.ndarray, rows: np.ndarray | None = None) 
     )
 
 
-def figures_of(
-    evidence: Evidence, task: Task, limits: Iterable[Limit] = ()
-) -> dict[str, float]:
+def figures_of(evidence: Evidence, task: Task, limits: Iterable[Limit] = ()) -> dict[str, float]:
     """Point estimates of the candidate, by name, and of the original under `original.`."""
     figures: dict[str, float] = {
         "size": float(evidence.sizes[1]),
@@ -274,8 +296,11 @@ def figures_of(
         figures["original.flops"], figures["flops"] = evidence.flops
     if evidence.timing is not None:
         _latencies(figures, evidence.timing)
+        figures["latency.ratio"] = objective_value(parse_objective("latency"), evidence, task)
     if evidence.answers is not None and evidence.truth is not None:
-        names = {task.metric, *(each.metric for each in limits if not each.performance)}
+        names = {task.metric, *(each.metric for each in limits if each.quality)}
+        if task.kind == "classification":
+            names.add("flips")
         for name in sorted(names):
             metric = find(name, task)
             before, after = evidence.answers

@@ -190,6 +190,14 @@ class Graph:
             self.proto.graph.node.insert(at + offset, node)
         self.refresh()
 
+    def digest(self) -> str:
+        """Of nodes, weights and ports: for keys of what is remembered about the graph. Tensor by
+        tensor, since a whole model may be beyond what protobuf writes at once."""
+        graph, mark = self.proto.graph, hashlib.sha256()
+        for each in (*graph.input, *graph.output, *graph.node, *graph.initializer):
+            mark.update(each.SerializeToString(deterministic=True))
+        return mark.hexdigest()
+
     def shapes(self) -> dict[str, tuple[int | None, ...]]:
         """Tensor -> shape (None = free) as far as ONNX's own inference finds it."""
         bare = onnx.ModelProto()
@@ -266,18 +274,38 @@ def watch(
 
     Only one batch is in memory at a time; whoever watches many wide tensors of large batches asks
     for a few at a time. Raises Failed where ONNX Runtime does not run the model."""
-    proto = onnx.ModelProto()
-    proto.CopyFrom(graph.proto)
-    there = {port.name for port in proto.graph.output}
-    feeds = [port.name for port in proto.graph.input]
-    proto.graph.output.extend(onnx.ValueInfoProto(name=n) for n in names if n not in there)
+    feeds = {port.name for port in graph.proto.graph.input}
     asked = [name for name in dict.fromkeys(names) if name not in feeds]
     with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
-        session = start(write(proto, Path(folder)), bench.target.threads)
+        proto = _up_to(graph, asked)
+        needed = [port.name for port in proto.graph.input]
+        session = start(write(proto, Path(folder)), bench.target.threads) if asked else None
         for batch in batches:
-            values = session.run(asked, {name: batch[name] for name in feeds}) if asked else []
+            feed = {name: batch[name] for name in needed}
+            values = session.run(asked, feed) if session else []
             found = dict(zip(asked, values, strict=True))
             yield found | {name: batch[name] for name in names if name in feeds}
+
+
+def _up_to(graph: Graph, names: Sequence[str]) -> onnx.ModelProto:
+    """The part of the model that makes these tensors: what lies behind them is neither loaded nor
+    run."""
+    needed, nodes = set(names), []
+    for node in reversed(graph.nodes):
+        if needed.intersection(node.output):
+            nodes.append(node)
+            needed.update(_reads(node))
+    whole = graph.proto.graph
+    proto = onnx.ModelProto(ir_version=graph.proto.ir_version)
+    proto.opset_import.extend(graph.proto.opset_import)
+    proto.functions.extend(graph.proto.functions)
+    proto.graph.name = whole.name or "part"
+    proto.graph.node.extend(reversed(nodes))
+    proto.graph.input.extend(port for port in whole.input if port.name in needed)
+    proto.graph.initializer.extend(each for each in whole.initializer if each.name in needed)
+    proto.graph.value_info.extend(each for each in whole.value_info if each.name in needed)
+    proto.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    return proto
 
 
 def start(

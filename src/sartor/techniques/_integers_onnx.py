@@ -14,6 +14,11 @@ from sartor.techniques._graph_onnx import Graph, Parts, attribute, peek
 
 MICROSOFT = "com.microsoft"
 
+FEW = 512
+"""Below so many weights, what is added around a quantized node costs more than it saves."""
+
+EXCEPTIONS = (0, 1, 2, 4, 8, 16, 32)
+
 # Operator -> which of its inputs are weights. Input 0 is the activation in all of them.
 WEIGHTS = {
     "MatMul": (1,),
@@ -93,6 +98,29 @@ def consider(graph: Graph, against: Callable[[Graph, onnx.NodeProto], str | None
     return parts
 
 
+def too_few(parts: Parts, exceptions: int) -> str:
+    """The reason where nothing would be left to quantize."""
+    if not parts.touched:
+        return f"nothing to quantize: {parts.most_frequent_reason()}"
+    return f"exceptions={exceptions} leaves none of the {len(parts.touched)} nodes to quantize"
+
+
+def spare(parts: Parts, ranked: Sequence[str], most: int) -> Parts:
+    """The parts with the first `most` of the ranked nodes skipped."""
+    if len(ranked) <= most:
+        raise Failed(too_few(parts, most))
+    places = {name: place for place, name in enumerate(ranked[:most], 1)}
+    fewer = Parts()
+    for name in parts.touched:
+        if name in places:
+            fewer.skip(name, f"an exception: number {places[name]} in harm to the answer")
+        else:
+            fewer.touch(name)
+    for name, reason in parts.skipped:
+        fewer.skip(name, reason)
+    return fewer
+
+
 def obstacle(graph: Graph, node: onnx.NodeProto) -> str | None:
     """Why the weights of this node cannot be quantized; None = they can."""
     for index in WEIGHTS[node.op_type]:
@@ -106,6 +134,18 @@ def obstacle(graph: Graph, node: onnx.NodeProto) -> str | None:
             return f"its weights have {len(tensor.dims)} axes, not 2"
         if 0 in tensor.dims:
             return "its weights are empty"
+    return None
+
+
+def irregular(node: onnx.NodeProto) -> str | None:
+    """Why ONNX Runtime's dynamic or block-wise operators have no place for an attribute."""
+    plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    for each in node.attribute:
+        value = helper.get_attribute_value(each)
+        if node.op_type == "Gemm" and value != plain.get(each.name, value):
+            return f"a Gemm with {each.name}={value} is no plain product"
+        if each.name == "qkv_hidden_sizes" or (each.name == "layout" and value):
+            return f"ONNX Runtime's int8 {node.op_type} knows no {each.name}"
     return None
 
 
@@ -162,15 +202,15 @@ def lift_constants(graph: Graph) -> None:
                     graph.set_constant(name, value)
 
 
-def split_gemms(graph: Graph) -> None:
-    """Every plain Gemm with constant weights as MatMul (which keeps its name) and Add.
+def split_gemms(graph: Graph, names: Iterable[str]) -> None:
+    """The Gemms of these names as MatMul (which keeps the name) and Add.
 
     ONNX Runtime's own replacement transposes a weight in place, which is wrong where two nodes
     share it; here each gets its own."""
-    for node in [each for each in graph.nodes if each.op_type == "Gemm"]:
+    chosen = set(names)
+    for node in [each for each in graph.nodes if each.op_type == "Gemm" and each.name in chosen]:
         weight = graph.constant(node.input[1])
-        plain = attribute(node, "alpha", 1.0) == 1.0 and attribute(node, "beta", 1.0) == 1.0
-        if weight is None or not plain or attribute(node, "transA", 0):
+        if weight is None:
             continue
         name = node.input[1]
         if attribute(node, "transB", 0):
@@ -187,14 +227,17 @@ def split_gemms(graph: Graph) -> None:
 
 
 def tidy(proto: onnx.ModelProto) -> Graph:
-    """A graph that says nothing of its making: only the operator sets in use, no producer."""
+    """A graph that says nothing of its making: only the operator sets in use, no quantizer's
+    name or marks."""
     graph = Graph(proto)
     used = _domains(proto.graph.node)
     versions = {each.domain: each.version for each in proto.opset_import if each.domain in used}
     versions.update({name: 1 for name in used if name not in versions})
     del proto.opset_import[:]
     proto.opset_import.extend(helper.make_opsetid(*each) for each in sorted(versions.items()))
+    kept = [each for each in proto.metadata_props if not each.key.startswith("onnx.")]
     del proto.metadata_props[:]
+    proto.metadata_props.extend(kept)
     proto.producer_name, proto.producer_version = "sartor", ""
     graph.drop_unused()
     return graph

@@ -72,12 +72,12 @@ def cluster(values: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
     prefix sums, so a round costs count x log(n). The first centres stand at quantiles of the
     density to the power 1/3, where the optimal quantizer has them for many clusters (Panter and
     Dite 1951). No randomness."""
-    ordered = np.sort(values.astype(np.float64))
-    distinct = np.unique(ordered)
-    if distinct.size <= count:
-        centres = distinct
+    ordered = np.sort(values)
+    new = np.concatenate([[True], ordered[1:] != ordered[:-1]])
+    if np.count_nonzero(new) <= count:
+        centres = ordered[new].astype(np.float64)
     else:
-        sums = np.concatenate([[0.0], np.cumsum(ordered)])
+        sums = np.concatenate([[0.0], np.cumsum(ordered, dtype=np.float64)])
         centres = _first_centres(ordered, count)
         for _ in range(_ROUNDS):
             cuts = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)

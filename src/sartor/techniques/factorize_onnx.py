@@ -202,7 +202,7 @@ def _moments(
             found |= _gather(graph, dict(group), batches, bench)
         return found
 
-    return bench.remember(f"second-moments-{examples}", compute)
+    return bench.remember(f"second moments {graph.digest()} {examples}", compute)
 
 
 def _way(layer: _Layer) -> str:
@@ -295,24 +295,20 @@ def _candidates(layer: _Layer) -> np.ndarray:
 def _split(graph: Graph, layer: _Layer, first: np.ndarray, second: np.ndarray) -> None:
     """Two nodes in the place of one: the first projects, the second keeps bias and scale."""
     node = layer.node
-    thin = graph.fresh(f"{node.name}_thin")
+    thin, name = graph.fresh(f"{node.name}_thin"), graph.fresh(f"{node.name}_low")
     low, high = graph.fresh(f"{layer.weight}_low"), graph.fresh(f"{layer.weight}_high")
     if node.op_type == "Conv":
         spatial = (1,) * layer.spatial
         graph.set_constant(low, first.T.reshape(-1, layer.inputs, *spatial))
         graph.set_constant(high, second.T.reshape(layer.outputs, -1, *spatial))
-        before = onnx.helper.make_node(
-            "Conv", [node.input[0], low], [thin], name=f"{node.name}_low"
-        )
+        before = onnx.helper.make_node("Conv", [node.input[0], low], [thin], name=name)
         before.attribute.extend(each for each in node.attribute)
         keep = [each for each in node.attribute if each.name not in ("strides", "pads", "auto_pad")]
     else:
         turned = node.op_type == "Gemm" and attribute(node, "transB", 0)
         graph.set_constant(low, first)
         graph.set_constant(high, second.T if turned else second)
-        before = onnx.helper.make_node(
-            "MatMul", [node.input[0], low], [thin], name=f"{node.name}_low"
-        )
+        before = onnx.helper.make_node("MatMul", [node.input[0], low], [thin], name=name)
         keep = list(node.attribute)
     after = onnx.helper.make_node(
         node.op_type, [thin, high, *node.input[2:]], list(node.output), name=node.name

@@ -35,7 +35,6 @@ from sartor.techniques._graph_onnx import (
     read,
     start,
     watch,
-    write,
 )
 
 
@@ -90,17 +89,7 @@ class OptimizeOffline(Technique):
     def apply(self, model: Model, bench: Bench) -> Model:
         before = read(model)
         with tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
-            path = Path(folder, "optimized.onnx")
-            options = onnxruntime.SessionOptions()
-            levels = onnxruntime.GraphOptimizationLevel
-            options.graph_optimization_level = (
-                levels.ORT_ENABLE_BASIC if self.level == "basic" else levels.ORT_ENABLE_EXTENDED
-            )
-            options.optimized_model_filepath = os.fspath(path)
-            # Beside the file whatever the size: a protobuf ends at 2 GB.
-            outside = "session.optimized_model_external_initializers_file_name"
-            options.add_session_config_entry(outside, "weights.bin")
-            start(Path(model.payload), 1, options, disabled=("SkipLayerNormFusion",))
+            path = _optimized(model.payload, self.level, Path(folder), "SkipLayerNormFusion")
             after = Graph(onnx.load(os.fspath(path)))
         parts = _gone(before, after)
         if not parts.touched:
@@ -148,9 +137,10 @@ class FuseTransformer(Technique):
         options.enable_embed_layer_norm = options.enable_bias_gelu = False
         options.use_raw_attention_mask(True)
         with _quiet("onnxruntime"), tempfile.TemporaryDirectory(dir=bench.scratch) as folder:
-            # From a file: given a proto, the optimizer changes the caller's.
-            path = os.fspath(write(graph.proto, Path(folder)))
-            fused = Graph(optimize_model(path, "bert", heads, width, options, opt_level=1).model)
+            # What `opt_level=1` does, which would import torch just to look for a GPU.
+            path = _optimized(model.payload, "basic", Path(folder), "ConstantSharing")
+            made = optimize_model(os.fspath(path), "bert", heads, width, options, opt_level=0)
+            fused = Graph(made.model)
         left = {node.name for node in fused.nodes}
         for node in graph.nodes:
             what = _fusable(node, graph)
@@ -276,6 +266,22 @@ class FixShapes(Technique):
         )
         made = finish(model, self, slim, bench, parts)
         return dataclasses.replace(made, signature=signature)
+
+
+def _optimized(path: Path, level: str, folder: Path, *disabled: str) -> Path:
+    """The file with ONNX Runtime's optimizations of this level, but for those disabled by name."""
+    made = folder / "optimized.onnx"
+    levels = onnxruntime.GraphOptimizationLevel
+    options = onnxruntime.SessionOptions()
+    options.graph_optimization_level = (
+        levels.ORT_ENABLE_BASIC if level == "basic" else levels.ORT_ENABLE_EXTENDED
+    )
+    options.optimized_model_filepath = os.fspath(made)
+    # Beside the file whatever the size: a protobuf ends at 2 GB.
+    outside = "session.optimized_model_external_initializers_file_name"
+    options.add_session_config_entry(outside, "weights.bin")
+    start(path, 1, options, disabled=disabled)
+    return made
 
 
 def _gone(before: Graph, after: Graph) -> Parts:

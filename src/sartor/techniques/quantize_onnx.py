@@ -24,18 +24,23 @@ from sartor.techniques._bias_onnx import correct_biases
 from sartor.techniques._calibration_onnx import Ranges, ranges, scale_of
 from sartor.techniques._graph_onnx import Graph, Parts, finish, read, start, write
 from sartor.techniques._integers_onnx import (
+    EXCEPTIONS,
+    FEW,
     WEIGHTS,
     channel_axes,
     consider,
     count_weights,
+    irregular,
     lift_constants,
     look,
     no_examples,
     obstacle,
     rounded,
     saturates,
+    spare,
     split_gemms,
     tidy,
+    too_few,
     upgraded,
 )
 from sartor.techniques._sensitivity_onnx import Rounding, worst
@@ -43,9 +48,6 @@ from sartor.techniques._smooth_onnx import smooth
 
 # The lowest opset with a scale for each channel in QuantizeLinear and its inverse.
 _OPSET = 13
-# Below so many weights, rounding the input costs more than the product saves.
-_FEW = 512
-_EXCEPTIONS = (0, 1, 2, 4, 8, 16, 32)
 
 # Operators that pass int8 on, and which of their inputs carry it (None: all of them).
 _CARRY: Mapping[str, int | None] = {
@@ -82,8 +84,8 @@ class DynamicInt8(Technique):
 
     per_channel: bool = choice(True, False)
     conv: bool = choice(False, True)
-    smooth: float = choice(0.0, 0.3, 0.5, 0.7)
-    exceptions: int = choice(0, values=_EXCEPTIONS)
+    smooth: float = choice(0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+    exceptions: int = choice(0, values=EXCEPTIONS)
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
         graph, reason = look(model, self.kinds)
@@ -91,7 +93,7 @@ class DynamicInt8(Technique):
             return reason
         parts = consider(graph, self._against)
         if len(parts.touched) <= self.exceptions:
-            return _too_few(parts, self.exceptions)
+            return too_few(parts, self.exceptions)
         wants = "exceptions" if self.exceptions else "smooth" if self.smooth else ""
         return no_examples(bench, wants) if wants else None
 
@@ -99,11 +101,11 @@ class DynamicInt8(Technique):
         graph = upgraded(read(model), _OPSET)
         lift_constants(graph)
         parts = consider(graph, self._against)
-        split_gemms(graph)
+        split_gemms(graph, parts.touched)
         if self.smooth:
             smooth(graph, parts.touched, self.smooth, bench)
         if self.exceptions:
-            parts = _except(parts, self._worst(graph, parts, bench), self.exceptions)
+            parts = spare(parts, self._worst(graph, parts, bench), self.exceptions)
         return finish(model, self, self._quantized(graph, parts, bench), bench, parts)
 
     def _against(self, graph: Graph, node: onnx.NodeProto) -> str | None:
@@ -111,18 +113,11 @@ class DynamicInt8(Technique):
             return f"ONNX Runtime has no dynamic int8 {node.op_type}"
         if node.op_type == "Conv" and not self.conv:
             return "ConvInteger is slower than the float kernel; conv=true tries it"
-        reason = obstacle(graph, node)
+        reason = obstacle(graph, node) or irregular(node)
         if reason or node.op_type == "Conv":
             return reason
-        plain = {"alpha": 1.0, "beta": 1.0, "transA": 0}
-        for each in node.attribute:
-            value = helper.get_attribute_value(each)
-            if node.op_type == "Gemm" and value != plain.get(each.name, value):
-                return f"a Gemm with {each.name}={value} is no plain product"
-            if each.name == "qkv_hidden_sizes" or (each.name == "layout" and value):
-                return f"ONNX Runtime's int8 {node.op_type} knows no {each.name}"
         few = count_weights(graph, node)
-        return f"{few} weights are too few to pay for rounding its input" if few < _FEW else None
+        return f"{few} weights are too few to pay for rounding its input" if few < FEW else None
 
     def _worst(self, graph: Graph, parts: Parts, bench: Bench) -> list[str]:
         chosen = set(parts.touched)
@@ -179,8 +174,8 @@ class StaticInt8(Technique):
     examples: int = choice(128, values=(32, 128, 512))
     per_channel: bool = choice(True, False)
     bias_correction: bool = choice(False, True)
-    smooth: float = choice(0.0, 0.3, 0.5, 0.7)
-    exceptions: int = choice(0, values=_EXCEPTIONS)
+    smooth: float = choice(0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+    exceptions: int = choice(0, values=EXCEPTIONS)
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
         graph, reason = look(model, self.kinds)
@@ -188,7 +183,7 @@ class StaticInt8(Technique):
             return reason
         parts = consider(graph, self._against)
         if len(parts.touched) <= self.exceptions:
-            return _too_few(parts, self.exceptions)
+            return too_few(parts, self.exceptions)
         return no_examples(bench, "static quantization")
 
     def apply(self, model: Model, bench: Bench) -> Model:
@@ -201,7 +196,7 @@ class StaticInt8(Technique):
         found = self._ranges(graph, _reach(graph, parts.touched), bench)
         parts = consider(graph, lambda *node: self._against(*node) or _unseen(found, *node))
         if self.exceptions:
-            parts = _except(parts, self._worst(graph, parts, found, bench), self.exceptions)
+            parts = spare(parts, self._worst(graph, parts, found, bench), self.exceptions)
         if self.bias_correction:
             nodes = {node.name: node for node in graph.nodes}
             weights = {
@@ -272,28 +267,6 @@ def _unseen(found: Ranges, graph: Graph, node: onnx.NodeProto) -> str | None:
     if {node.input[0], node.output[0]} <= found.keys():
         return None
     return "its input or its output was never float32 on the calibration examples"
-
-
-def _too_few(parts: Parts, exceptions: int) -> str:
-    if not parts.touched:
-        return f"nothing to quantize: {parts.most_frequent_reason()}"
-    return f"exceptions={exceptions} leaves none of the {len(parts.touched)} nodes to quantize"
-
-
-def _except(parts: Parts, ranked: list[str], most: int) -> Parts:
-    """The parts with the first `most` of the ranked nodes skipped."""
-    if len(ranked) <= most:
-        raise Failed(f"exceptions={most} leaves none of the {len(ranked)} nodes to quantize")
-    places = {name: place for place, name in enumerate(ranked[:most], 1)}
-    fewer = Parts()
-    for name in parts.touched:
-        if name in places:
-            fewer.skip(name, f"an exception: number {places[name]} in harm to the answer")
-        else:
-            fewer.touch(name)
-    for name, reason in parts.skipped:
-        fewer.skip(name, reason)
-    return fewer
 
 
 def _rounded_weights(

@@ -1,0 +1,390 @@
+"""From trials to the answer: the early certificate, the final one, what each step contributed,
+the bundle and the frontier."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sartor import bundle
+from sartor.card import card
+from sartor.certify import Answer, Certification, Certifier, Finalist, Row, freeze, outcome
+from sartor.clock import Clock
+from sartor.contracts import Model, describe
+from sartor.data import Part
+from sartor.evaluate import answers
+from sartor.ledger import Ledger
+from sartor.prepare import Prepared, environment
+from sartor.records import Trial, plain, trial_from_json, verdict_from_json
+from sartor.registry import recipe, runtime
+from sartor.run import RunFolder
+from sartor.spec import Spec
+from sartor.store import publish, step_to_json
+from sartor.terminal import Progress
+from sartor.trials import APPLY_SECONDS, Laboratory, figures_of, truth_of
+from sartor.verdicts import Evidence
+
+EARLY = 0.01  # a candidate is certified early when the search split leaves this little doubt
+EARLY_GAIN = 0.95  # and when it is at least this much better than the original
+ROUNDS = 60
+STEP_ROWS = 1024  # examples on which the contribution of a step is looked at
+FRONTIER = 5
+
+
+class Answering:
+    """Follows the trials of one run and answers at its end. Nothing that it finds on the holdout
+    goes back to the search."""
+
+    def __init__(
+        self, spec: Spec, ready: Prepared, lab: Laboratory, folder: RunFolder,
+        progress: Progress, clock: Clock,
+    ) -> None:  # fmt: skip
+        self.spec, self.ready, self.lab = spec, ready, lab
+        self.folder, self.progress, self.clock = folder, progress, clock
+        self.trials: list[Trial] = []
+        self.sealed_answers: dict[str, np.ndarray] = {}
+        self.ledger = Ledger(
+            ledger_path(spec), ready.data.holdout.digest, total=1.0 - spec.confidence
+        )
+        self.early = self._early_before()
+
+    # -- while the search goes on -------------------------------------------------------------
+
+    def consider(self, trial: Trial) -> None:
+        """Takes a finished trial; the first that leaves no doubt is certified at once."""
+        self.trials.append(trial)
+        best = self.best_trial()
+        if best is not None:
+            self.progress.best_so_far(
+                f"{self.title(best)}, {best.figures['objective']:.3f} x the original's "
+                f"{self.spec.objective}"
+            )
+        surely = trial.state == "done" and trial.recipe and trial.p_value <= EARLY
+        if self.early is not None or not surely or trial.figures["objective"] > EARLY_GAIN:
+            return
+        if self.certifier.needs_data and self.clock.left() < 2 * self.test_seconds(1):
+            return
+        self.progress.now(f"certifying an early answer: {self.title(trial)}")
+        found = self.certifier.early(Finalist(trial.model, trial))
+        row = found.rows[0]
+        self.early = row
+        self.folder.journal.add(
+            "early",
+            session=self.clock.session,
+            elapsed=self.clock.elapsed(),
+            trial=dataclasses.asdict(trial),
+            row=_row_to_json(row),
+            alpha=found.alpha,
+        )
+        if row.status == "certified":
+            self._bundle(row, Answer(0, "an early answer; the search went on"), [], found.alpha)
+            self.progress.say(
+                f"first certified answer after {self.clock.elapsed():.0f} s: {self.title(trial)}, "
+                f"{row.value:.3f} x the original's {self.spec.objective} ({self.folder.bundle})",
+                "green",
+            )
+
+    def best_trial(self) -> Trial | None:
+        hopeful = [
+            each
+            for each in self.trials
+            if each.state == "done" and each.recipe and each.p_value <= 0.05
+        ]
+        return min(hopeful, key=lambda each: each.figures["objective"], default=None)
+
+    def test_seconds(self, finalists: int) -> float:
+        """About how long certifying that many takes, from what was measured so far."""
+        rows, pace = self.ready.data.holdout.rows, self.lab.pace
+        known = self.ready_digest in self.sealed_answers
+        own = 0.0 if known else rows / pace.get(self.ready_digest, math.inf)
+        slowest = min(pace.values(), default=math.inf)
+        return own + finalists * (rows / slowest + self.timing_seconds + 1.0)
+
+    def reserve(self) -> float:
+        """Seconds to keep back for the certificate, the contributions and the bundle."""
+        chain = freeze(self.trials)
+        steps = max((len(each.trial.recipe) for each in chain), default=0)
+        return self.test_seconds(min(len(chain), 2)) + 4.0 * steps + 3.0
+
+    @property
+    def timing_seconds(self) -> float:
+        if self.spec.trials is not None:
+            return 8.0
+        return min(max(self.spec.budget / 15, 3.0), 20.0)
+
+    @property
+    def ready_digest(self) -> str:
+        return str(self.ready.request["model"])
+
+    # -- certification ------------------------------------------------------------------------
+
+    @property
+    def certifier(self) -> Certifier:
+        own = self.trials[0]
+        return Certifier(
+            self.ready.limits,
+            self.ready.objective,
+            self.ready.task,
+            self.measure,
+            self.ready.data.holdout,
+            self.ledger,
+            self.folder.run_name(),
+            original=Finalist(own.model or self.ready_digest, own),
+            seed=self.spec.seed,
+        )
+
+    def measure(self, finalist: Finalist, part: Part | None) -> Evidence:
+        """The finalist beside the original, all measured anew."""
+        title = self.title(finalist.trial)
+        model = self.model_of(finalist.trial)
+        self.progress.now(f"certifying {title}: timing")
+        timing = self.lab.timing(model, "certify", ROUNDS, self.timing_seconds)
+        evidence = dataclasses.replace(
+            self.lab.evidence(model), timing=timing, same=finalist.digest == self.ready_digest
+        )
+        wanted = {self.ready.objective.metric, *(each.metric for each in self.ready.limits)}
+        if "memory" in wanted:
+            pair = (self.lab.memory(self.ready.original), self.lab.memory(model))
+            evidence = dataclasses.replace(evidence, memories=pair)
+        if part is None:
+            return evidence
+        self.progress.now(f"certifying {title}: {len(part):,} examples of the holdout")
+        before = self._sealed(self.ready.original, self.ready_digest, part)
+        after = self._sealed(model, finalist.digest, part)
+        return dataclasses.replace(evidence, answers=(before, after), truth=truth_of(part, before))
+
+    def _sealed(self, model: Model, digest: str, part: Part) -> np.ndarray:
+        """Answers on the holdout, computed once in this process. They are kept nowhere else."""
+        if digest not in self.sealed_answers:
+            self.sealed_answers[digest] = answers(
+                self.lab.pool, model, part, np.arange(len(part)), self.ready.task,
+                self.ready.target, timeout=APPLY_SECONDS,
+            )  # fmt: skip
+        return self.sealed_answers[digest]
+
+    def model_of(self, trial: Trial) -> Model:
+        return self.lab.build(recipe(self.ready.original.kind, trial.recipe))
+
+    def title(self, trial: Trial) -> str:
+        return describe(recipe(self.ready.original.kind, trial.recipe))
+
+    # -- the end ------------------------------------------------------------------------------
+
+    def conclude(self) -> None:
+        """Certifies, explains, writes bundle, frontier and answer."""
+        chain = freeze(self.trials)
+        self.folder.journal.add("frozen", finalists=[each.digest for each in chain])
+        found = self.certifier.final(chain, self.early)
+        answer = outcome(found, self.ready.limits, self.trials)
+        shown = self._shown(found)
+        self.progress.now("measuring what each step contributed")
+        steps = self._steps(shown)
+        if answer.status == 0 and shown is not None:
+            self._bundle(shown, answer, steps, found.alpha)
+        else:
+            bundle.drop(self.folder.bundle)
+        self.progress.now("writing the frontier")
+        frontier = self._frontier(found, shown if answer.status == 0 else None)
+        self._record(found, answer, shown, steps, frontier)
+
+    def _shown(self, found: Certification) -> Row | None:
+        """The row that the answer is about: the best certified, else the original where it holds,
+        else the finalist that came nearest."""
+        if found.best is not None:
+            return found.best
+        if found.original is not None and found.original.status == "certified":
+            return found.original
+        tested = [row for row in found.rows if row.verdicts]
+        return min(tested, key=lambda row: row.p_value, default=found.original)
+
+    def _record(
+        self, found: Certification, answer: Answer, shown: Row | None,
+        steps: list[dict[str, Any]], frontier: list[str],
+    ) -> None:  # fmt: skip
+        early = self.folder.journal.last("early")
+        trial = shown.finalist.trial if shown else None
+        self.folder.journal.add(
+            "answer",
+            session=self.clock.session,
+            elapsed=self.clock.elapsed(),
+            status=answer.status,
+            message=self._message(answer, shown),
+            metric=self.ready.task.metric,
+            objective=self.spec.objective,
+            chosen=None if trial is None or answer.status else self.title(trial),
+            recipe=None if trial is None or answer.status else trial.recipe,
+            artifact=None if answer.status else str(self.folder.bundle),
+            limits=shown.verdicts if shown else (),
+            about=None if trial is None else self.title(trial),
+            steps=steps,
+            figures=steps[-1]["figures"] if steps else {},
+            rows=[_row_to_json(row) for row in found.rows],
+            binding=answer.binding,
+            nearest=answer.nearest,
+            needs=answer.needs,
+            frontier=frontier,
+            alpha=found.alpha,
+            error_rate_left=self.ledger.left(),
+            first_certified_seconds=(
+                early["elapsed"] if early and early["row"]["status"] == "certified" else None
+            ),
+            trials=len(self.trials),
+            notes=[*self.ready.notes, *self._notes()],
+        )
+
+    def _message(self, answer: Answer, shown: Row | None) -> str:
+        if answer.status or shown is None or not shown.finalist.trial.recipe:
+            return answer.message
+        return (
+            f"certified: {self.title(shown.finalist.trial)}, "
+            f"{shown.value:.3f} x the original's {self.spec.objective}"
+        )
+
+    def _notes(self) -> list[str]:
+        states = [each.state for each in self.trials]
+        told = [f"{states.count(s)} {s}" for s in ("done", "dropped", "refused", "failed")]
+        return [
+            f"{len(states)} trials ({', '.join(told)}) in {self.clock.elapsed():.0f} s",
+            f"{self.ledger.left():.2%} of this holdout's error rate is left for further runs",
+        ]
+
+    def _steps(self, shown: Row | None) -> list[dict[str, Any]]:
+        """Figures of the original, after each step (first rows of the search split), and of what
+        is shown (holdout, where it was opened)."""
+        if shown is None:
+            return []
+        own = self.trials[0]
+        models: list[Model] = []
+        entries = shown.finalist.trial.recipe
+        self.lab.build(recipe(self.ready.original.kind, entries), models)
+        rows = min(STEP_ROWS, len(self.ready.data.search))
+        steps = [{"title": "original", "figures": self.lab.looked_at(self.ready.original, rows)}]
+        for model, step in zip(models, recipe(self.ready.original.kind, entries), strict=True):
+            title = f"+ {describe((step,))}"
+            steps.append({"title": title, "figures": self.lab.looked_at(model, rows)})
+        if shown.evidence is not None and own is not shown.finalist.trial:
+            figures = figures_of(shown.evidence, self.ready.task, self.ready.limits)
+            steps.append({"title": "chosen, on the holdout", "figures": figures})
+        elif own is not shown.finalist.trial:
+            early = self.folder.journal.last("early")
+            figures = early["row"]["figures"] if early else {}
+            steps.append({"title": "chosen, on the holdout", "figures": figures})
+        return steps
+
+    def _bundle(self, row: Row, answer: Answer, steps: list[dict[str, Any]], alpha: float) -> None:
+        trial = row.finalist.trial
+        model = self.model_of(trial)
+        facts = environment(self.ready.original)
+        message = self._message(answer, row)
+        made = self.lab.store.scratch() / "bundle"
+        original = self.ready.original
+        certificate = {
+            "message": message,
+            "limits": row.verdicts,
+            "level": alpha,
+            "objective": self.spec.objective,
+            "ratio": row.value,
+            "limits_asked": [each.text for each in self.ready.limits],
+            "steps": steps,
+            "replayed": self.spec.replay is not None,
+            **facts,
+        }
+        bundle.write(
+            model,
+            made,
+            {
+                "sartor": facts["versions"]["sartor"],
+                "title": self.title(trial),
+                "task": self.ready.task,
+                "recipe": trial.recipe,
+                "steps": [step_to_json(step) for step in model.lineage],
+                "original": {
+                    "digest": self.ready_digest,
+                    "path": str(Path(str(original.payload)).resolve()),
+                    "bytes": runtime(original.kind).size(original),
+                },
+                "data": self.ready.request["data"],
+                "certificate": certificate,
+            },
+            self.ready.data.search.inputs(slice(0, 64)),
+            self.ready.target,
+            card(
+                f"{Path(str(original.payload)).stem}, tailored", self.title(trial), message,
+                plain(row.verdicts), steps, facts,
+            ),
+        )  # fmt: skip
+        publish(made, self.folder.bundle)
+
+    def _frontier(self, found: Certification, chosen: Row | None) -> list[str]:
+        """The other artifacts worth having, each marked with what is known of it."""
+        bundle.drop(self.folder.frontier)
+        kept: list[str] = []
+        others = [row for row in found.rows if row is not chosen]
+        if not others and chosen is None:
+            others = [Row(each, "untested") for each in freeze(self._hopeless())]
+        for row in others[:FRONTIER]:
+            trial = row.finalist.trial
+            place = self.folder.frontier / f"{len(kept) + 1:02d}-trial-{trial.number}"
+            place.mkdir(parents=True)
+            model = self.model_of(trial)
+            runtime(model.kind).save(model, place)
+            about = {
+                "recipe": self.title(trial),
+                "status": row.status,
+                "certified": row.status == "certified",
+                "figures_on_the_search_split": trial.figures,
+                "limits": row.verdicts or trial.verdicts,
+            }
+            (place / "about.json").write_text(json.dumps(plain(about), indent=1) + "\n")
+            kept.append(str(place))
+        return kept
+
+    def _hopeless(self) -> list[Trial]:
+        """Where every trial was dropped: those that were built and measured, as if done."""
+        return [
+            dataclasses.replace(each, state="done")
+            for each in self.trials
+            if each.model and each.recipe and each.state == "dropped"
+            and math.isfinite(each.figures.get("objective", math.nan))
+        ]  # fmt: skip
+
+    def _early_before(self) -> Row | None:
+        """The early answer of this run that an earlier session gave."""
+        entry = self.folder.journal.last("early")
+        if entry is None:
+            return None
+        row = entry["row"]
+        trial = trial_from_json(entry["trial"])
+        return Row(
+            Finalist(trial.model, trial),
+            row["status"],
+            tuple(verdict_from_json(each) for each in row["verdicts"]),
+            row["value"],
+            row["p_value"],
+        )
+
+
+def _row_to_json(row: Row) -> dict[str, Any]:
+    figures = {} if row.evidence is None else row.finalist.trial.figures
+    return {
+        "digest": row.finalist.digest,
+        "trial": row.finalist.trial.number,
+        "status": row.status,
+        "verdicts": row.verdicts,
+        "value": row.value,
+        "p_value": row.p_value,
+        "figures": figures,
+    }
+
+
+def ledger_path(spec: Spec) -> Path:
+    """Beside the data where they are a file or folder of their own; else with the user's state."""
+    if isinstance(spec.data, (str, Path)) and Path(spec.data).exists():
+        data = Path(spec.data).resolve()
+        return data.with_name(f"{data.name}.sartor-ledger")
+    return Path.home() / ".local" / "state" / "sartor" / "ledger"

@@ -1,0 +1,120 @@
+"""The bench of a run: all that a technique may use, in the child process where it is applied."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import os
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sartor import lanes
+from sartor.contracts import Arrays, Model, Target, Task, WrongRequest
+from sartor.data import Part
+from sartor.records import plain
+from sartor.registry import runtime
+
+_PREFIX = "array:"  # a tensor may be called "file", which is savez's own parameter
+
+
+@dataclass(frozen=True)
+class LocalBench:
+    """`contracts.Bench` on the parts of the data, never the holdout. Cheap to pickle.
+
+    `model` is the one that a technique is applied to; `memory` the folder that keeps what
+    techniques computed and may need again; `scratch` takes the files they make."""
+
+    model: Model
+    teacher: Model
+    task: Task
+    limits: tuple[Any, ...]
+    target: Target
+    train: Part | None
+    search: Part
+    scratch: Path
+    memory: Path
+    seed: int = 0
+    steps: int = 0
+
+    def on(self, model: Model, scratch: Path) -> LocalBench:
+        """The same bench for another model, with a folder of its own to write to."""
+        return dataclasses.replace(self, model=model, scratch=scratch)
+
+    def facts(self) -> dict[str, Any]:
+        """Plain JSON of everything that decides what a technique makes here, besides the model
+        that it is applied to: part of the cache's key."""
+        return {
+            "teacher": _digest(self.teacher),
+            "task": plain(self.task),
+            "limits": [plain(each) for each in self.limits],
+            "target": plain(self.target),
+            "train": self.train.digest if self.train is not None else None,
+            "search": self.search.digest,
+            "steps": self.steps,
+            "seed": self.seed,
+        }
+
+    def batches(
+        self, split: str, size: int = 1, most: int | None = None
+    ) -> Iterator[Arrays] | None:
+        """Batches of "train" or "search" with their labels under "label"; None without rows."""
+        if split not in ("train", "search"):
+            raise WrongRequest(f"no part {split!r} on the bench; there are 'train' and 'search'")
+        part = self.train if split == "train" else self.search
+        if part is None or not len(part):
+            return None
+        return part.batches(size, most, labels=True)
+
+    def teach(self, batch: Arrays) -> Arrays:
+        """The original's answers; what is no input of it (the labels) is left out."""
+        names = [port.name for port in self.teacher.signature.inputs]
+        inputs = {name: batch[name] for name in names if name in batch}
+        return lanes.session(self.teacher, self.target, _digest(self.teacher))(inputs)
+
+    def remember(
+        self, key: str, compute: Callable[[], Mapping[str, np.ndarray]]
+    ) -> Mapping[str, np.ndarray]:
+        """What `compute` returns, from disk where it was computed before for this model, these
+        data and this key. A damaged file is computed anew; a half-written one is never seen."""
+        data = [part.digest for part in (self.train, self.search) if part is not None]
+        facts = "\n".join([key, _digest(self.model), _digest(self.teacher), *data])
+        path = self.memory / f"{hashlib.sha256(facts.encode()).hexdigest()}.npz"
+        known = _load(path)
+        if known is None:
+            known = {name: np.asarray(value) for name, value in compute().items()}
+            _save(path, known)
+        return known
+
+
+def _digest(model: Model) -> str:
+    return runtime(model.kind).digest(model)
+
+
+def _load(path: Path) -> dict[str, np.ndarray] | None:
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            return {name.removeprefix(_PREFIX): file[name] for name in file.files}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+        path.unlink(missing_ok=True)
+        return None
+
+
+def _save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, made = tempfile.mkstemp(prefix=".making-", suffix=".npz", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            named = {_PREFIX + name: array for name, array in arrays.items()}
+            np.savez(file, allow_pickle=False, **named)
+        os.replace(made, path)
+    except BaseException:
+        Path(made).unlink(missing_ok=True)
+        raise

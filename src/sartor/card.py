@@ -1,0 +1,62 @@
+"""The model card of a bundle, and the files of the frontier: what was chosen, in words."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sartor.report.text import figure
+
+
+def card(
+    title: str,
+    chosen: str,
+    message: str,
+    limits: Sequence[Mapping[str, Any]],
+    steps: Sequence[Mapping[str, Any]],
+    environment: Mapping[str, Any],
+) -> str:
+    """Markdown: what it is, what was shown of it, how it was made, how to run it."""
+    lines = [f"# {title}", "", message, "", f"Recipe: `{chosen}`", "", "## Limits", ""]
+    lines += [
+        "| limit | verdict | estimate | 95 % interval | must reach |",
+        "|---|---|---|---|---|",
+    ]
+    for each in limits:
+        low, high = _plain(each["low"]), _plain(each["high"])
+        lines.append(
+            f"| {each['limit']} | {each['outcome']} | {_plain(each['estimate'])} "
+            f"| {low} to {high} | {_plain(each['bound'])} |"
+        )
+    lines += ["", "## What each step brought", "", "| | size | latency p50 |", "|---|---|---|"]
+    for step in steps:
+        figures = step["figures"]
+        size, latency = figures.get("size"), figures.get("latency")
+        lines.append(f"| {step['title']} | {figure('size', size)} | {figure('latency', latency)} |")
+    machine = environment.get("machine", {})
+    versions = environment.get("versions", {})
+    lines += [
+        "",
+        "## Measured on",
+        "",
+        ", ".join(f"{name} {value}" for name, value in versions.items()),
+        "",
+        f"{machine.get('cpu', 'unknown CPU')}, {machine.get('cores', '?')} cores",
+        "",
+        "## How to run it",
+        "",
+        "```python",
+        "import sartor",
+        "",
+        'model = sartor.load("bundle")',
+        "outputs = model.predict(inputs)  # named arrays in, named arrays out",
+        "```",
+        "",
+        "`sartor verify bundle --data fresh.npz` measures the certificate again on your machine.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _plain(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4g}"

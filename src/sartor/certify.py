@@ -1,0 +1,322 @@
+"""Certification: the one place that opens the holdout.
+
+The finalists and their order are frozen on the search split, the likeliest to pass first and each
+later one better in the objective (Pareto Testing, Laufer-Goldshtein et al., ICLR 2023). Each is
+tested at the level that the ledger grants, all its limits and "better than the original" as one
+hypothesis (intersection-union); testing stops at the first that is not certified, which keeps the
+chance of certifying any wrong one at that level whatever the number of finalists. The certified
+one with the best objective is the answer.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from sartor.contracts import Task
+from sartor.data import Part, Sealed
+from sartor.ledger import Ledger, Opening, Stage
+from sartor.limits import PERFORMANCE, Limit, Objective
+from sartor.records import Trial, Verdict
+from sartor.verdicts import EXACT, Evidence, better, judge_all, nearest, objective_value, together
+
+Status = Literal["certified", "not certified", "untested"]
+
+MOST = 8  # finalists
+SURE = 1e-4  # p-values on the search split below this are as good as each other
+RESERVE = 0.1  # of the level, for the original where its own limits need the holdout
+
+
+@dataclass(frozen=True)
+class Finalist:
+    """A trial that goes to the holdout, and the digest of its artifact."""
+
+    digest: str
+    trial: Trial
+
+
+@dataclass(frozen=True)
+class Row:
+    """What certification says of one finalist. `verdicts`: of every limit, and last that of the
+    objective; `value`: the objective as a ratio to the original's."""
+
+    finalist: Finalist
+    status: Status
+    verdicts: tuple[Verdict, ...] = ()
+    value: float = math.nan
+    p_value: float = 1.0
+    evidence: Evidence | None = field(default=None, compare=False, repr=False)
+
+
+@dataclass(frozen=True)
+class Certification:
+    """Everything that was found. `best` is the certified row with the best objective, `original`
+    the original's own row, judged when nothing else is certified; `alpha` the level of the chain
+    (0 where the holdout was not needed)."""
+
+    rows: tuple[Row, ...]
+    best: Row | None
+    original: Row | None
+    alpha: float
+    opened: bool
+
+
+Measure = Callable[[Finalist, Part | None], Evidence]
+"""Measures a finalist anew beside the original: on the holdout's part, or where that is None all
+that needs no holdout (size, memory, latency on other rows)."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How a run ends. `status` is the exit status: 0, 3 or 4. `binding` is the limit that stands
+    in the way; `nearest` the same limit with the value that could be met."""
+
+    status: int
+    message: str
+    binding: Verdict | None = None
+    nearest: str | None = None
+    needs: int | None = None
+
+
+def freeze(trials: Iterable[Trial], most: int = MOST) -> tuple[Finalist, ...]:
+    """The finalists in their order: the Pareto front of (p-value on the search split, objective)
+    among the finished trials that gain anything, the surest first.
+
+    Where more than `most` are on it the surest, the best and those evenly between are taken."""
+    known = [
+        each
+        for each in trials
+        if each.state == "done" and each.recipe and each.figures.get("objective", math.inf) < 1
+    ]
+    hopeful = [each for each in known if each.p_value <= 0.5] or known
+    hopeful.sort(key=lambda t: (max(t.p_value, SURE), t.figures["objective"], t.number))
+    front: list[Trial] = []
+    for trial in hopeful:
+        if not front or trial.figures["objective"] < front[-1].figures["objective"]:
+            front.append(trial)
+    if len(front) > most:
+        step = (len(front) - 1) / (most - 1)
+        front = [front[round(at * step)] for at in range(most)]
+    return tuple(Finalist(each.model, each) for each in front)
+
+
+@dataclass(frozen=True)
+class Certifier:
+    """All that stays the same between the early answer and the final one. `run` names the run in
+    the ledger: the same again after a kill."""
+
+    limits: tuple[Limit, ...]
+    objective: Objective
+    task: Task
+    measure: Measure
+    sealed: Sealed
+    ledger: Ledger
+    run: str
+    original: Finalist | None = None
+    seed: int = 0
+
+    @property
+    def needs_data(self) -> bool:
+        """Whether anything asked for can be seen on examples only."""
+        return self.objective.metric not in PERFORMANCE or any(
+            each.metric not in PERFORMANCE for each in self.limits
+        )
+
+    def early(self, finalist: Finalist) -> Certification:
+        """Tests one hypothesis at the early share of the error rate. Nothing of what is found may
+        reach the search."""
+        return self._certify((finalist,), "early", None, None)
+
+    def final(self, finalists: Sequence[Finalist], early: Row | None = None) -> Certification:
+        """Tests the finalists in their order, and the original where none of them is certified.
+        `early`: the row of an early answer that was certified in this run; it stays so."""
+        if early is not None and early.status != "certified":
+            early = None
+        return self._certify(tuple(finalists), "final", self.original, early)
+
+    def _certify(
+        self,
+        finalists: tuple[Finalist, ...],
+        stage: Stage,
+        original: Finalist | None,
+        early: Row | None,
+    ) -> Certification:
+        known = early.finalist.digest if early else None
+        lost = {each.digest for each in finalists if _lost(each)}
+        chain = [each for each in finalists if each.digest not in lost and each.digest != known]
+        # The original's relative limits are arithmetic; only absolute ones need a test, for which
+        # a part of the level is set aside: after the chain has stopped nothing else may be tested.
+        test_original = original is not None and early is None and not self._free()
+        opening, part, level = self._open(stage, chain, test_original)
+        share = RESERVE if test_original and chain else 0.0
+        rows = list(self._walk(chain, part, level * (1 - share)))
+        rows += [
+            Row(each, "not certified", each.trial.verdicts, _objective(each))
+            for each in finalists
+            if each.digest in lost
+        ]
+        certified = [row for row in (early, *rows) if row and row.status == "certified"]
+        own = None
+        if not certified and original is not None:
+            own = self._own(original, part, level * share if chain else level)
+        if opening is not None:
+            self.ledger.close(opening, bool(certified))
+        best = min(certified, key=lambda row: row.value, default=None)
+        kept = (early, *rows) if early else tuple(rows)
+        return Certification(kept, best, own, level, opening is not None)
+
+    def _open(
+        self, stage: Stage, chain: list[Finalist], test_original: bool
+    ) -> tuple[Opening | None, Part | None, float]:
+        if not self.needs_data or not (chain or test_original):
+            return None, None, self.ledger.total
+        frozen = [*(each.digest for each in chain), *(each.text for each in self.limits)]
+        opening = self.ledger.open(self.run, stage, [*frozen, self.objective.figure])
+        return opening, self.sealed.open(), opening.alpha
+
+    def _walk(self, chain: list[Finalist], part: Part | None, level: float) -> Iterable[Row]:
+        """Fixed-sequence testing: after the first that is not certified nothing is measured."""
+        stopped = False
+        for finalist in chain:
+            if stopped:
+                yield Row(finalist, "untested", value=_objective(finalist))
+                continue
+            row = self._test(finalist, part, level)
+            stopped = row.status != "certified"
+            yield row
+
+    def _test(self, finalist: Finalist, part: Part | None, level: float) -> Row:
+        evidence = self.measure(finalist, part)
+        verdicts = (
+            *judge_all(self.limits, evidence, self.task, level, self.seed),
+            better(self.objective, evidence, self.task, level, self.seed),
+        )
+        outcome, p = together(verdicts)
+        return Row(
+            finalist,
+            "certified" if outcome == "met" else "not certified",
+            verdicts,
+            objective_value(self.objective, evidence, self.task),
+            p,
+            evidence,
+        )
+
+    def _own(self, original: Finalist, part: Part | None, level: float) -> Row:
+        evidence = replace(self.measure(original, part), same=True)
+        verdicts = judge_all(self.limits, evidence, self.task, level, self.seed)
+        outcome, p = together(verdicts)
+        status: Status = "certified" if outcome == "met" else "not certified"
+        return Row(original, status, verdicts, 1.0, p, evidence)
+
+    def _free(self) -> bool:
+        """Whether the original's own verdicts need no test on the holdout."""
+        return all(
+            each.bound.kind != "absolute" or each.metric in ("size", "memory", "flops")
+            for each in self.limits
+        )
+
+
+def certify(
+    finalists: Sequence[Finalist],
+    limits: tuple[Limit, ...],
+    objective: Objective,
+    task: Task,
+    measure: Measure,
+    sealed: Sealed,
+    ledger: Ledger,
+    run: str,
+    *,
+    original: Finalist | None = None,
+    early: Row | None = None,
+    seed: int = 0,
+) -> Certification:
+    """The final certification in one call; see `Certifier`."""
+    certifier = Certifier(
+        limits, objective, task, measure, sealed, ledger, run, original, seed
+    )  # fmt: skip
+    return certifier.final(finalists, early)
+
+
+def _lost(finalist: Finalist) -> bool:
+    """Whether a count (its size, say) breaks a limit already: no data can change that."""
+    return any(
+        each.method == EXACT and each.outcome == "broken" for each in finalist.trial.verdicts
+    )
+
+
+def _objective(finalist: Finalist) -> float:
+    return finalist.trial.figures.get("objective", math.nan)
+
+
+def outcome(found: Certification, limits: Sequence[Limit], trials: Iterable[Trial] = ()) -> Answer:
+    """The exit status and why. 0: something, the original included, is certified; 4: else, where
+    some finalist (or the original) is undecided with none of its limits broken; 3: else.
+
+    `trials` serve to name the binding limit where no finalist was left to test."""
+    if found.best is not None:
+        value = found.best.value
+        return Answer(0, f"certified: {value:.3g} x the original's objective")
+    if found.original is not None and found.original.status == "certified":
+        return Answer(0, "the original is kept: nothing better is shown to meet the limits")
+    tested = [row for row in (*found.rows, found.original) if row and row.verdicts]
+    open_ = [row for row in tested if together(row.verdicts)[0] == "undecided"]
+    if open_:
+        return _undecided(min(open_, key=lambda row: row.p_value), limits)
+    judged = [row.verdicts for row in tested if row is not found.original]
+    judged += [each.verdicts for each in trials if each.recipe and each.verdicts]
+    if found.original is not None:
+        judged.append(found.original.verdicts)
+    return _infeasible(judged, limits)
+
+
+def _undecided(row: Row, limits: Sequence[Limit]) -> Answer:
+    doubtful = [each for each in row.verdicts if each.outcome == "undecided"]
+    binding = max(doubtful, key=lambda each: each.p_value)
+    counts = [each.needs for each in doubtful]
+    needs = max((each for each in counts if each is not None), default=None)
+    text = f"undecided: {binding.limit}"
+    if needs is not None and None not in counts:
+        text += f"; about {needs:,} more {_unit(binding, limits)} would decide it"
+    elif binding.note:
+        text += f" ({binding.note})"
+    return Answer(4, text, binding, _nearest(binding, limits), needs)
+
+
+def _infeasible(judged: Sequence[tuple[Verdict, ...]], limits: Sequence[Limit]) -> Answer:
+    """The binding limit: of the candidate that comes nearest (fewest limits broken, the smallest
+    miss) the one that it misses most, with the best value that any such candidate reaches."""
+    broken = [[v for v in verdicts if v.outcome == "broken"] for verdicts in judged]
+    broken = [each for each in broken if each]
+    if not broken:
+        return Answer(3, "infeasible: no candidate got as far as to be judged")
+    closest = min(broken, key=lambda each: (len(each), max(_miss(v) for v in each)))
+    binding = max(closest, key=_miss)
+    reached = _nearest(binding, limits)
+    text = f"infeasible: {binding.limit} is broken"
+    if reached:
+        text += f"; the nearest that can be met is {reached}"
+    return Answer(3, text, binding, reached)
+
+
+def _miss(verdict: Verdict) -> float:
+    """How far the estimate lies from the bound, as a share of the bound."""
+    if not (math.isfinite(verdict.estimate) and math.isfinite(verdict.bound)):
+        return math.inf
+    return abs(verdict.estimate - verdict.bound) / max(abs(verdict.bound), 1e-12)
+
+
+def _limit_of(verdict: Verdict, limits: Sequence[Limit]) -> Limit | None:
+    return next((each for each in limits if each.text == verdict.limit), None)
+
+
+def _nearest(verdict: Verdict, limits: Sequence[Limit]) -> str | None:
+    limit = _limit_of(verdict, limits)
+    return nearest(limit, verdict) if limit is not None else None
+
+
+def _unit(verdict: Verdict, limits: Sequence[Limit]) -> str:
+    limit = _limit_of(verdict, limits)
+    metric = limit.metric if limit is not None else verdict.limit.split()[0].split(".")[0]
+    return "runs" if metric in PERFORMANCE else "holdout examples"

@@ -1,0 +1,25 @@
+"""The budget of a run: time or a number of trials."""
+
+from __future__ import annotations
+
+import time
+import uuid
+
+from sartor.spec import Spec
+
+
+class Clock:
+    """Counts from `began` (time.monotonic). What earlier sessions of the run `spent` counts too,
+    unless the run is resumed on purpose: then the budget is on top of it."""
+
+    def __init__(self, spec: Spec, began: float, spent: float) -> None:
+        self.began, self.session = began, uuid.uuid4().hex[:8]
+        self.trials = spec.trials
+        used = 0.0 if spec.resume else spent
+        self.deadline = None if spec.trials is not None else began + spec.budget - used
+
+    def elapsed(self) -> float:
+        return time.monotonic() - self.began
+
+    def left(self) -> float:
+        return float("inf") if self.deadline is None else self.deadline - time.monotonic()

@@ -1,0 +1,335 @@
+"""The data in three parts: train (also calibration), search, and the holdout under seal.
+
+    data = read("eval.npz", folder, model.signature)
+    for batch in data.search.batches(8): ...
+    data.holdout.open()                     # `certify` alone does this
+
+The split is the source's own (`split`) or made by the rows' content: 20, 30 and 50 %. Rows of a
+part stand in the order of their content's hash, so that the first k are a random sample whatever
+the order of the source.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sartor import rows as by_rows
+from sartor.checks import find_mask, fit
+from sartor.contracts import Signature, WrongRequest
+from sartor.readers import read_table
+from sartor.rows import PARTS, Digests
+from sartor.table import Columns, Table
+
+_CHUNK = 1024  # rows copied at a time
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of the data in a folder of .npy files. Cheap to pickle: arrays stay on disk and are
+    mapped into memory where they are used.
+
+    `names` are the model's inputs; `mask` names the input with ones before the padding and zeros
+    in it, where batches are to be trimmed to their longest row."""
+
+    folder: Path
+    rows: int
+    digest: str
+    names: tuple[str, ...]
+    mask: str | None = None
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without what is mapped into memory, which pickle would write out in full.
+        return Part, tuple(getattr(self, each.name) for each in dataclasses.fields(self))
+
+    @cached_property
+    def _arrays(self) -> dict[str, np.ndarray]:
+        return {name: self._load(f"input_{i}") for i, name in enumerate(self.names)}
+
+    def _load(self, stem: str) -> np.ndarray:
+        return np.asarray(np.load(self.folder / f"{stem}.npy", mmap_mode="r", allow_pickle=False))
+
+    def _load_optional(self, stem: str) -> np.ndarray | None:
+        return self._load(stem) if (self.folder / f"{stem}.npy").exists() else None
+
+    @cached_property
+    def label(self) -> np.ndarray | None:
+        """[N] or [N, ...]: int64 or float64, or text; None without labels."""
+        return self._load_optional("label")
+
+    @cached_property
+    def group(self) -> np.ndarray | None:
+        """[N]: which rows belong together; None where nothing says so."""
+        return self._load_optional("group")
+
+    @cached_property
+    def segments(self) -> dict[str, np.ndarray]:
+        """Column name -> [N]."""
+        names = json.loads((self.folder / "segments.json").read_text())
+        return {name: self._load(f"segment_{i}") for i, name in enumerate(names)}
+
+    @cached_property
+    def lengths(self) -> np.ndarray | None:
+        """[N]: the true length of each row; None where there is no mask."""
+        return None if self.mask is None else self._arrays[self.mask].sum(1, dtype=np.int64)
+
+    def inputs(self, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+        """The inputs of these rows, copied into memory, with their padding."""
+        return {name: np.array(array[rows]) for name, array in self._arrays.items()}
+
+    def batches(
+        self, size: int = 1, most: int | None = None, labels: bool = False
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Batches of the first `most` rows, trimmed to their longest row; the last one may be
+        smaller. With `labels` the labels stand under "label", where there are any."""
+        end = self.rows if most is None else min(most, self.rows)
+        for start in range(0, end, size):
+            rows = slice(start, min(start + size, end))
+            batch = self.trimmed(rows)
+            if labels and self.label is not None:
+                batch["label"] = np.array(self.label[rows])
+            yield batch
+
+    def trimmed(self, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
+        """The inputs of these rows, cut to the longest of them where there is a mask."""
+        if self.mask is None or self.lengths is None:
+            return self.inputs(rows)
+        width = self._arrays[self.mask].shape[1]
+        longest = int(self.lengths[rows].max(initial=1))
+        return {
+            name: np.array(array[rows][:, :longest])
+            if array.ndim > 1 and array.shape[1] == width
+            else np.array(array[rows])
+            for name, array in self._arrays.items()
+        }
+
+    def example(self, row: int) -> dict[str, np.ndarray]:
+        """A batch of one row, trimmed."""
+        return self.trimmed(slice(row, row + 1))
+
+
+@dataclass(frozen=True)
+class Sealed:
+    """The holdout, unopened: how many rows and their digest, no more.
+
+    What keeps it closed is that only `certify` is handed it; its files lie in a folder `sealed`
+    that no Part of the other data points to."""
+
+    digest: str
+    rows: int
+    _part: Part = field(repr=False)
+
+    def open(self) -> Part:
+        """The rows. Whoever calls this writes it in the ledger first."""
+        return self._part
+
+
+@dataclass(frozen=True)
+class Data:
+    """The three parts. `facts` (JSON) say what was read: rows by part, how it was split, casts,
+    duplicates, leaks, mask, warnings."""
+
+    train: Part | None
+    search: Part
+    holdout: Sealed
+    labelled: bool
+    facts: Mapping[str, Any]
+
+
+def read(
+    source: Any,
+    folder: Path,
+    signature: Signature,
+    *,
+    label: str | None = None,
+    segments: Sequence[str] = (),
+    group: str | None = None,
+    mask: str | None = None,
+    trust: bool = False,
+    seed: int = 0,
+) -> Data:
+    """Reads a source (see `readers.read_table`), checks it against the model's signature, splits
+    it and writes the parts below `folder`.
+
+    Raises WrongRequest with one sentence: no such file, missing arrays (the right ones are
+    listed), types or shapes that do not fit, NaN, different numbers of rows, an empty part."""
+    columns = Columns(label, tuple(segments), group)
+    with _scratch(folder) as scratch:
+        table, facts = _checked(source, signature, columns, scratch, mask, trust)
+        keys = by_rows.digests(table.inputs)
+        unit = keys if table.group is None else by_rows.digests({"group": _hashable(table.group)})
+        place = by_rows.places(unit, seed)
+        if table.split is None:
+            part = by_rows.by_content(place)
+            facts["split"] = f"by content, seed {seed}" + (
+                "" if table.group is None else ", groups kept together"
+            )
+        else:
+            part = by_rows.as_given(table.split)
+            facts["split"] = "given"
+        part = _without_leaks(unit, part, facts)
+        _describe(keys, part, table, facts)
+        order = np.lexsort((by_rows.places(keys, seed), place))
+        picked = {name: order[part[order] == index] for index, name in enumerate(PARTS)}
+        _check_filled(picked, facts)
+        parts = {
+            name: _write(
+                folder / ("sealed" if name == "holdout" else name),
+                table,
+                keys,
+                rows,
+                facts["mask"]["trims"],
+            )
+            for name, rows in picked.items()
+            if len(rows)
+        }
+    return Data(
+        parts.get("train"),
+        parts["search"],
+        _seal(parts["holdout"], keys[picked["holdout"]]),
+        table.label is not None,
+        facts,
+    )
+
+
+def fresh(
+    source: Any,
+    folder: Path,
+    signature: Signature,
+    *,
+    label: str | None = None,
+    segments: Sequence[str] = (),
+    group: str | None = None,
+    mask: str | None = None,
+    trust: bool = False,
+) -> Sealed:
+    """All rows of a source as a holdout, for `sartor verify --data`. A `split` column is not
+    looked at. Raises WrongRequest as `read` does."""
+    with _scratch(folder) as scratch:
+        columns = Columns(label, tuple(segments), group)
+        table, facts = _checked(source, signature, columns, scratch, mask, trust)
+        keys = by_rows.digests(table.inputs)
+        order = np.argsort(by_rows.places(keys, 0), kind="stable")
+        part = _write(folder / "sealed", table, keys, order, facts["mask"]["trims"])
+    return _seal(part, keys[order])
+
+
+def _scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
+    folder.mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(dir=folder, prefix=".reading-")
+
+
+def _checked(
+    source: Any,
+    signature: Signature,
+    columns: Columns,
+    scratch: str,
+    mask: str | None,
+    trust: bool,
+) -> tuple[Table, dict[str, Any]]:
+    table = read_table(source, signature, columns, Path(scratch), trust)
+    table, casts = fit(table, signature)
+    facts: dict[str, Any] = {
+        "source": str(source) if isinstance(source, (str, Path)) else type(source).__name__,
+        "casts": casts,
+        "segments": sorted(table.segments),
+        "notes": list(table.notes),
+        "mask": find_mask(table.inputs, signature, mask),
+        "warnings": [],
+    }
+    return table, facts
+
+
+def _hashable(group: np.ndarray) -> np.ndarray:
+    return group.astype(np.str_)
+
+
+def _without_leaks(unit: Digests, part: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+    """The parts with what is in the holdout too taken out of the others (-1); never the other
+    way round, since that would choose what certifies."""
+    leaked = by_rows.leaks(unit, part)
+    facts["leaks"] = {
+        name: int((leaked & (part == index)).sum()) for index, name in enumerate(PARTS[:2])
+    }
+    if leaked.any():
+        train, search = facts["leaks"].values()
+        facts["warnings"].append(
+            f"{int(leaked.sum())} rows stand in more than one part (or their group does); they "
+            f"were taken out of train ({train}) and search ({search})"
+        )
+    return np.where(leaked, -1, part)
+
+
+def _describe(keys: Digests, part: np.ndarray, table: Table, facts: dict[str, Any]) -> None:
+    rows = {name: int((part == index).sum()) for index, name in enumerate(PARTS)}
+    facts["rows"] = rows
+    facts["duplicates"] = {
+        name: by_rows.repeats(keys[part == index]) for index, name in enumerate(PARTS)
+    }
+    seen = (part == 0) | (part == 1)  # what labels the holdout has is not told before it is opened
+    facts["conflicting"] = (
+        0 if table.label is None else by_rows.conflicts(keys[seen], table.label[seen])
+    )
+    if facts["conflicting"]:
+        facts["warnings"].append(
+            f"{facts['conflicting']} rows occur with different labels: no model can have them right"
+        )
+
+
+def _check_filled(picked: Mapping[str, np.ndarray], facts: Mapping[str, Any]) -> None:
+    for name in ("search", "holdout"):
+        if len(picked[name]):
+            continue
+        if facts["leaks"].get(name):
+            why = "every row of it is in the holdout too"
+        elif facts["split"] == "given":
+            why = f"the split names no row {name}"
+        else:
+            why = "there are too few different rows to split: give 100 at least"
+        raise WrongRequest(f"the part {name} is empty: {why}")
+
+
+def _seal(part: Part, keys: Digests) -> Sealed:
+    return Sealed(by_rows.digest_of_set(keys, part.label), part.rows, part)
+
+
+def _write(folder: Path, table: Table, keys: Digests, rows: np.ndarray, mask: str | None) -> Part:
+    """Writes rows of the table as a Part, in this order."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    content = blake2b(keys[rows].tobytes(), digest_size=16)
+    for index, array in enumerate(table.inputs.values()):
+        _copy(folder / f"input_{index}.npy", array, rows)
+    others = {"label": table.label, "group": table.group}
+    others |= {f"segment_{i}": each for i, each in enumerate(table.segments.values())}
+    for stem, column in others.items():
+        if column is not None:
+            _copy(folder / f"{stem}.npy", column, rows)
+            content.update(f"{stem} {column.dtype.str} {column.shape[1:]}".encode())
+            content.update(np.ascontiguousarray(column[rows]).tobytes())
+    (folder / "segments.json").write_text(json.dumps(list(table.segments)))
+    described = [(n, a.dtype.str, a.shape[1:]) for n, a in table.inputs.items()]
+    content.update(repr((described, list(table.segments), mask)).encode())
+    return Part(folder, len(rows), content.hexdigest(), tuple(table.inputs), mask)
+
+
+def _copy(path: Path, array: np.ndarray, rows: np.ndarray) -> None:
+    """Writes `array[rows]` a chunk at a time: neither has to fit into memory."""
+    shape = (len(rows), *array.shape[1:])
+    target = np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=shape)
+    for start in range(0, len(rows), _CHUNK):
+        target[start : start + _CHUNK] = array[rows[start : start + _CHUNK]]
+    target.flush()

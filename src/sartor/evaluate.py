@@ -1,0 +1,195 @@
+"""Answers, latencies and memory of models, measured in child processes.
+
+Nothing here runs a model in the driver: a crash, a hang or a kill is one trial's `Failed`.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+
+import numpy as np
+
+from sartor import lanes, machine
+from sartor.contracts import Arrays, Failed, Model, Target, Task
+from sartor.data import Part
+from sartor.records import Timing
+from sartor.registry import runtime
+from sartor.workers import Pool, Worker
+
+TURN_SECONDS = 0.04  # what a lane's turn should take
+MOST_CALLS = 128  # in a turn, however fast the model
+ROWS = 32  # different batches that the lanes answer
+LEAST_ROUNDS = 5
+PATIENCE = 50  # a candidate may be this many times slower than the original
+ALLOWANCE = 60.0  # seconds for starting a process and loading a model on a busy machine
+
+
+def digest(model: Model) -> str:
+    return runtime(model.kind).digest(model)
+
+
+def answers(
+    pool: Pool,
+    model: Model,
+    part: Part,
+    rows: np.ndarray,
+    task: Task,
+    target: Target,
+    timeout: float | None = None,
+) -> np.ndarray:
+    """The task's output for these rows of the part, in this order: [len(rows), ...].
+
+    Rows are batched only where that is measured to change no answer. Raises Failed where the
+    model crashes or needs more than `timeout` seconds."""
+    rows = np.asarray(rows)
+    return pool.call(
+        lanes.answer_rows, model, digest(model), part, rows, task.output, target, timeout=timeout
+    )
+
+
+def footprint(
+    model: Model, target: Target, example: Arrays, timeout: float = 10 * ALLOWANCE
+) -> int:
+    """Peak resident bytes of a fresh process that imports the runtime, loads the model and runs
+    it on `example` (a batch)."""
+    with Worker("footprint") as worker:
+        return worker.call(lanes.footprint, model, target, dict(example), timeout=timeout)
+
+
+class Race:
+    """Latency side by side: the original, its twin (the A/A control) and one candidate, each in
+    a process of its own, in interleaved rounds with one process active at a time.
+
+    In every round all lanes answer the same rows, in an order that turns from round to round; a
+    turn begins with unrecorded calls, since the other lanes have cooled the caches. Original and
+    twin stay loaded from candidate to candidate. A context manager."""
+
+    def __init__(
+        self,
+        original: Model,
+        target: Target,
+        part: Part,
+        seed: int = 0,
+        *,
+        memory: int | None = None,
+        pin: bool = True,
+    ) -> None:
+        self.original, self.target, self.part, self.memory = original, target, part, memory
+        self.rows = timed_rows(part, target.batch, seed)
+        self.core = _core() if pin and target.threads == 1 else None
+        self.load_seconds = 0.0  # of the last candidate's session
+        self._workers: dict[str, Worker] = {}
+        self._opened = (0.0, 0.0)  # the original's seconds to load, and of a call
+
+    def time(self, candidate: Model, rounds: int, seconds: float | None = None) -> Timing:
+        """Times the candidate until `rounds` rounds are done or `seconds` have passed (5 rounds at
+        least). Raises Failed where the candidate crashes, hangs or runs out of memory; the race
+        goes on with the next one."""
+        for name in ("original", "twin"):
+            self._resident(name)
+        load, call = self._opened
+        with Worker("candidate", self.memory) as worker:
+            self.load_seconds, _ = worker.call(
+                lanes.open_lane, candidate, self.target, self.part, self.rows, self.core,
+                timeout=ALLOWANCE + PATIENCE * (load + 20 * call),
+            )  # fmt: skip
+            self._workers["candidate"] = worker
+            try:
+                return self._rounds(rounds, seconds)
+            finally:
+                del self._workers["candidate"]
+
+    def _rounds(self, rounds: int, seconds: float | None) -> Timing:
+        calls, warm = turn_size(self._opened[1], len(self.rows))
+        taken: dict[str, list[np.ndarray]] = {"original": [], "twin": [], "candidate": []}
+        began = time.monotonic()
+        for number in range(max(rounds, LEAST_ROUNDS)):
+            passed = time.monotonic() - began
+            if seconds is not None and number >= LEAST_ROUNDS and passed >= seconds:
+                break
+            for name in _turned(tuple(taken), number):
+                taken[name].append(self._turn(name, number * calls, calls, warm))
+        lane = {name: np.stack(each) * 1e-9 for name, each in taken.items()}
+        return Timing(
+            baseline=lane["original"],
+            candidate=lane["candidate"],
+            twin=lane["twin"],
+            batch=self.target.batch,
+            threads=self.target.threads,
+        )
+
+    def _turn(self, name: str, first: int, calls: int, warm: int) -> np.ndarray:
+        deadline = ALLOWANCE + PATIENCE * (calls + warm) * self._opened[1]
+        try:
+            return self._workers[name].call(lanes.take_turn, first, calls, warm, timeout=deadline)
+        except Failed as failure:
+            if name == "candidate":
+                raise
+            reason = failure
+        # Not the candidate's fault: the original (or its twin) is started once more.
+        try:
+            worker = self._resident(name)
+            return worker.call(lanes.take_turn, first, calls, warm, timeout=deadline)
+        except Failed as failure:
+            raise Failed(f"the {name} failed twice: {reason}; then {failure}") from None
+
+    def _resident(self, name: str) -> Worker:
+        """The warm process of the original or its twin, started when it is not alive."""
+        worker = self._workers.get(name)
+        if worker is None or not worker.alive:
+            if worker is not None:
+                worker.close()
+            worker = Worker(name)
+            self._workers[name] = worker
+            opened = worker.call(
+                lanes.open_lane, self.original, self.target, self.part, self.rows, self.core,
+                timeout=10 * ALLOWANCE,
+            )  # fmt: skip
+            if name == "original":
+                self._opened = opened
+        return worker
+
+    def close(self) -> None:
+        for worker in self._workers.values():
+            worker.close()
+        self._workers.clear()
+
+    def __enter__(self) -> Race:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def timed_rows(part: Part, batch: int, seed: int) -> np.ndarray:
+    """Which rows the lanes answer: [batches, rows in each].
+
+    Where rows differ in length the sample takes the quantiles of the lengths, so that the mixture
+    of short and long requests is that of the data; its order is shuffled."""
+    rng = np.random.default_rng(seed)
+    wanted = ROWS * batch
+    order = rng.permutation(len(part))
+    if part.lengths is not None:
+        order = order[np.argsort(np.asarray(part.lengths)[order], kind="stable")]
+    picks = ((np.arange(wanted) + 0.5) * len(part) / wanted).astype(np.int64)
+    return rng.permutation(order[picks]).reshape(ROWS, batch)
+
+
+def turn_size(call: float, batches: int) -> tuple[int, int]:
+    """Calls and warm-up calls of a turn, given the seconds of one call of the original."""
+    calls = int(np.clip(TURN_SECONDS / max(call, 1e-7), 1, MOST_CALLS))
+    if calls > batches:
+        calls -= calls % batches  # every round then answers the same mixture
+    return calls, 1 if call > TURN_SECONDS else 2
+
+
+def _turned(names: tuple[str, ...], number: int) -> Iterator[str]:
+    at = number % len(names)
+    return iter(names[at:] + names[:at])
+
+
+def _core() -> int | None:
+    """The core that all lanes share when they need but one: the last of those allowed."""
+    allowed = machine.allowed_cores()
+    return allowed[-1] if allowed else None

@@ -1,0 +1,122 @@
+"""What was measured of a candidate, and the verdicts that need no statistics."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sartor import stats
+from sartor.limits import Limit
+from sartor.metrics import Truth
+from sartor.records import Interval, Outcome, Timing, Verdict
+from sartor.stats import Comparison
+
+EXACT = "exact"  # the method of a verdict that is a count and no estimate
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What was measured of a candidate beside the original, in that order in every pair.
+
+    `answers` are to the same rows, described by `truth`. `same`: the candidate *is* the original,
+    so that what is relative to it is a fact and not an estimate; equal answers on a sample alone
+    do not show that."""
+
+    sizes: tuple[int, int]
+    memories: tuple[int, int] | None = None
+    flops: tuple[float, float] | None = None
+    timing: Timing | None = None
+    answers: tuple[np.ndarray, np.ndarray] | None = None
+    truth: Truth | None = None
+    same: bool = False
+
+    @property
+    def original(self) -> bool:
+        """Whether the candidate is the original: said so, or its answers are the same memory."""
+        return self.same or (self.answers is not None and _one_array(*self.answers))
+
+
+def _one_array(a: np.ndarray, b: np.ndarray) -> bool:
+    return a is b or (
+        a.shape == b.shape and a.size > 0 and a.__array_interface__ == b.__array_interface__
+    )
+
+
+def ends(interval: Interval) -> tuple[float, float, float]:
+    return interval.estimate, interval.low, interval.high
+
+
+def counted(metric: str, evidence: Evidence) -> tuple[float, float] | None:
+    known = {"size": evidence.sizes, "memory": evidence.memories, "flops": evidence.flops}
+    pair = known.get(metric)
+    if pair is None:
+        return None
+    return (pair[0], pair[0]) if evidence.same else (pair[0], pair[1])
+
+
+def fact(limit: Limit, met: bool, value: float, bound: float) -> Verdict:
+    outcome: Outcome = "met" if met else "broken"
+    p = 0.0 if met else 1.0
+    return Verdict(limit.text, outcome, value, value, value, bound, p, EXACT, 0)
+
+
+def unknown(limit: Limit, note: str, examples: int = 0, method: str = "") -> Verdict:
+    nan, inf = math.nan, math.inf
+    return Verdict(
+        limit.text, "undecided", nan, -inf, inf, nan, 1.0, method, examples, None, note
+    )  # fmt: skip
+
+
+def broken(limit: Limit, note: str, examples: int) -> Verdict:
+    return replace(unknown(limit, note, examples), outcome="broken")
+
+
+def identical(limit: Limit, value: float, examples: int) -> Verdict:
+    """The original itself under a limit relative to it: arithmetic."""
+    found = fact(limit, holds_for_original(limit), value, limit.bound.resolve(value))
+    return replace(found, examples=examples, note="the original itself")
+
+
+def verdict_of(
+    limit: Limit, found: Comparison, figures: Interval, bound: float, alpha: float, unit: str
+) -> Verdict:
+    """`found` is oriented so that "above its border" means that the limit holds."""
+    outcome: Outcome = "undecided"
+    needs, note = None, ""
+    if found.above <= alpha:
+        outcome = "met"
+    elif found.below <= alpha:
+        outcome = "broken"
+    else:
+        total = stats.needed(found.n, found.z, found.above, alpha)
+        if total is None:
+            note = "the estimate misses the limit, more data would rather decide against it"
+        elif math.isinf(total):
+            note = f"the estimate lies on the limit: no number of {unit} would decide"
+        else:
+            needs = max(int(total) - found.n, 1)
+    return Verdict(
+        limit.text, outcome, figures.estimate, figures.low, figures.high, bound,
+        found.above, found.method, found.n, needs, note,
+    )  # fmt: skip
+
+
+def holds_for_original(limit: Limit) -> bool:
+    """Whether the original meets a limit relative to itself, whatever its figure is."""
+    if limit.bound.kind == "offset":
+        return limit.bound.value <= 0 if limit.higher else limit.bound.value >= 0
+    return limit.bound.value <= 1 if limit.higher else limit.bound.value >= 1
+
+
+def together(verdicts: Iterable[Verdict]) -> tuple[Outcome, float]:
+    """All limits as one: met when each is (intersection-union: no correction is needed), with the
+    largest p-value."""
+    judged = list(verdicts)
+    p = max((each.p_value for each in judged), default=0.0)
+    outcomes = {each.outcome for each in judged}
+    if "broken" in outcomes:
+        return "broken", p
+    return ("undecided", p) if "undecided" in outcomes else ("met", p)

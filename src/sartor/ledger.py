@@ -1,0 +1,197 @@
+"""The ledger of holdout openings: one error rate, shared by everything that ever looks.
+
+A file of JSON lines beside the data, append-only, each line on disk before the holdout is opened.
+A run takes 60 % of what is left of the error rate. Within a run the early answer, one hypothesis,
+is tested at a fifth of that share and the final chain at the rest; where the early answer is
+certified its fifth is carried on to the chain (the fallback procedure of Wiens 2003, which needs
+no assumption on how the tests depend on each other, since no hypothesis is chosen by a verdict).
+An opening with the same key (a run that was killed while it certified) costs nothing again.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, Literal
+
+from sartor.contracts import WrongRequest
+
+Stage = Literal["early", "final"]
+
+SHARE = 0.6  # of what is left, for one run
+EARLY = 0.2  # of a run's share, for its early answer
+FLOOR = 0.002  # what must be left for another run to be worth its while
+
+
+@dataclass(frozen=True)
+class Opening:
+    """Leave to open the holdout and to test at `alpha`. `again`: it had been granted before."""
+
+    key: str
+    run: str
+    stage: Stage
+    alpha: float
+    again: bool
+
+
+class Ledger:
+    """The openings of one holdout, `holdout` being its digest; `total` is the error rate that all
+    of them share. The file may hold other holdouts too."""
+
+    def __init__(self, path: Path, holdout: str, total: float = 0.05) -> None:
+        self.path, self.holdout, self.total = Path(path), holdout, total
+
+    def left(self) -> float:
+        """What is left of the error rate."""
+        if not self.path.exists():
+            return self.total
+        with self.path.open("rb") as file:
+            return self._left(_entries(file, self.path))
+
+    def open(self, run: str, stage: Stage, frozen: Sequence[str]) -> Opening:
+        """Grants an opening to the run for hypotheses frozen in this order (digests of the
+        artifacts and the limits). The record is on disk when this returns.
+
+        Raises WrongRequest where the error rate is used up, where the run has had its early
+        answer, and where the ledger cannot be read or written."""
+        content = json.dumps([self.holdout, run, stage, list(frozen)])
+        key = hashlib.sha256(content.encode()).hexdigest()[:32]
+        with self._locked() as file:
+            entries = _entries(file, self.path)
+            mine = [each for each in entries if each.get("holdout") == self.holdout]
+            for each in mine:
+                if each["event"] == "open" and each["key"] == key:
+                    return Opening(key, run, stage, each["alpha"], again=True)
+            alpha, spent = self._grant(run, stage, entries, mine)
+            _append(
+                file, entries, event="open", holdout=self.holdout, run=run, stage=stage, key=key,
+                alpha=alpha, spent=spent,
+            )  # fmt: skip
+        return Opening(key, run, stage, alpha, again=False)
+
+    def close(self, opening: Opening, certified: bool) -> None:
+        """Records whether something was certified; the first record of an opening stands."""
+        with self._locked() as file:
+            entries = _entries(file, self.path)
+            if not any(e["event"] == "close" and e["key"] == opening.key for e in entries):
+                _append(
+                    file, entries, event="close", holdout=self.holdout, run=opening.run,
+                    key=opening.key, certified=certified,
+                )  # fmt: skip
+
+    def _grant(
+        self, run: str, stage: Stage, entries: list[dict[str, Any]], mine: list[dict[str, Any]]
+    ) -> tuple[float, float]:
+        """(alpha of the opening, what it takes from the error rate). An early opening takes the
+        share of its whole run at once, so that no other run can take what its end will need."""
+        opened = [each for each in mine if each["event"] == "open" and each["run"] == run]
+        early = [each for each in opened if each["stage"] == "early"]
+        finals = [each for each in opened if each["stage"] == "final"]
+        if stage == "early" and opened:
+            raise WrongRequest(
+                "this run has opened its holdout already: its early answer is one hypothesis, "
+                "tested once"
+            )
+        if stage == "final" and early and not finals:
+            share = early[0]["spent"]
+            closed = [e for e in mine if e["event"] == "close" and e["key"] == early[0]["key"]]
+            carried = bool(closed) and closed[0]["certified"] is True
+            return (share if carried else share - early[0]["alpha"]), 0.0
+        left = self._left(entries)
+        if left < FLOOR:
+            raise WrongRequest(
+                f"fresh data are needed: this holdout was opened for so many answers that "
+                f"{max(left, 0.0):.2%} of its error rate of {self.total:.0%} is left "
+                f"(recorded in {self.path})"
+            )
+        share = SHARE * left
+        return (EARLY * share if stage == "early" else share), share
+
+    def _left(self, entries: list[dict[str, Any]]) -> float:
+        left = self.total
+        for each in entries:
+            if each["event"] == "torn":  # it might have been an opening of this holdout
+                left -= SHARE * left
+            elif each["event"] == "open" and each["holdout"] == self.holdout:
+                left -= each["spent"]
+        return left
+
+    @contextmanager
+    def _locked(self) -> Iterator[BinaryIO]:
+        """The file, while no other run can write to it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            file = self.path.open("a+b")
+        except OSError as error:
+            raise WrongRequest(
+                f"{self.path} cannot be written ({error.strerror}): put the data where you may "
+                "write, since every opening of the holdout is recorded beside them"
+            ) from error
+        with file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield file
+
+
+def _check(before: str, entry: Mapping[str, Any]) -> str:
+    """Each line vouches for those before it."""
+    text = before + json.dumps(entry, sort_keys=True)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _entries(file: BinaryIO, path: Path) -> list[dict[str, Any]]:
+    """The lines, checked. A line cut short by a kill becomes a "torn" event, which is counted as
+    an opening. Raises WrongRequest where the file was changed by another hand."""
+    file.seek(0)
+    found: list[dict[str, Any]] = []
+    before = ""
+    lines = file.read().splitlines(keepends=True)
+    for number, line in enumerate(lines, 1):
+        try:
+            entry = json.loads(line)
+            check = entry.pop("check")
+        except (ValueError, AttributeError, KeyError, TypeError):
+            if number == len(lines) or _torn(lines[number], before):
+                found.append({"event": "torn", "key": "", "run": "", "check": before})
+                continue
+            raise _changed(path, number) from None
+        if check != _check(before, entry):
+            raise _changed(path, number)
+        before = check
+        found.append({**entry, "check": check})
+    return found
+
+
+def _torn(following: bytes, before: str) -> bool:
+    """Whether the line after an unreadable one goes on where the last readable one ended: then the
+    unreadable one was never finished."""
+    try:
+        entry = json.loads(following)
+        return bool(entry.pop("check") == _check(before, entry))
+    except (ValueError, AttributeError, KeyError, TypeError):
+        return False
+
+
+def _changed(path: Path, number: int) -> WrongRequest:
+    return WrongRequest(
+        f"{path}, line {number}, is not as Sartor wrote it: restore the file, or take fresh data "
+        "for the holdout, since what it has been used for is no longer known"
+    )
+
+
+def _append(file: BinaryIO, entries: list[dict[str, Any]], **entry: Any) -> None:
+    before = entries[-1]["check"] if entries else ""
+    line = json.dumps({**entry, "check": _check(before, entry)}, sort_keys=True) + "\n"
+    file.seek(0, os.SEEK_END)
+    if file.tell():
+        file.seek(-1, os.SEEK_END)
+        if file.read(1) != b"\n":
+            line = "\n" + line
+    file.write(line.encode())
+    file.flush()
+    os.fsync(file.fileno())

@@ -1,0 +1,83 @@
+"""The machine at hand: what the figures of a report were measured on."""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+_CPUINFO = Path("/proc/cpuinfo")
+
+
+def cores() -> int:
+    """The cores that this process may use (its affinity mask, not the machine's size)."""
+    return len(allowed_cores()) or os.cpu_count() or 1
+
+
+def allowed_cores() -> tuple[int, ...]:
+    """Their numbers; empty where the system keeps no affinity mask."""
+    if hasattr(os, "sched_getaffinity"):
+        return tuple(sorted(os.sched_getaffinity(0)))
+    return ()
+
+
+@cache
+def features() -> frozenset[str]:
+    """Instruction sets by Linux's names ("avx2", "avx512_vnni" ...); where there is no
+    /proc/cpuinfo, those that numpy detects, by the same names. Empty where nothing tells."""
+    for key in ("flags", "Features"):  # x86, ARM
+        found = _cpuinfo().get(key)
+        if found:
+            return frozenset(found.lower().split())
+    return _numpy_features()
+
+
+def _numpy_features() -> frozenset[str]:
+    import numpy as np
+
+    told = np.show_config(mode="dicts").get("SIMD Extensions", {})  # type: ignore[call-overload]
+    names = {name.lower() for name in (*told.get("baseline", ()), *told.get("found", ()))}
+    if names & _WITH_VNNI:
+        names |= {"avx512f", "avx512_vnni"}
+    if "x86_v3" in names:
+        names |= {"avx2", "fma"}
+    return frozenset(names)
+
+
+@cache
+def _cpuinfo() -> dict[str, str]:
+    """The first processor's entries."""
+    if not _CPUINFO.is_file():
+        return {}
+    first = _CPUINFO.read_text(errors="replace").split("\n\n")[0]
+    pairs = (line.partition(":") for line in first.splitlines())
+    return {key.strip(): value.strip() for key, _, value in pairs}
+
+
+def describe() -> dict[str, Any]:
+    """Plain JSON: processor, instruction sets that matter for inference, cores, memory (bytes),
+    Python, operating system and the load average at the moment (None where there is none)."""
+    told = features()
+    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    model = _cpuinfo().get("model name") or platform.processor() or platform.machine()
+    return {
+        "cpu": model,
+        "architecture": platform.machine(),
+        "instructions": sorted(each for each in told if each.startswith(_TELLING)),
+        "cores": cores(),
+        "cores_of_machine": os.cpu_count() or 1,
+        "memory": psutil.virtual_memory().total,
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.release()}",
+        "platform": sys.platform,
+        "load": load,
+    }
+
+
+_WITH_VNNI = {"avx512_clx", "avx512_icl", "avx512_spr"}  # numpy names generations of processors
+_TELLING = ("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve", "i8mm", "bf16", "neon")

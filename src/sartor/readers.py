@@ -1,0 +1,341 @@
+"""From a file, a folder, a function or a live object to a table of arrays, one row per example.
+
+What is read here is not yet checked against the model: `data` does that for all sources alike.
+"""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import zipfile
+import zlib
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sartor.contracts import Port, Signature, WrongRequest
+from sartor.images import read_images
+from sartor.references import is_reference, load_function
+from sartor.table import Columns, Table, to_array
+
+
+def read_table(
+    source: Any, signature: Signature, columns: Columns, scratch: Path, trust: bool = False
+) -> Table:
+    """The rows of a source: .npz, .parquet, .csv, a folder of images by class,
+    `file.py:factory`, a mapping of arrays, a data frame, a data set or batches.
+
+    `scratch` is an existing folder for what is too big for memory. Raises WrongRequest."""
+    if not isinstance(source, (str, Path)):
+        return _from_object(source, signature, columns)
+    path = Path(source)
+    if is_reference(str(source)) and not path.exists():
+        return _from_object(_call(str(source)), signature, columns)
+    if path.is_dir():
+        return read_images(path, signature, scratch)
+    if not path.is_file():
+        raise WrongRequest(f"{path}: no such file or folder")
+    suffix = path.suffix.lower()
+    if suffix == ".npz":
+        return _from_arrays(_open_npz(path), signature, columns)
+    if suffix in (".csv", ".parquet"):
+        return _from_frame(_open_frame(path, suffix), signature, columns)
+    if suffix in (".pkl", ".pickle"):
+        return _from_object(_unpickle(path, trust), signature, columns)
+    raise WrongRequest(
+        f"{path}: data come as .npz, .parquet, .csv, a folder of images by class or file.py:factory"
+    )
+
+
+def _call(reference: str) -> Any:
+    factory = load_function(reference)
+    try:
+        return factory()
+    except Exception as error:  # whatever the user's code raises, the sentence names it
+        raise WrongRequest(f"{reference} failed: {type(error).__name__}: {error}") from error
+
+
+def _unpickle(path: Path, trust: bool) -> Any:
+    if not trust:
+        raise WrongRequest(
+            f"{path}: a pickle can run any code when it is read; save .npz or .parquet instead, or "
+            "add --trust if you made it yourself"
+        )
+    try:
+        return pickle.loads(path.read_bytes())
+    except Exception as error:  # unpickling raises anything
+        raise WrongRequest(f"{path} cannot be read: {type(error).__name__}: {error}") from error
+
+
+def _open_npz(path: Path) -> dict[str, np.ndarray]:
+    # numpy takes what is no zip file for a pickle, and its words would mislead.
+    if not zipfile.is_zipfile(path):
+        raise WrongRequest(f"{path} is not an .npz file or is cut short")
+    try:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
+            return {name: file[name] for name in file.files}
+    except ValueError as error:
+        if "allow_pickle" in str(error):
+            raise WrongRequest(
+                f"{path} holds Python objects; save text as arrays of dtype '<U', numbers as "
+                "numbers"
+            ) from None
+        raise WrongRequest(f"{path} is not an .npz file: {error}") from None
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise WrongRequest(f"{path} is not an .npz file or is damaged: {error}") from None
+
+
+def _open_frame(path: Path, suffix: str) -> Any:
+    import pandas
+
+    try:
+        return pandas.read_csv(path) if suffix == ".csv" else pandas.read_parquet(path)
+    except (ValueError, OSError, pandas.errors.ParserError) as error:
+        raise WrongRequest(f"{path} is not a {suffix} file or is damaged: {error}") from None
+
+
+# --- live objects
+
+
+def _from_object(source: Any, signature: Signature, columns: Columns) -> Table:
+    if isinstance(source, Mapping):
+        arrays = {str(name): to_array(value) for name, value in source.items()}
+        return _from_arrays(arrays, signature, columns)
+    if hasattr(source, "columns") and hasattr(source, "to_numpy"):
+        return _from_frame(source, signature, columns)
+    if isinstance(source, np.ndarray):
+        return _from_arrays(_named(source, signature), signature, columns)
+    if isinstance(source, tuple) and len(source) == 2 and not isinstance(source[0], tuple):
+        return _from_arrays(_collect([source], signature, columns), signature, columns)
+    if (
+        hasattr(source, "__getitem__")
+        and hasattr(source, "__len__")
+        and not isinstance(source, (list, tuple, str, bytes))
+    ):
+        items: Iterable[Any] = (source[row] for row in range(len(source)))
+        return _from_arrays(_collect(items, signature, columns), signature, columns)
+    if isinstance(source, Iterable) and not isinstance(source, (str, bytes)):
+        return _from_arrays(_collect(source, signature, columns), signature, columns)
+    raise WrongRequest(
+        f"data of type {type(source).__name__} cannot be read; give a mapping of arrays, a data "
+        "frame, or batches of (inputs, label)"
+    )
+
+
+def _named(value: Any, signature: Signature) -> dict[str, np.ndarray]:
+    """The inputs of an item: a mapping, arrays in the model's order, or a single array."""
+    if isinstance(value, Mapping):
+        return {str(name): to_array(each) for name, each in value.items()}
+    ports = signature.inputs
+    values = value if isinstance(value, (tuple, list)) and len(ports) > 1 else [value]
+    if len(values) != len(ports):
+        names = ", ".join(port.name for port in ports)
+        raise WrongRequest(
+            f"the data give {len(values)} arrays without names and the model takes "
+            f"{len(ports)}: {names}; give a mapping of name to array"
+        )
+    return {port.name: to_array(each) for port, each in zip(ports, values, strict=True)}
+
+
+def _collect(items: Iterable[Any], signature: Signature, columns: Columns) -> dict[str, np.ndarray]:
+    """Batches or single examples, (inputs, label) or mappings, joined row by row."""
+    name = columns.label or "label"
+    found: dict[str, list[np.ndarray]] = {}
+    for item in items:
+        pair = (
+            isinstance(item, (tuple, list)) and len(item) == 2 and not _are_inputs(item, signature)
+        )
+        arrays = _named(item[0] if pair else item, signature)
+        if pair:
+            arrays[name] = to_array(item[1])
+        if not _batched(arrays, signature):
+            arrays = {key: each[None] for key, each in arrays.items()}
+        if found and found.keys() != arrays.keys():
+            raise WrongRequest(
+                f"the data's items differ: some have {', '.join(found)}, some {', '.join(arrays)}"
+            )
+        for key, each in arrays.items():
+            found.setdefault(key, []).append(each)
+    if not found:
+        raise WrongRequest("the data are empty: there is not one row")
+    padded = {port.name for port in signature.inputs if any("mask" in key for key in found)}
+    return {key: _join(key, each, key in padded) for key, each in found.items()}
+
+
+def _are_inputs(item: Sequence[Any], signature: Signature) -> bool:
+    """Whether a pair is the two inputs of a model without a label."""
+    if len(signature.inputs) != 2 or isinstance(item[0], (Mapping, tuple, list)):
+        return False
+    ranks = [to_array(each).ndim for each in item]
+    wanted = [len(port.shape) for port in signature.inputs]
+    return all(rank in (want, want - 1) for rank, want in zip(ranks, wanted, strict=True))
+
+
+def _batched(arrays: Mapping[str, np.ndarray], signature: Signature) -> bool:
+    """Whether an item has the batch axis that the model's inputs have."""
+    return not any(
+        port.name in arrays and arrays[port.name].ndim == len(port.shape) - 1
+        for port in signature.inputs
+    )
+
+
+def _join(name: str, pieces: list[np.ndarray], pad: bool) -> np.ndarray:
+    shapes = {piece.shape[1:] for piece in pieces}
+    if len(shapes) > 1:
+        longest = tuple(max(sizes) for sizes in zip(*shapes, strict=False))
+        if not pad or len({len(shape) for shape in shapes}) > 1:
+            raise WrongRequest(
+                f"rows of {name} differ in shape ({', '.join(map(str, sorted(shapes)[:3]))} ...): "
+                "pad them to one length and add an attention_mask"
+            )
+        pieces = [
+            np.pad(
+                piece,
+                [(0, 0), *((0, m - s) for s, m in zip(piece.shape[1:], longest, strict=True))],
+            )
+            for piece in pieces
+        ]
+    return np.concatenate(pieces)
+
+
+# --- named arrays
+
+
+def _from_arrays(arrays: Mapping[str, np.ndarray], signature: Signature, columns: Columns) -> Table:
+    names = [port.name for port in signature.inputs]
+    missing = [name for name in names if name not in arrays]
+    if missing:
+        raise WrongRequest(_missing(missing, names, list(arrays)))
+    rest = {name: array for name, array in arrays.items() if name not in names}
+    label = _take(rest, columns.label, "label")
+    group = _take(rest, columns.group, "group")
+    split = _take(rest, None, columns.split) if columns.split else None
+    rows = len(arrays[names[0]]) if arrays[names[0]].ndim else 0
+    for name in columns.segments:
+        if name not in rest:
+            raise WrongRequest(_no_column(name, "segment", list(rest)))
+    segments, notes = {}, []
+    for name in columns.segments or rest:
+        if rest[name].ndim == 1 and len(rest[name]) == rows:
+            segments[name] = _as_segment(rest[name])
+        elif name in columns.segments:
+            raise WrongRequest(
+                f"segment {name} has shape {rest[name].shape}; it needs one value for each of "
+                f"the {rows} rows"
+            )
+        else:
+            notes.append(f"array {name} of shape {rest[name].shape} is neither input nor segment")
+    inputs = {name: arrays[name] for name in names}
+    return Table(inputs, label, group, split, segments, tuple(notes))
+
+
+def _missing(missing: list[str], names: list[str], has: list[str]) -> str:
+    return (
+        f"the data have no array {', '.join(missing)}; the model's inputs are "
+        f"{', '.join(names)} and the data have {', '.join(has) or 'nothing'}"
+    )
+
+
+def _take(rest: dict[str, Any], asked: str | None, default: str) -> Any:
+    """Takes the array of that name out of `rest`; it must exist where it was asked for."""
+    if asked is not None and asked not in rest:
+        raise WrongRequest(_no_column(asked, default, list(rest)))
+    return rest.pop(asked or default, None)
+
+
+def _no_column(name: str, what: str, has: list[str]) -> str:
+    near = difflib.get_close_matches(name, has, 1)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(has) or 'none'}"
+    return f"the data have no {what} {name!r}; {hint}"
+
+
+def _as_segment(values: np.ndarray) -> np.ndarray:
+    """A segment column that can be compared: missing numbers become the text "missing"."""
+    if values.dtype.kind == "f" and np.isnan(values).any():
+        text = values.astype(np.str_)
+        return np.where(np.isnan(values), "missing", text)
+    return values
+
+
+# --- data frames
+
+
+def _from_frame(frame: Any, signature: Signature, columns: Columns) -> Table:
+    frame = frame.rename(columns=str)
+    if frame.columns.duplicated().any():
+        twice = ", ".join(frame.columns[frame.columns.duplicated()])
+        raise WrongRequest(f"the data have several columns of the same name: {twice}")
+    rest = {name: frame[name] for name in frame.columns}
+    label = _take(rest, columns.label, "label")
+    group = _take(rest, columns.group, "group")
+    split = _take(rest, None, columns.split) if columns.split else None
+    for name in columns.segments:
+        if name not in rest:
+            raise WrongRequest(_no_column(name, "segment", list(rest)))
+    inputs, used = _frame_inputs(rest, signature, columns.segments)
+    others = columns.segments or [name for name in rest if name not in used]
+    segments = {name: _as_segment(_plain(rest[name], missing=True)) for name in others}
+    label, group, split = (None if each is None else _plain(each) for each in (label, group, split))
+    return Table(inputs, label, group, split, segments)
+
+
+def _frame_inputs(
+    rest: Mapping[str, Any], signature: Signature, segments: Sequence[str]
+) -> tuple[dict[str, np.ndarray], set[str]]:
+    """The inputs and the columns they took: by name, or all numbers as one matrix."""
+    names = [port.name for port in signature.inputs]
+    if all(name in rest for name in names):
+        return {port.name: _cells(rest[port.name], port) for port in signature.inputs}, set(names)
+    port = signature.inputs[0]
+    if len(names) > 1 or len(port.shape) != 2 or not port.dtype.startswith("float"):
+        missing = [name for name in names if name not in rest]
+        raise WrongRequest(_missing(missing, names, list(rest)).replace("array", "column"))
+    numbers = [name for name, each in rest.items() if _is_number(each)]
+    free = [name for name in numbers if name not in segments]
+    width = port.shape[1]
+    # A number that is named as a segment may be a feature too: the width decides.
+    chosen = numbers if width is not None and len(free) != width == len(numbers) else free
+    if not chosen or width not in (None, len(chosen)):
+        raise WrongRequest(
+            f"the model's input {port.name} takes {width} numbers a row and the data have "
+            f"{len(free)} numeric columns besides label, split, group and segments: "
+            f"{', '.join(free) or 'none'}"
+        )
+    matrix = np.column_stack([_plain(rest[name]) for name in chosen])
+    return {port.name: matrix}, set(chosen)
+
+
+def _is_number(column: Any) -> bool:
+    from pandas.api.types import is_bool_dtype, is_numeric_dtype
+
+    return bool(is_numeric_dtype(column.dtype) or is_bool_dtype(column.dtype))
+
+
+def _cells(column: Any, port: Port) -> np.ndarray:
+    """A column as an input: numbers or text, or rows of numbers where its cells are lists."""
+    if len(column) and isinstance(column.iloc[0], (list, tuple, np.ndarray)):
+        cells = [np.asarray(each) for each in column]
+        if len({each.shape for each in cells}) > 1:
+            raise WrongRequest(f"rows of column {port.name} differ in length: pad them to one")
+        return np.stack(cells)
+    return _plain(column)
+
+
+def _plain(column: Any, missing: bool = False) -> np.ndarray:
+    """A column as numbers or text. Missing text is an error, or in segments the value "missing";
+    missing numbers are NaN."""
+    if _is_number(column):
+        values = column.to_numpy()
+        if values.dtype.kind == "O":  # a nullable dtype with gaps
+            values = column.to_numpy(dtype=np.float64, na_value=np.nan)
+        return np.asarray(values)
+    gaps = column.isna().to_numpy()
+    if gaps.any() and not missing:
+        raise WrongRequest(
+            f"column {column.name} misses {int(gaps.sum())} values, the first in row "
+            f"{int(gaps.argmax())}"
+        )
+    text = column.astype(object).where(~gaps, "missing")
+    return np.asarray(text.to_numpy().astype(np.str_))

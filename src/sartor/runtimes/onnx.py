@@ -1,0 +1,251 @@
+"""ONNX models in ONNX Runtime, on the CPU.
+
+A session needs onnxruntime alone: that is all a bundle imports to run. What reads the file itself
+(opening what a stranger gave us, digests, counting) needs the onnx package and stands in
+`_onnx_file` and `_onnx_parts`, imported when first asked for.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping
+from importlib.metadata import version
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar
+
+import numpy as np
+import onnxruntime as ort
+
+from sartor.contracts import Arrays, Failed, Model, Part, Port, Target, WrongRequest
+
+GRAPH_LEVELS = {
+    "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
+    "extended": ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED,
+    "basic": ort.GraphOptimizationLevel.ORT_ENABLE_BASIC,
+    "none": ort.GraphOptimizationLevel.ORT_DISABLE_ALL,
+}
+MODES = {
+    "sequential": ort.ExecutionMode.ORT_SEQUENTIAL,
+    "parallel": ort.ExecutionMode.ORT_PARALLEL,
+}
+ERRORS_ONLY = 3
+
+
+class Onnx:
+    """The runtime of ONNX files. A model's payload is the absolute path of its `.onnx` file.
+
+    Settings of a model, all optional: `threads` (at most this many), `execution_mode`
+    ("sequential", "parallel"), `graph_level` ("all", "extended", "basic", "none"), `spinning`,
+    `arena` and `mem_pattern` (true or false)."""
+
+    kind: ClassVar[str] = "onnx"
+    suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
+    takes: ClassVar[tuple[str, ...]] = ("onnx",)
+
+    def open(self, path: Path) -> Model:
+        """The model in a file. Raises WrongRequest with a sentence for anything unusable."""
+        path = Path(path).absolute()
+        return Model(self.kind, path, _file().signature(path))
+
+    def adopt(self, given: Any, folder: Path) -> Model:
+        """The model of an `onnx.ModelProto` in memory, written into `folder`."""
+        return self.open(_file().write(given, folder))
+
+    def save(self, model: Model, folder: Path) -> Path:
+        """Copies the file and its external data, which keeps its name, into `folder`."""
+        path = Path(model.payload)
+        names = (path.name, *_file().externals(path))
+        for name in names:
+            made = folder / name
+            made.parent.mkdir(parents=True, exist_ok=True)
+            if not (made.exists() and made.samefile(path.parent / name)):
+                shutil.copyfile(path.parent / name, made)
+        return folder / path.name
+
+    def digest(self, model: Model) -> str:
+        _check(model.settings)
+        digest: str = _file().digest(Path(model.payload), model.settings)
+        return digest
+
+    def size(self, model: Model) -> int:
+        path = Path(model.payload)
+        names = (path.name, *_file().externals(path))
+        return sum((path.parent / name).stat().st_size for name in names)
+
+    def start(self, model: Model, target: Target) -> OnnxSession:
+        """A session that uses at most the target's threads. Raises Failed where ONNX Runtime
+        refuses the model, WrongRequest for a setting or device that it does not know."""
+        return OnnxSession(model, _options(model.settings, target))
+
+    def parts(self, model: Model, sample: Arrays) -> tuple[Part, ...]:
+        """One part a node. MACs are those of the one example in `sample`."""
+        counted: tuple[Part, ...] = _parts().count(Path(model.payload), sample)
+        return counted
+
+    def part_seconds(
+        self, model: Model, target: Target, batches: list[Arrays]
+    ) -> Mapping[str, float]:
+        """Part -> mean seconds of one batch. Nodes that ONNX Runtime fused are under the name of
+        the node whose name the fused one bears, or under a name of their own."""
+        with tempfile.TemporaryDirectory(prefix="sartor-profile-") as folder:
+            named = _parts().named(Path(model.payload), Path(folder))
+            options = _options(model.settings, target)
+            options.enable_profiling = True
+            options.profile_file_prefix = str(Path(folder) / "profile")
+            model = Model(self.kind, named, model.signature)
+            with OnnxSession(model, options) as session:
+                for batch in batches[:1]:
+                    session(batch)  # the first call allocates; `seconds` leaves it out
+                for batch in batches:
+                    session(batch)
+                profile = Path(session.end_profiling())
+            found: Mapping[str, float] = _parts().seconds(named, profile, len(batches))
+        return found
+
+    def versions(self) -> Mapping[str, str]:
+        return {"onnxruntime": ort.__version__, "onnx": version("onnx"), "numpy": np.__version__}
+
+
+class OnnxSession:
+    """A model that runs. Threads may call it at the same time."""
+
+    def __init__(self, model: Model, options: ort.SessionOptions) -> None:
+        ort.disable_telemetry_events()
+        self.path = Path(model.payload)
+        try:
+            self.session: ort.InferenceSession | None = ort.InferenceSession(
+                str(self.path), options, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # its classes share no base but Exception
+            raise Failed(f"ONNX Runtime cannot start {self.path.name}: {said(error)}") from None
+        self.ports = model.signature.inputs
+        self.names = [port.name for port in self.session.get_outputs()]
+        self._wanted = [(p.name, _numpy(p.dtype), len(p.shape)) for p in self.ports]
+
+    def __call__(self, batch: Arrays) -> dict[str, np.ndarray]:
+        """Raises WrongRequest where names, dtypes or shapes do not fit, Failed where ONNX Runtime
+        gives up on values that fit."""
+        if self.session is None:
+            raise Failed("the session was closed; start another one")
+        if len(batch) != len(self._wanted):
+            raise self._refusal(batch)
+        for name, dtype, rank in self._wanted:
+            array = batch.get(name)
+            if array is None or array.ndim != rank or not _fits(array, dtype):
+                raise self._refusal(batch)
+        try:
+            answers = self.session.run(self.names, dict(batch))
+        except Exception as error:  # its classes share no base but Exception
+            if not all(_shape_fits(np.shape(batch[p.name]), p) for p in self.ports):
+                raise self._refusal(batch) from None
+            raise Failed(f"ONNX Runtime: {said(error)}") from None
+        return dict(zip(self.names, answers, strict=True))
+
+    def _refusal(self, batch: Arrays) -> WrongRequest:
+        wanted = ", ".join(f"{p.name} {p.dtype}{_shape(p.shape)}" for p in self.ports)
+        got = ", ".join(
+            f"{name} {np.asarray(a).dtype}{_shape(np.shape(a))}" for name, a in batch.items()
+        )
+        return WrongRequest(f"the model takes {wanted}; it was given {got or 'nothing'}")
+
+    def end_profiling(self) -> str:
+        if self.session is None:
+            raise Failed("the session was closed; start another one")
+        written: str = self.session.end_profiling()
+        return written
+
+    def __enter__(self) -> OnnxSession:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.session = None
+
+
+def _options(settings: Mapping[str, Any], target: Target) -> ort.SessionOptions:
+    _check(settings)
+    if target.device != "cpu":
+        raise WrongRequest(f"ONNX models run on 'cpu' here, not on {target.device!r}")
+    options = ort.SessionOptions()
+    options.log_severity_level = ERRORS_ONLY
+    options.intra_op_num_threads = min(settings.get("threads", target.threads), target.threads)
+    mode = settings.get("execution_mode", "sequential")
+    options.execution_mode = MODES[mode]
+    options.inter_op_num_threads = 1 if mode == "sequential" else options.intra_op_num_threads
+    options.graph_optimization_level = GRAPH_LEVELS[settings.get("graph_level", "all")]
+    options.enable_cpu_mem_arena = settings.get("arena", True)
+    options.enable_mem_pattern = settings.get("mem_pattern", True)
+    # Spinning threads burn the cores that the other processes of a measurement wait for.
+    spinning = "1" if settings.get("spinning", False) else "0"
+    options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
+    options.add_session_config_entry("session.inter_op.allow_spinning", spinning)
+    return options
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Raises WrongRequest for a setting that is unknown or out of its domain."""
+    known: dict[str, tuple[Any, ...] | str] = {
+        "threads": "a whole number from 1",
+        "execution_mode": tuple(MODES),
+        "graph_level": tuple(GRAPH_LEVELS),
+        "spinning": (True, False),
+        "arena": (True, False),
+        "mem_pattern": (True, False),
+    }
+    for name, value in settings.items():
+        if name not in known:
+            raise WrongRequest(
+                f"no setting {name!r} for ONNX models; there are: {', '.join(known)}"
+            )
+        domain = known[name]
+        if name == "threads":
+            fits = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+        else:
+            fits = any(value == each and type(value) is type(each) for each in domain)
+        if not fits:
+            choices = domain if isinstance(domain, str) else ", ".join(map(repr, domain))
+            raise WrongRequest(f"the setting {name} cannot be {value!r}; write {choices}")
+
+
+def _file() -> ModuleType:
+    try:
+        from sartor.runtimes import _onnx_file
+    except ModuleNotFoundError as error:
+        raise WrongRequest(
+            f"opening an ONNX file needs {error.name}; write: pip install 'sartor[onnx]'"
+        ) from None
+    return _onnx_file
+
+
+def _parts() -> ModuleType:
+    _file()
+    from sartor.runtimes import _onnx_parts
+
+    return _onnx_parts
+
+
+def said(error: Exception) -> str:
+    """ONNX Runtime's own words on one line, without its codes and places in its source."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    words = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0])
+    return re.sub(r"/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z])", "", words)[:400]
+
+
+def _numpy(dtype: str) -> np.dtype[Any] | None:
+    return None if dtype == "str" else np.dtype(dtype)
+
+
+def _fits(array: np.ndarray, dtype: np.dtype[Any] | None) -> bool:
+    return array.dtype.kind in "UO" if dtype is None else array.dtype == dtype
+
+
+def _shape_fits(shape: tuple[int, ...], port: Port) -> bool:
+    return len(shape) == len(port.shape) and all(
+        size is None or size == got for size, got in zip(port.shape, shape, strict=True)
+    )
+
+
+def _shape(shape: tuple[int | None, ...]) -> str:
+    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
