@@ -12,6 +12,7 @@ from PIL import Image
 from sartor import rows as by_rows
 from sartor.contracts import Port, Signature, WrongRequest
 from sartor.data import Part, Sealed, fresh, read
+from sartor.readers import _open_npz
 
 N = 300
 
@@ -292,6 +293,26 @@ def test_files_that_cannot_be_read(tmp_path, arrays):
     (tmp_path / "empty").mkdir()
     with pytest.raises(WrongRequest, match="one sub-folder for each class"):
         read(tmp_path / "empty", tmp_path / "d", signature(("x", "float32", (None, 3, 4, 4))))
+
+
+def test_damaged_bytes_are_one_sentence(tmp_path, arrays):
+    rng = np.random.default_rng(0)
+    whole = save(tmp_path, arrays).read_bytes()
+    damaged = tmp_path / "damaged.npz"
+    refused = 0
+    for _ in range(300):
+        content = bytearray(whole)
+        for _ in range(rng.integers(1, 4)):
+            # The end holds the directory, where most kinds of damage are.
+            low = len(content) - 600 if rng.random() < 0.7 else 0
+            content[rng.integers(low, len(content))] = rng.integers(256)
+        damaged.write_bytes(content)
+        try:
+            _open_npz(damaged)
+        except WrongRequest as error:
+            assert str(damaged) in str(error)  # noqa: PT017
+            refused += 1
+    assert refused > 200
 
 
 def nan_at(x, row):

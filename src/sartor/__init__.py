@@ -40,12 +40,11 @@ def optimize(
     import tempfile
 
     from sartor.optimize import optimize as run_it
-    from sartor.spec import from_flags
+    from sartor.spec import request
 
     folder = Path(tempfile.mkdtemp(prefix="sartor-")) / "run" if out is None else Path(out)
     return run_it(
-        from_flags(
-            None,
+        request(
             model=model,
             data=data,
             limits=list(limits),

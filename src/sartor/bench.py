@@ -98,7 +98,8 @@ def _digest(model: Model) -> str:
 
 def _load(path: Path) -> dict[str, np.ndarray] | None:
     try:
-        with np.load(path, allow_pickle=False) as file:
+        # Opened here: np.load leaves the file open where it is damaged.
+        with path.open("rb") as opened, np.load(opened, allow_pickle=False) as file:
             return {name.removeprefix(_PREFIX): file[name] for name in file.files}
     except FileNotFoundError:
         return None

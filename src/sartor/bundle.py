@@ -44,11 +44,9 @@ def write(
     inputs = reference_inputs(sample, model.signature)
     with engine.start(model, target) as session:
         outputs = session(inputs)
-    np.savez_compressed(
-        folder / "parity.npz",
-        **{f"input.{k}": v for k, v in inputs.items()},
-        **{f"output.{k}": v for k, v in outputs.items()},
-    )
+    kept = {f"input.{k}": v for k, v in inputs.items()}
+    kept |= {f"output.{k}": np.asarray(v) for k, v in outputs.items()}
+    np.savez_compressed(folder / "parity.npz", allow_pickle=False, **kept)
     (folder / "card.md").write_text(card, encoding="utf-8")
     files = {
         path.relative_to(folder).as_posix(): file_digest(path)

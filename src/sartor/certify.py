@@ -15,10 +15,13 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
+import numpy as np
+
 from sartor.contracts import Task
 from sartor.data import Part, Sealed
 from sartor.ledger import Ledger, Opening, Stage
 from sartor.limits import PERFORMANCE, Limit, Objective
+from sartor.metrics import check_labels
 from sartor.records import Trial, Verdict
 from sartor.verdicts import EXACT, Evidence, better, judge_all, nearest, objective_value, together
 
@@ -100,6 +103,14 @@ def freeze(trials: Iterable[Trial], most: int = MOST) -> tuple[Finalist, ...]:
         step = (len(front) - 1) / (most - 1)
         front = [front[round(at * step)] for at in range(most)]
     return tuple(Finalist(each.model, each) for each in front)
+
+
+def check_holdout(sealed: Sealed, task: Task) -> None:
+    """Raises WrongRequest where the holdout's labels cannot certify anything (outside the classes,
+    all the same): told before hours are spent. Nothing else of it leaves this function."""
+    label = sealed.open().label
+    if task.labelled and label is not None:
+        check_labels(task, np.asarray(label), "the holdout")
 
 
 @dataclass(frozen=True)

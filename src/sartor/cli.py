@@ -75,7 +75,9 @@ def _data(command: argparse.ArgumentParser, required: bool) -> None:
     )
     group.add_argument("--group", help="the column with the query of each row, for ranking")
     group.add_argument("--output", help="the model's output that answers")
-    group.add_argument("--task", choices=("classification", "regression", "ranking", "free"))
+    group.add_argument(
+        "--task", choices=("classification", "regression", "ranking", "segmentation", "free")
+    )
     group.add_argument("--metric", help="the primary quality metric")
 
 
@@ -95,20 +97,27 @@ def _optimize(commands: Any) -> None:
     group.add_argument("--limit", action="append", dest="limits", metavar="LIMIT")
     group.add_argument("--minimize", metavar="METRIC", help="default: latency")
     group.add_argument("--maximize", metavar="METRIC")
-    group.add_argument("--technique", action="append", dest="techniques", metavar="NAME",
-                       help="use only these")  # fmt: skip
+    group.add_argument(
+        "--technique", action="append", dest="techniques", metavar="NAME", help="use only these"
+    )
     group.add_argument("--without", action="append", metavar="NAME", help="leave this one out")
-    group.add_argument("--trust", action="store_true", default=None,
-                       help="allow pickled files, which can run any code")  # fmt: skip
+    group.add_argument(
+        "--trust", action="store_true", default=None, help="allow pickles, which can run any code"
+    )
     group = command.add_argument_group("run")
     group.add_argument("--budget", help="time to spend, such as 30s, 10m, 1h (default: 10m)")
     group.add_argument("--trials", type=int, help="number of trials instead of a time")
     group.add_argument("--seed", type=int)
     group.add_argument("--out", help="output folder (default: tailored)")
-    group.add_argument("--resume", action="store_true", default=None,
-                       help="continue a finished run; --budget +10m adds to what it had")  # fmt: skip
-    group.add_argument("--replay", metavar="JOURNAL",
-                       help="take latencies from this run.jsonl instead of measuring")  # fmt: skip
+    group.add_argument(
+        "--resume",
+        action="store_true",
+        default=None,
+        help="continue a finished run; --budget is on top of what it had",
+    )
+    group.add_argument(
+        "--replay", metavar="JOURNAL", help="take latencies from this run.jsonl, measure none"
+    )
     group.add_argument("--quiet", action="store_true", help="only the answer")
     _json(command)
 

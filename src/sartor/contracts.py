@@ -107,13 +107,28 @@ class Task:
 class Bench(Protocol):
     """All that a technique may use: never the holdout."""
 
-    seed: int
-    teacher: Model
-    task: Task
-    limits: tuple[Any, ...]
-    target: Target
-    steps: int
-    scratch: Path
+    @property
+    def seed(self) -> int: ...
+
+    @property
+    def teacher(self) -> Model: ...
+
+    @property
+    def task(self) -> Task: ...
+
+    @property
+    def limits(self) -> tuple[Any, ...]: ...
+
+    @property
+    def target(self) -> Target: ...
+
+    @property
+    def steps(self) -> int:
+        """Training steps granted: set once from the measured step time."""
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for the files that a technique makes."""
 
     def batches(
         self, split: str, size: int = 1, most: int | None = None

@@ -15,7 +15,7 @@ from sartor.registry import Plugin, plugins, runtime, techniques
 
 def diagnose() -> dict[str, Any]:
     """Plain JSON: the machine, every runtime and every technique, present or missing."""
-    kinds = [plugin for plugin in plugins("runtimes")]
+    kinds = plugins("runtimes")
     return {
         "machine": machine.describe(),
         "runtimes": [_runtime(plugin) for plugin in kinds],

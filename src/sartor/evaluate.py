@@ -63,7 +63,9 @@ class Race:
 
     In every round all lanes answer the same rows, in an order that turns from round to round; a
     turn begins with unrecorded calls, since the other lanes have cooled the caches. Original and
-    twin stay loaded from candidate to candidate. A context manager."""
+    twin stay loaded from candidate to candidate. A candidate may use `memory` bytes of address
+    space, and has `allowance` seconds on top of 50 times what the original needs. With `pin` and
+    one thread all lanes share one core. A context manager."""
 
     def __init__(
         self,
@@ -73,9 +75,11 @@ class Race:
         seed: int = 0,
         *,
         memory: int | None = None,
+        allowance: float = ALLOWANCE,
         pin: bool = True,
     ) -> None:
-        self.original, self.target, self.part, self.memory = original, target, part, memory
+        self.original, self.target, self.part = original, target, part
+        self.memory, self.allowance = memory, allowance
         self.rows = timed_rows(part, target.batch, seed)
         self.core = _core() if pin and target.threads == 1 else None
         self.load_seconds = 0.0  # of the last candidate's session
@@ -90,12 +94,12 @@ class Race:
             self._resident(name)
         load, call = self._opened
         with Worker("candidate", self.memory) as worker:
-            self.load_seconds, _ = worker.call(
-                lanes.open_lane, candidate, self.target, self.part, self.rows, self.core,
-                timeout=ALLOWANCE + PATIENCE * (load + 20 * call),
-            )  # fmt: skip
             self._workers["candidate"] = worker
             try:
+                self.load_seconds, _ = worker.call(
+                    lanes.open_lane, candidate, self.target, self.part, self.rows, self.core,
+                    timeout=self.allowance + PATIENCE * (load + 20 * call),
+                )  # fmt: skip
                 return self._rounds(rounds, seconds)
             finally:
                 del self._workers["candidate"]
@@ -120,7 +124,7 @@ class Race:
         )
 
     def _turn(self, name: str, first: int, calls: int, warm: int) -> np.ndarray:
-        deadline = ALLOWANCE + PATIENCE * (calls + warm) * self._opened[1]
+        deadline = self.allowance + PATIENCE * (calls + warm) * self._opened[1]
         try:
             return self._workers[name].call(lanes.take_turn, first, calls, warm, timeout=deadline)
         except Failed as failure:

@@ -40,15 +40,15 @@ def score_interval(
 ) -> tuple[Floats, Floats, Floats]:
     """Difference of two paired proportions, low, high: the score test inverted. Vectorised."""
     g, lost, n = np.broadcast_arrays(*(np.asarray(x, dtype=np.float64) for x in (gains, losses, n)))
-    z, estimate, ends = ndtri((1 + level) / 2), (g - lost) / n, []
-    for side in (1.0, -1.0):
-        inner, outer = estimate.copy(), np.full(estimate.shape, -side)
-        for _ in range(45):
-            middle = (inner + outer) / 2
-            inside = side * score(g, lost, n, middle) <= z
-            inner, outer = np.where(inside, middle, inner), np.where(inside, outer, middle)
-        ends.append(outer)
-    return estimate, ends[0], ends[1]
+    z, estimate = ndtri((1 + level) / 2), (g - lost) / n
+    side = np.array([1.0, -1.0]).reshape(2, *[1] * g.ndim)  # both ends at once
+    inner = np.broadcast_to(estimate, (2, *g.shape)).copy()
+    outer = np.broadcast_to(-side, inner.shape).copy()
+    for _ in range(40):
+        middle = (inner + outer) / 2
+        inside = side * score(g, lost, n, middle) <= z
+        inner, outer = np.where(inside, middle, inner), np.where(inside, outer, middle)
+    return estimate, outer[0], outer[1]
 
 
 def _largest_tail(n: int, border: float, z: float, low: float, high: float) -> float:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from sartor import machine
+from sartor.certify import check_holdout
 from sartor.contracts import Arrays, Model, Target, Task, WrongRequest
 from sartor.data import Data, Part, read
 from sartor.limits import Limit, Objective, parse, parse_objective
@@ -64,8 +65,7 @@ def prepare(spec: Spec, work: Path) -> Prepared:
         group=spec.group,
         mask=spec.mask,
         trust=spec.trust,
-        seed=spec.seed,
-    )
+    )  # split without the seed: another seed must not turn rows that chose into rows that certify
     target = Target("cpu", spec.threads, spec.batch, machine.features())
     objective = parse_objective(spec.objective)
     limits = tuple(parse(text) for text in spec.limits)
@@ -77,6 +77,7 @@ def prepare(spec: Spec, work: Path) -> Prepared:
         original.signature, data.search, sample,
         metric=spec.metric, output=spec.output, kind=spec.task,
     )  # fmt: skip
+    check_holdout(data.holdout, task)
     notes = [*data.facts.get("warnings", ()), *_look(task, data.search, sample)]
     if not any(each.quality for each in limits):
         limits += (parse(default_limit(task)),)
@@ -91,7 +92,7 @@ def prepare(spec: Spec, work: Path) -> Prepared:
 
 def _segments(limits: tuple[Limit, ...], part: Part) -> None:
     for each in limits:
-        for column in each.segment.split(",") if each.segment else ():
+        for column in each.segments:
             if column not in part.segments:
                 known = ", ".join(part.segments) or "none"
                 raise WrongRequest(

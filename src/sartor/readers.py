@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import difflib
 import pickle
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,6 +20,19 @@ from sartor.contracts import Port, Signature, WrongRequest
 from sartor.images import read_images
 from sartor.references import is_reference, load_function
 from sartor.table import Columns, Table, to_array
+
+# What zipfile and numpy raise on damaged bytes (found by flipping them: see the tests).
+_DAMAGE = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    tokenize.TokenError,
+)
 
 
 def read_table(
@@ -83,7 +97,7 @@ def _open_npz(path: Path) -> dict[str, np.ndarray]:
                 "numbers"
             ) from None
         raise WrongRequest(f"{path} is not an .npz file: {error}") from None
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+    except _DAMAGE as error:
         raise WrongRequest(f"{path} is not an .npz file or is damaged: {error}") from None
 
 

@@ -1,6 +1,7 @@
 """Finds techniques and runtimes by their files, without importing a framework to look.
 
-A runtime is the file `runtimes/<kind>.py`; a technique is a class in `techniques/<family>_<kind>.py`.
+A runtime is the file `runtimes/<kind>.py`; a technique is a class in the file
+`techniques/<family>_<kind>.py`.
 Third parties register a module under the entry points `sartor.runtimes` and `sartor.techniques`,
 named likewise. A file is imported only when its kind is at hand; what it needs is read from its
 imports, so that `missing` can say why one cannot be had.
@@ -18,7 +19,7 @@ from functools import cache
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 
 from sartor.contracts import (
     Bench,
@@ -117,7 +118,7 @@ def runtime(kind: str) -> Runtime:
         if plugin.kind == kind:
             for _, cls in inspect.getmembers(plugin.load(), inspect.isclass):
                 if getattr(cls, "kind", None) == kind and hasattr(cls, "start"):
-                    return cls()  # type: ignore[no-any-return]
+                    return cast(Runtime, cls())
     known = ", ".join(plugin.kind for plugin in plugins("runtimes"))
     raise WrongRequest(f"no runtime for models of kind {kind!r}; there are: {known}")
 
@@ -129,7 +130,7 @@ def kind_of(path: Path) -> str:
             return plugin.kind
     known = ", ".join(suffix for plugin in plugins("runtimes") for suffix in plugin.suffixes)
     raise WrongRequest(
-        f"{path}: the suffix {path.suffix!r} is not a model format that is known here; known: {known}"
+        f"{path}: the suffix {path.suffix!r} is no model format that is known here; known: {known}"
     )
 
 

@@ -85,7 +85,7 @@ Domain = Choice | Span
 
 
 def choice(default: Any, *others: Any, values: Sequence[Any] | None = None) -> Any:
-    """A dataclass field with a finite domain: the default and the others (or `values`, in order)."""
+    """A field with a finite domain: the default and the others, or `values` in their order."""
     domain = Choice(tuple(values) if values is not None else (default, *others))
     return dataclasses.field(default=default, metadata={"domain": domain})
 

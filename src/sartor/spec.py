@@ -324,10 +324,16 @@ def _limit_beside(text: str, folder: Path) -> str:
 def from_flags(model: str | None, **flags: Any) -> Spec:
     """The checked request of a command: `model` is a model or a .toml file; flags that are None
     or empty are not given, the others override the file."""
-    given = {name: value for name, value in flags.items() if value is not None and value != []}
     if model is not None and model.endswith(".toml"):
-        spec = merge(load(model), given)
-    else:
-        spec = merge(Spec(), {"model": model, **given})
+        return request(load(model), **flags)
+    return request(Spec(), model=model, **flags)
+
+
+def request(spec: Spec | None = None, /, **settings: Any) -> Spec:
+    """The checked request of `spec` with these settings; None and empty ones are not given."""
+    given = {
+        k: v for k, v in settings.items() if not (v is None or (isinstance(v, list) and not v))
+    }
+    spec = merge(spec or Spec(), given)
     spec.check()
     return spec

@@ -261,18 +261,27 @@ def quantile_runs(q: float, alpha: float = 0.05) -> int:
 
 def effective_size(samples: Floats, q: float) -> float:
     """How many independent calls the calls in rounds [rounds, calls] are worth where their
-    q-quantile is concerned (Kish's design effect; Korn and Graubard 1998 for few rounds)."""
+    q-quantile is concerned (Kish's design effect; Korn and Graubard 1998 for few rounds). Rounds
+    may differ in their tails or as a whole: the stronger likeness counts, since that of a tail
+    alone is badly known."""
     rounds, calls = samples.shape
     if rounds < 2 or calls < 2:
         return float(samples.size)
+    alike = max(_likeness(samples, q), _likeness(samples, 0.5))
+    if alike == 0:
+        return float(samples.size)
+    few = float(stdtrit(samples.size - 1, 0.975) / stdtrit(rounds - 1, 0.975)) ** 2
+    return float(max(few * samples.size / (1 + (calls - 1) * alike), 1.0))
+
+
+def _likeness(samples: Floats, q: float) -> float:
+    """Intraclass correlation, within rounds, of lying beyond the q-quantile."""
+    calls = samples.shape[1]
     beyond = (samples > np.quantile(samples, q)).astype(np.float64)
     between = calls * float(beyond.mean(1).var(ddof=1))
     within = float(beyond.var(1, ddof=1).mean())
     total = between + (calls - 1) * within
-    alike = max((between - within) / total, 0.0) if total > 0 else 0.0
-    few = float(stdtrit(samples.size - 1, 0.975) / stdtrit(rounds - 1, 0.975)) ** 2
-    worth = float(samples.size / (1 + (calls - 1) * alike))
-    return worth if alike == 0 else max(worth * few, 1.0)
+    return max((between - within) / total, 0.0) if total > 0 else 0.0
 
 
 def quantile(samples: Floats, q: float, border: float, level: float = 0.95) -> Comparison:

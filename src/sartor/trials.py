@@ -8,6 +8,7 @@ soon as the evidence is against the candidate.
 from __future__ import annotations
 
 import dataclasses
+import shutil
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -100,27 +101,30 @@ class Laboratory:
     # -- building -----------------------------------------------------------------------------
 
     def build(self, recipe: Recipe, lineage: list[Model] | None = None) -> Model:
-        """The model that the recipe makes; shared beginnings come from the store. Raises Stopped. `lineage`, where given, receives the model after each step."""
+        """The model that the recipe makes; shared beginnings come from the store. Raises Stopped.
+        `lineage`, where given, receives the model after each step."""
         model = self.original
         for technique in recipe:
             key = self._key(model, technique)
-            made = self.store.get(key)
-            if made is None:
-                bench = self.bench.on(model, self.store.scratch())
-                try:
-                    answer = self.pool.call(
-                        apply_step, technique, model, bench, self.store.folder, key,
-                        timeout=APPLY_SECONDS,
-                    )  # fmt: skip
-                except Failed as failure:
-                    raise Stopped("failed", technique, str(failure)) from None
-                if isinstance(answer, str):
-                    raise Stopped("refused", technique, answer)
-                made = answer
-            model = made
+            model = self.store.get(key) or self._apply(technique, model, key)
             if lineage is not None:
                 lineage.append(model)
         return model
+
+    def _apply(self, technique: Technique, model: Model, key: str) -> Model:
+        scratch = self.store.scratch()
+        try:
+            made = self.pool.call(
+                apply_step, technique, model, self.bench.on(model, scratch), self.store.folder,
+                key, timeout=APPLY_SECONDS,
+            )  # fmt: skip
+        except Failed as failure:
+            raise Stopped("failed", technique, str(failure)) from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+        if isinstance(made, str):
+            raise Stopped("refused", technique, made)
+        return made
 
     def _key(self, model: Model, technique: Technique) -> str:
         return key_of(
@@ -158,8 +162,7 @@ class Laboratory:
             if key != digest(self.original):
                 self.known = {k: v for k, v in self.known.items() if k == digest(self.original)}
             self.known[key] = have
-        assert have is not None
-        return have[:rows]
+        return self.known[key][:rows]
 
     def evidence(self, model: Model) -> Evidence:
         """What is known for nothing once the model is there."""
@@ -352,5 +355,6 @@ def timing_from_json(entry: Mapping[str, Any]) -> Timing:
         return None if entry[name] is None else np.asarray(entry[name], dtype=float) * 1e-9
 
     baseline, candidate = seconds("baseline"), seconds("candidate")
-    assert baseline is not None and candidate is not None
+    if baseline is None or candidate is None:
+        raise ValueError("a timing without lanes")
     return Timing(baseline, candidate, seconds("twin"), entry["batch"], entry["threads"])

@@ -8,7 +8,6 @@ import re
 import shutil
 from collections import defaultdict
 from collections.abc import Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -231,19 +230,47 @@ def seconds(path: Path, profile: Path, calls: int) -> Mapping[str, float]:
     starts = sorted(each["ts"] for each in events if each["name"] == "model_run")
     if len(starts) != calls + 1:
         raise Failed(f"the profile holds {len(starts)} calls of {calls + 1}")
-    known = tuple(names(_inlined(path)))
+    owners = _Owners(_inlined(path))
     total: dict[str, float] = defaultdict(float)
     for event in events:
         kernel = event.get("cat") == "Node" and event["name"].endswith("_kernel_time")
         if kernel and event["ts"] >= starts[1]:
-            name = _owner(event["name"].removesuffix("_kernel_time"), known)
+            name = owners(event["name"].removesuffix("_kernel_time"), event["args"]["op_name"])
             total[name] += event["dur"] * 1e-6 / calls
     return dict(total)
 
 
-@lru_cache(maxsize=65_536)
-def _owner(name: str, known: tuple[str, ...]) -> str:
-    """The part whose name a profiled node bears, alone or inside its own ("fused conv_1")."""
-    pieces = [each for each in known if re.search(rf"(?<!\w){re.escape(each)}(?!\w)", name)]
-    suffixed = [each for each in known if name.startswith(f"{each}_")]
-    return max(pieces or suffixed, key=len, default=name)
+class _Owners:
+    """Which part a profiled node stands for. ONNX Runtime names what it fuses after one of the
+    nodes, often the last and lightest: a convolution that took in its activation is called Relu."""
+
+    def __init__(self, proto: onnx.ModelProto) -> None:
+        self.nodes = dict(zip(names(proto), proto.graph.node, strict=True))
+        self.makers = {out: name for name, node in self.nodes.items() for out in node.output}
+        self.known: dict[tuple[str, str], str] = {}
+
+    def __call__(self, name: str, operator: str) -> str:
+        if (name, operator) not in self.known:
+            bearer = self._bearer(name)
+            found = bearer and self._upstream(bearer, operator)
+            self.known[name, operator] = found or bearer or name
+        return self.known[name, operator]
+
+    def _bearer(self, name: str) -> str | None:
+        """The part whose name a profiled node bears, alone or inside its own ("fused conv_1")."""
+        if name in self.nodes:
+            return name
+        whole = [each for each in self.nodes if re.search(rf"(?<!\w){re.escape(each)}(?!\w)", name)]
+        begun = [each for each in self.nodes if name.startswith(f"{each}_")]
+        return max(whole or begun, key=len, default=None)
+
+    def _upstream(self, bearer: str, operator: str, steps: int = 4) -> str | None:
+        """The nearest part at or before the bearer whose operator the profiled one contains."""
+        layer = [bearer]
+        for _ in range(steps):
+            for name in layer:
+                if self.nodes[name].op_type in operator:
+                    return name
+            read_here = [each for name in layer for each in self.nodes[name].input]
+            layer = [self.makers[each] for each in read_here if each in self.makers]
+        return None

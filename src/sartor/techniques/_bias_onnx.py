@@ -39,17 +39,18 @@ def _mean_error(
     node: onnx.NodeProto, error: np.ndarray, mean: np.ndarray, graph: Graph, bench: Bench
 ) -> np.ndarray:
     """The layer with `error` as its weights on its mean input, averaged over all but channels."""
-    if node.op_type == "MatMul":
-        return mean @ error
-    if node.op_type == "Gemm":
-        turned = error.T if attribute(node, "transB", 0) else error
-        return (mean @ turned) * np.float32(attribute(node, "alpha", 1.0))  # type: ignore[arg-type]
+    moved: np.ndarray
+    if node.op_type in ("MatMul", "Gemm"):
+        moved = mean @ (error.T if attribute(node, "transB", 0) else error)
+        return moved
     if mean.ndim == 1:  # sizes vary from example to example: the inside of a wide image
         kernel = error.reshape(*error.shape[:2], -1).sum(axis=2)
         groups = len(mean) // kernel.shape[1]
         parts = zip(np.split(kernel, groups), np.split(mean, groups), strict=True)
         return np.concatenate([weight @ each for weight, each in parts])
-    return _run(node, error, mean[None], graph, bench).mean(axis=(0, *range(2, mean.ndim + 1)))
+    made = _run(node, error, mean[None], graph, bench)
+    moved = made.mean(axis=(0, *range(2, made.ndim)))
+    return moved
 
 
 def _run(
@@ -85,13 +86,12 @@ def _add(graph: Graph, node: onnx.NodeProto, change: np.ndarray) -> None:
     bias = graph.constant(place.input[index]) if len(place.input) > index else None
     if bias is None and (node.op_type == "MatMul" or len(place.input) > index):
         return
-    scale = np.float32(attribute(node, "beta", 1.0)) if node.op_type == "Gemm" else np.float32(1)  # type: ignore[arg-type]
-    known = np.zeros_like(change) if bias is None else bias
-    if bias is not None and (bias.ndim != 1 or bias.shape != change.shape or not scale):
+    if bias is not None and bias.shape != change.shape:
         return
+    known = np.zeros_like(change) if bias is None else bias
     stem = f"{node.name}_bias" if bias is None else place.input[index]
     name = graph.fresh(f"{stem}_corrected")
-    graph.set_constant(name, (known + change / scale).astype(np.float32))
+    graph.set_constant(name, (known + change).astype(np.float32))
     if len(place.input) > index:
         place.input[index] = name
     else:

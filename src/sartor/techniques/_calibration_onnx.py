@@ -118,7 +118,8 @@ def by_percentile(
     share = np.cumsum(bins) / max(bins.sum(), 1)
     tail = (100 - percentile) / 200
     left = edges[np.searchsorted(share, tail, side="right")] if tail else low
-    right = edges[min(np.searchsorted(share, 1 - tail), len(bins) - 1) + 1]
+    last = min(int(np.searchsorted(share, 1 - tail)), len(bins) - 1)
+    right = edges[last + 1]
     return max(low, float(left)), min(high, float(right))
 
 
@@ -195,4 +196,5 @@ def mean_inputs(
 
 
 def _by_channel(mean: np.ndarray) -> np.ndarray:
-    return mean.reshape(len(mean), -1).mean(axis=1)
+    means: np.ndarray = mean.reshape(len(mean), -1).mean(axis=1)
+    return means

@@ -170,7 +170,8 @@ def rounded(weight: np.ndarray, axes: tuple[int, ...], levels: int = 127) -> np.
     others = tuple(axis for axis in range(weight.ndim) if axis not in axes)
     scale = np.abs(weight).max(axis=others, keepdims=True) / levels
     scale = np.where(scale > 0, scale, 1).astype(np.float32)
-    return (np.clip(np.round(weight / scale), -levels, levels) * scale).astype(np.float32)
+    kept: np.ndarray = np.clip(np.round(weight / scale), -levels, levels) * scale
+    return kept
 
 
 def saturates(target: Target) -> bool:
@@ -227,9 +228,10 @@ def split_gemms(graph: Graph, names: Iterable[str]) -> None:
 
 
 def tidy(proto: onnx.ModelProto) -> Graph:
-    """A graph that says nothing of its making: only the operator sets in use, no quantizer's
-    name or marks."""
+    """A graph in lawful order that says nothing of its making: only the operator sets in use, no
+    quantizer's name or marks."""
     graph = Graph(proto)
+    _sort(graph)
     used = _domains(proto.graph.node)
     versions = {each.domain: each.version for each in proto.opset_import if each.domain in used}
     versions.update({name: 1 for name in used if name not in versions})
@@ -241,6 +243,29 @@ def tidy(proto: onnx.ModelProto) -> Graph:
     proto.producer_name, proto.producer_version = "sartor", ""
     graph.drop_unused()
     return graph
+
+
+def _sort(graph: Graph) -> None:
+    """Every node behind those whose tensors it reads, else in the order they stand in: ONNX
+    Runtime's quantizers append what they add."""
+    needs: dict[str, list[onnx.NodeProto]] = {node.name: [] for node in graph.nodes}
+    for tensor, maker in graph.producers.items():
+        for user in graph.users(tensor):
+            needs[user.name].append(maker)
+    placed: dict[str, onnx.NodeProto] = {}
+    for node in graph.nodes:
+        waiting = [node]
+        while waiting:
+            missing = [each for each in needs[waiting[-1].name] if each.name not in placed]
+            if missing:
+                waiting += missing
+            else:
+                ready = waiting.pop()
+                placed.setdefault(ready.name, ready)
+    ordered = [onnx.NodeProto.FromString(node.SerializeToString()) for node in placed.values()]
+    del graph.proto.graph.node[:]
+    graph.proto.graph.node.extend(ordered)
+    graph.refresh()
 
 
 def _domains(nodes: Sequence[onnx.NodeProto]) -> set[str]:

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import numpy as np
 import onnx
+import scipy.linalg
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Technique
 from sartor.space import choice, span
@@ -25,16 +26,17 @@ from sartor.techniques._graph_onnx import (
 
 _BUDGET = 256 << 20  # bytes of second moments gathered in one pass over the data
 _WIDEST = 8192  # inputs: a moment matrix of 0.5 GB
-_ROWS = 4096  # rows of activations turned into float64 at once
+_ROWS = 1024  # rows of activations multiplied at once
 _SMALLEST = 16  # inputs and outputs: below, two layers cost more in calls than they save
 
 
 @dataclass(frozen=True)
 class LowRank(Technique):
     """Replaces W (inputs x outputs) by two factors of rank r, where r (inputs + outputs) <
-    inputs x outputs, so that the error of the *outputs* on the training data is least:
-    with the activations' second moments S = L L', the truncated SVD of L' W, unwhitened by L'^-1
-    (Wang et al., "SVD-LLM", ICLR 2025; Chen et al., "DRONE", NeurIPS 2021).
+    inputs x outputs, so that the error of the *outputs* on the training data is least: W U U',
+    U the leading eigenvectors of the outputs' second moments W' S W, S those of the activations
+    (Chen et al., "DRONE", NeurIPS 2021; whitening as in Wang et al., "SVD-LLM", ICLR 2025, gives
+    the same and is what we do where a layer has more outputs than inputs).
 
     `share` is the share of the multiply-accumulates of all layers considered that remains. Ranks
     are chosen together: the least sum of relative output errors at that cost, by bisection over
@@ -118,19 +120,17 @@ class _Layer:
 
 @dataclass(frozen=True)
 class _Factored:
-    """A whitened SVD: `tail[r]` is the share of the output's energy lost at rank r; `positions`
-    counts how often the layer is applied per example."""
+    """Factors of full rank, best columns first: `first` is (inputs, n), `second` (n, outputs).
+    `tail[r]` is the share of the outputs' energy lost at rank r; `positions` counts how often the
+    layer is applied per example."""
 
-    left: np.ndarray
-    values: np.ndarray
-    right: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
     tail: np.ndarray
     positions: float
 
     def factors(self, rank: int) -> tuple[np.ndarray, np.ndarray]:
-        root = np.sqrt(self.values[:rank])
-        first = (self.left[:, :rank] * root).astype(np.float32)
-        return first, (root[:, None] * self.right[:rank]).astype(np.float32)
+        return self.first[:, :rank].astype(np.float32), self.second[:rank].astype(np.float32)
 
 
 def _layers(graph: Graph) -> tuple[list[_Layer], Parts]:
@@ -218,18 +218,27 @@ def _gather(
     graph: Graph, group: dict[tuple[str, str], _Layer], batches: Iterable[Arrays], bench: Bench
 ) -> dict[str, np.ndarray]:
     sums = {at: np.zeros((layer.inputs, layer.inputs)) for at, layer in group.items()}
+    waiting: dict[tuple[str, str], list[np.ndarray]] = {at: [] for at in group}
     counts = dict.fromkeys(group, 0)
-    names = list(dict.fromkeys(name for name, _ in group))
     seen = 0
+
+    def add(at: tuple[str, str]) -> None:
+        for start in range(0, sum(map(len, waiting[at])), _ROWS):
+            block = np.concatenate(waiting[at])[start : start + _ROWS].astype(np.float64)
+            sums[at] += block.T @ block
+        waiting[at].clear()
+
     first = graph.proto.graph.input[0].name
-    for values in watch(graph, [first, *names], batches, bench):
+    for values in watch(graph, [first, *(name for name, _ in group)], batches, bench):
         seen += len(values[first])
         for at, layer in group.items():
-            rows = layer.rows(values[at[0]])
-            counts[at] += len(rows)
-            for start in range(0, len(rows), _ROWS):
-                block = rows[start : start + _ROWS].astype(np.float64)
-                sums[at] += block.T @ block
+            waiting[at].append(layer.rows(values[at[0]]))
+            counts[at] += len(waiting[at][-1])
+            # Many rows at once: each product reads and writes the whole matrix of sums.
+            if sum(map(len, waiting[at])) >= _ROWS:
+                add(at)
+    for at in group:
+        add(at)
     found = {}
     for at, layer in group.items():
         found[_key(layer)] = (sums[at] / max(counts[at], 1)).astype(np.float32)
@@ -238,18 +247,37 @@ def _gather(
 
 
 def _factor(layer: _Layer, graph: Graph, moments: Mapping[str, np.ndarray]) -> _Factored:
+    """By the eigenvectors of the smaller of two matrices, which is far cheaper than an SVD."""
     weight = layer.matrix(graph)
     second = moments[_key(layer)].astype(np.float64)
-    if not np.isfinite(second).all():
-        raise Failed(f"the activations before {layer.node.name} are not finite")
-    # Directions the data never took would have no weight at all and could not be unwhitened.
-    ridge = 1e-4 * max(float(np.trace(second)) / layer.inputs, 1e-30)
-    root = np.linalg.cholesky(second + ridge * np.eye(layer.inputs))
-    left, values, right = np.linalg.svd(root.T @ weight, full_matrices=False)
-    energy = np.cumsum((values**2)[::-1])[::-1]
-    tail = np.concatenate([energy, [0.0]]) / max(float(energy[0]), 1e-300)
-    unwhitened = np.linalg.solve(root.T, left)
-    return _Factored(unwhitened, values, right, tail, float(moments[f"rows:{_key(layer)}"]))
+    if not np.isfinite(second).all() or not np.isfinite(weight).all():
+        raise Failed(f"weight or activations of {layer.node.name} are not finite")
+    if layer.outputs <= layer.inputs:
+        energies, vectors = _leading(weight.T @ second @ weight)
+        left, right = weight @ vectors, vectors.T
+    else:
+        # Directions the data never took have no weight at all and could not be unwhitened.
+        ridge = 1e-6 * max(float(np.trace(second)) / layer.inputs, 1e-30)
+        root = np.linalg.cholesky(second + ridge * np.eye(layer.inputs))
+        whitened = root.T @ weight
+        energies, vectors = _leading(whitened @ whitened.T)
+        left = scipy.linalg.solve_triangular(root.T, vectors)
+        right = vectors.T @ whitened
+    # Between the factors every column gets the root of its scale: what a quantizer likes best.
+    heights = np.linalg.norm(left, axis=0) / np.maximum(np.linalg.norm(right, axis=1), 1e-30)
+    balance = np.sqrt(np.maximum(heights, 1e-30))
+    lost = np.concatenate([np.cumsum(energies[::-1])[::-1], [0.0]])
+    positions = float(moments[f"rows:{_key(layer)}"])
+    tail = lost / max(float(lost[0]), 1e-300)
+    return _Factored(left / balance, right * balance[:, None], tail, positions)
+
+
+def _leading(matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Eigenvalues, largest first and none below zero, and their vectors as columns."""
+    values, vectors = np.linalg.eigh(matrix)
+    # Eigenvectors have no sign of their own: the largest entry is made positive.
+    signs = np.sign(vectors[np.abs(vectors).argmax(axis=0), np.arange(len(values))])
+    return np.maximum(values[::-1], 0.0), (vectors * signs)[:, ::-1]
 
 
 def _ranks(

@@ -75,7 +75,8 @@ class DynamicInt8(Technique):
 
     For MatMul, Gemm, LSTM and the fused Attention. Conv only where `conv` says so: ONNX Runtime's
     ConvInteger takes 7 to 15 times as long as the float kernel. `exceptions` nodes stay in float:
-    those whose quantization changes the answer most, by measurement on training examples."""
+    those whose quantization changes the answer most, by measurement on training examples.
+    `smooth` is the alpha of SmoothQuant for every MatMul and Attention (0: off)."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     stage: ClassVar[str] = "precision"
@@ -84,7 +85,7 @@ class DynamicInt8(Technique):
 
     per_channel: bool = choice(True, False)
     conv: bool = choice(False, True)
-    smooth: float = choice(0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+    smooth: float = choice(0.0, 0.5, 0.7, 0.8, 0.9)
     exceptions: int = choice(0, values=EXCEPTIONS)
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
@@ -159,8 +160,8 @@ class StaticInt8(Technique):
     examples, as QuantizeLinear/DequantizeLinear pairs that ONNX Runtime fuses on loading.
 
     `ops`: "all", or only around "conv" or "matmul". `bias_correction` removes from each bias what
-    rounding the weights adds to the mean output (Nagel et al., ICCV 2019). `smooth` is the alpha
-    of SmoothQuant for MatMul behind a layer norm. `exceptions` as in DynamicInt8."""
+    rounding the weights adds to the mean output (Nagel et al., ICCV 2019). `smooth` and
+    `exceptions` as in DynamicInt8."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
@@ -174,7 +175,7 @@ class StaticInt8(Technique):
     examples: int = choice(128, values=(32, 128, 512))
     per_channel: bool = choice(True, False)
     bias_correction: bool = choice(False, True)
-    smooth: float = choice(0.0, 0.5, 0.6, 0.7, 0.8, 0.9)
+    smooth: float = choice(0.0, 0.5, 0.7, 0.8, 0.9)
     exceptions: int = choice(0, values=EXCEPTIONS)
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
@@ -216,7 +217,7 @@ class StaticInt8(Technique):
             return f"ONNX Runtime has no static int8 {node.op_type}"
         if self.ops != "all" and (node.op_type == "Conv") != (self.ops == "conv"):
             return f"ops={self.ops} leaves {node.op_type} in float"
-        return obstacle(graph, node)
+        return obstacle(graph, node) or irregular(node)
 
     def _ranges(self, graph: Graph, chosen: list[str], bench: Bench) -> Ranges:
         picked = set(chosen)

@@ -187,7 +187,9 @@ class Blocks:
     def rounded(self) -> np.ndarray:
         """The matrix as it will be read, float32 [rows, columns]."""
         whole = self.numbers.astype(np.float32) - self.zeros[..., None]
-        return (whole * self.scales[..., None]).reshape(len(whole), -1)[:, : self.columns]
+        flat = (whole * self.scales[..., None]).reshape(len(whole), -1)
+        cut: np.ndarray = flat[:, : self.columns]
+        return cut
 
     def packed(self) -> np.ndarray:
         """[rows, blocks, bytes]; in 4 bits two numbers a byte, the first in the low half."""
@@ -195,7 +197,7 @@ class Blocks:
 
     def flat(self, columns: int) -> np.ndarray:
         """As `packed`, without the blocks and their padding: [rows, bytes]."""
-        rows = self.numbers.reshape(len(self.numbers), -1)[:, :columns]
+        rows: np.ndarray = self.numbers.reshape(len(self.numbers), -1)[:, :columns]
         return _nibbles(rows) if self.bits == 4 else rows
 
     def packed_zeros(self) -> np.ndarray:
