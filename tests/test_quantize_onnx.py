@@ -214,12 +214,9 @@ def test_static_keeps_a_convolutional_net_in_int8(toys, tmp_path, method):
     assert found["QuantizeLinear"] == 9
     assert found["Relu"] == 0
     onnx.checker.check_model(onnx.load(made.payload), full_check=True)
-    assert [node.op_type for node in onnx.load(made.payload).graph.node][-2:] == [
-        "Gemm",
-        "Identity",
-    ]
+    assert onnx.load(made.payload).graph.node[-1].op_type == "Gemm"
     assert error(toy, made) < {"minmax": 0.05, "percentile": 0.05, "entropy": 0.15}[method]
-    assert {"Add_6", "GlobalAveragePool_12"} <= set(made.lineage[-1].touched)
+    assert {"Add_5", "GlobalAveragePool_11"} <= set(made.lineage[-1].touched)
 
 
 def test_static_ops_choose_the_family(toys, tmp_path):

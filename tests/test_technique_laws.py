@@ -5,10 +5,9 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterator
 
-import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper, numpy_helper
+from toy_onnx import exported
 
 from sartor import registry
 from sartor.contracts import Technique
@@ -18,30 +17,6 @@ from sartor.workers import Worker
 
 # (technique, law) -> why it does not hold yet. A gap that was closed must go from here.
 KNOWN_GAPS: dict[tuple[str, str], str] = {}
-
-
-def exported(proto: onnx.ModelProto) -> onnx.ModelProto:
-    """The toy transformer with its mask written as exporters of `mask[:, None, None, :]` do: the
-    form that ONNX Runtime's fusion of attention knows."""
-    graph = proto.graph
-    axes = {t.name: numpy_helper.to_array(t).tolist() for t in graph.initializer if t.dims == [2]}
-    node = next(
-        n for n in graph.node if n.op_type == "Unsqueeze" and axes.get(n.input[1]) == [1, 2]
-    )
-    at = list(graph.node).index(node)
-    graph.initializer.extend(
-        numpy_helper.from_array(np.array([axis]), f"axis_{axis}") for axis in (1, 2)
-    )
-    new = [
-        helper.make_node("Unsqueeze", ["attention_mask", "axis_1"], ["mask_1"], "unsqueeze_1"),
-        helper.make_node("Unsqueeze", ["mask_1", "axis_2"], ["mask_2"], "unsqueeze_2"),
-        helper.make_node("Cast", ["mask_2"], [node.output[0]], "mask_cast", to=TensorProto.FLOAT),
-    ]
-    del graph.node[at]
-    for offset, each in enumerate(new):
-        graph.node.insert(at + offset, each)
-    onnx.checker.check_model(proto)
-    return proto
 
 
 def onnx_toys(folder) -> list[Toy]:

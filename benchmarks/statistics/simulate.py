@@ -20,7 +20,7 @@ import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
-from sartor import paired, stats
+from sartor import means, paired, stats
 from sartor.certify import Certifier, Finalist, freeze
 from sartor.contracts import Task
 from sartor.ledger import Ledger
@@ -111,13 +111,13 @@ def _mean_p(x: np.ndarray, method: str) -> float:
         return float(student.sf(x.mean() / error, len(x) - 1)) if error else float(x.mean() <= 0)
     worst = -1.0 if method == "bounded" else float(x.min())
     values, counts = np.unique(x, return_counts=True)
-    return stats._mean_p(values, counts.astype(float), worst, 0.0)
+    return means._mean_p(values, counts.astype(float), worst, 0.0)
 
 
 def mean_coverage(draw: Draw, n: int, repetitions: int = 500) -> float:
     rng, hits = np.random.default_rng(n + 1), 0
     for _ in range(repetitions):
-        found = stats.real_mean(draw(rng, n), 0.0, 1.0).interval
+        found = means.real_mean(draw(rng, n), 0.0, 1.0).interval
         hits += found.low <= 0 <= found.high
     return hits / repetitions
 

@@ -26,13 +26,13 @@ from sartor.run import RunFolder
 from sartor.spec import Spec
 from sartor.store import publish, step_to_json
 from sartor.terminal import Progress
-from sartor.trials import APPLY_SECONDS, Laboratory, figures_of, truth_of
+from sartor.trials import APPLY_SECONDS, LOOK_SECONDS, Laboratory, figures_of, truth_of
 from sartor.verdicts import Evidence
 
 EARLY = 0.01  # a candidate is certified early when the search split leaves this little doubt
 EARLY_GAIN = 0.95  # and when it is at least this much better than the original
 ROUNDS = 60
-STEP_ROWS = 1024  # examples on which the contribution of a step is looked at
+STEP_ROWS = 512  # examples on which the contribution of a step is looked at
 FRONTIER = 5
 
 
@@ -102,14 +102,17 @@ class Answering:
         rows, pace = self.ready.data.holdout.rows, self.lab.pace
         known = self.ready_digest in self.sealed_answers
         own = 0.0 if known else rows / pace.get(self.ready_digest, math.inf)
-        slowest = min(pace.values(), default=math.inf)
+        others = [each for name, each in pace.items() if name != self.ready_digest]
+        slowest = min(others or pace.values(), default=math.inf)
         return own + finalists * (rows / slowest + self.timing_seconds + 1.0)
 
     def reserve(self) -> float:
         """Seconds to keep back for the certificate, the contributions and the bundle."""
         chain = freeze(self.trials)
         steps = max((len(each.trial.recipe) for each in chain), default=0)
-        return self.test_seconds(min(len(chain), 2)) + 4.0 * steps + 3.0
+        slowest = min(self.lab.pace.values(), default=math.inf)
+        look = LOOK_SECONDS + 2.0 + STEP_ROWS / slowest
+        return self.test_seconds(min(len(chain), 2)) + look * (steps + 1) + 3.0
 
     @property
     def timing_seconds(self) -> float:

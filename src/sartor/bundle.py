@@ -1,4 +1,4 @@
-"""The bundle: a folder with the artifact, `sartor.json` and a card, that explains and proves itself.
+"""The bundle: a folder with the artifact, `sartor.json` and a card, that proves itself.
 
 `load` imports only the one runtime that the artifact needs. A changed byte, a path that climbs
 out of the folder or a newer format is refused.

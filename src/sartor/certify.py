@@ -19,7 +19,7 @@ import numpy as np
 
 from sartor.contracts import Task
 from sartor.data import Part, Sealed
-from sartor.ledger import Ledger, Opening, Stage
+from sartor.ledger import EarlyUsed, Ledger, Opening, Stage
 from sartor.limits import PERFORMANCE, Limit, Objective
 from sartor.metrics import check_labels
 from sartor.records import Trial, Verdict
@@ -136,9 +136,13 @@ class Certifier:
         )
 
     def early(self, finalist: Finalist) -> Certification:
-        """Tests one hypothesis at the early share of the error rate. Nothing of what is found may
-        reach the search."""
-        return self._certify((finalist,), "early", None, None)
+        """Tests one hypothesis at the early share of the error rate, or leaves it untested where
+        the run has had its early answer. Nothing of what is found may reach the search."""
+        try:
+            return self._certify((finalist,), "early", None, None)
+        except EarlyUsed:
+            row = Row(finalist, "untested", value=_objective(finalist))
+            return Certification((row,), None, None, 0.0, False)
 
     def final(self, finalists: Sequence[Finalist], early: Row | None = None) -> Certification:
         """Tests the finalists in their order, and the original where none of them is certified.

@@ -7,10 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-
 from sartor.contracts import WrongRequest
 from sartor.records import Journal, plain
+from sartor.report.text import console
 from sartor.terminal import Progress
 
 
@@ -26,7 +25,7 @@ def optimize(json: bool, quiet: bool, model: str, **flags: Any) -> Answer:
     from sartor.spec import from_flags
 
     run = run_it(from_flags(model, **flags), Progress(quiet))
-    Console(stderr=json, highlight=False).print(render_answer(run.answer))
+    console(stderr=json).print(render_answer(run.answer))
     return Answer(run.status, run.answer)
 
 
@@ -36,7 +35,7 @@ def report(json: bool, folder: str) -> Answer:
     journal = Journal(Path(folder) / "run.jsonl")
     if not journal.path.exists():
         raise WrongRequest(f"{folder} holds no run: there is no run.jsonl in it")
-    Console(stderr=json, highlight=False).print(render(journal))
+    console(stderr=json).print(render(journal))
     return Answer(0, journal.last("answer") or {})
 
 
@@ -44,7 +43,7 @@ def profile(json: bool, top: int, model: str, **flags: Any) -> Answer:
     from sartor.profile import profile_model, render
 
     found = profile_model(model, **flags)
-    Console(stderr=json, highlight=False).print(render(found, top))
+    console(stderr=json).print(render(found, top))
     return Answer(0, plain(found))
 
 
@@ -53,7 +52,7 @@ def compare(json: bool, models: list[str], **flags: Any) -> Answer:
     from sartor.compare import render
 
     found = compare_them(models, Progress(), **flags)
-    Console(stderr=json, highlight=False).print(render(found))
+    console(stderr=json).print(render(found))
     return Answer(0, plain(found))
 
 
@@ -62,7 +61,7 @@ def verify(json: bool, bundle: str, **flags: Any) -> Answer:
     from sartor.verify import verify as verify_it
 
     found = verify_it(Path(bundle), progress=Progress(), **flags)
-    Console(stderr=json, highlight=False).print(render_answer(found))
+    console(stderr=json).print(render_answer(found))
     return Answer(found["status"], found)
 
 
@@ -70,7 +69,7 @@ def doctor(json: bool) -> Answer:
     from sartor.doctor import diagnose, render
 
     found = diagnose()
-    Console(stderr=json, highlight=False).print(render(found))
+    console(stderr=json).print(render(found))
     return Answer(0, found)
 
 

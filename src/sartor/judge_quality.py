@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sartor import paired, stats
+from sartor import means, paired, stats
 from sartor.contracts import Task, WrongRequest
 from sartor.evidence import Evidence, broken, ends, identical, together, unknown, verdict_of
 from sartor.limits import Limit
@@ -159,7 +159,7 @@ def _compare(
     group = truth.group if truth.group is not None and len(truth.group) == len(old) else None
     if group is not None and len(np.unique(group)) < len(group):
         spread = float(np.ptp(np.concatenate([old, new])))
-        return stats.real_mean(stats.by_group(values, group, border), border, spread)
+        return means.real_mean(means.by_group(values, group, border), border, spread)
     binary = metric.scale == "binary" and bool(np.isin(np.concatenate([old, new]), (0, 1)).all())
     if binary and share == 1.0:
         gains, losses = int((values > 0).sum()), int((values < 0).sum())
@@ -169,14 +169,14 @@ def _compare(
         return found if sign > 0 else found.negated()
     if metric.bounds is None:
         spread = float(np.ptp(np.concatenate([old, new])))
-        return stats.real_mean(values, border, spread)
+        return means.real_mean(values, border, spread)
     low, high = metric.bounds
     if min(old.min(), new.min()) < low - 1e-9 or max(old.max(), new.max()) > high + 1e-9:
         raise WrongRequest(
             f"{metric.name} gives scores outside {low:g} to {high:g}: declare its scale as real"
         )
     corners = [sign * (c - share * b) for c in (low, high) for b in (low, high)]
-    return stats.bounded_mean(values, min(corners), max(corners), border)
+    return means.bounded_mean(values, min(corners), max(corners), border)
 
 
 def _resampled(

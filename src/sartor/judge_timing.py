@@ -9,7 +9,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sartor import stats
+from sartor import means, stats
 from sartor.evidence import Evidence, ends, identical, unknown, verdict_of
 from sartor.limits import Bound, Limit
 from sartor.records import Interval, Timing, Verdict
@@ -91,7 +91,7 @@ def _scaled(interval: Interval, scale: float) -> Interval:
 def _seconds(timing: Timing, statistic: str, border: float) -> Comparison:
     lane = timing.candidate
     if statistic == "mean":
-        return stats.real_mean(lane.mean(1), border, 0.0)
+        return means.real_mean(lane.mean(1), border, 0.0)
     return stats.quantile(lane, _share(statistic), border)
 
 

@@ -21,6 +21,7 @@ import numpy as np
 
 from sartor import machine
 from sartor.contracts import Arrays, Failed, Model, Port, Session, Signature, Target
+from sartor.contracts import Part as Counted
 from sartor.data import Part
 from sartor.registry import runtime
 
@@ -285,3 +286,17 @@ def peak_memory() -> int:
                 return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+# -- a profile ------------------------------------------------------------------------------------
+
+
+def look_inside(
+    model: Model, target: Target, part: Part, rows: np.ndarray, example: int
+) -> tuple[tuple[Counted, ...], dict[str, float]]:
+    """The model's parts, counted on row `example`, and the seconds that each takes for a batch;
+    `rows` are [batches, rows each]."""
+    engine = runtime(model.kind)
+    one = feed(part, np.array([example]), model.signature)
+    batches = [feed(part, each, model.signature) for each in rows]
+    return engine.parts(model, one), dict(engine.part_seconds(model, target, batches))

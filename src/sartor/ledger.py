@@ -29,6 +29,10 @@ EARLY = 0.2  # of a run's share, for its early answer
 FLOOR = 0.002  # what must be left for another run to be worth its while
 
 
+class EarlyUsed(WrongRequest):
+    """The run has had its early answer."""
+
+
 @dataclass(frozen=True)
 class Opening:
     """Leave to open the holdout and to test at `alpha`. `again`: it had been granted before."""
@@ -58,8 +62,8 @@ class Ledger:
         """Grants an opening to the run for hypotheses frozen in this order (digests of the
         artifacts and the limits). The record is on disk when this returns.
 
-        Raises WrongRequest where the error rate is used up, where the run has had its early
-        answer, and where the ledger cannot be read or written."""
+        Raises WrongRequest where the error rate is used up and where the ledger cannot be read or
+        written, EarlyUsed where the run has had its early answer."""
         content = json.dumps([self.holdout, run, stage, list(frozen)])
         key = hashlib.sha256(content.encode()).hexdigest()[:32]
         with self._locked() as file:
@@ -94,7 +98,7 @@ class Ledger:
         early = [each for each in opened if each["stage"] == "early"]
         finals = [each for each in opened if each["stage"] == "final"]
         if stage == "early" and opened:
-            raise WrongRequest(
+            raise EarlyUsed(
                 "this run has opened its holdout already: its early answer is one hypothesis, "
                 "tested once"
             )

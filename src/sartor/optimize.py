@@ -17,7 +17,9 @@ from sartor.search import GuidedSearch
 from sartor.spec import Spec
 from sartor.store import Store
 from sartor.terminal import Progress
-from sartor.trials import Laboratory
+from sartor.trials import APPLY_SECONDS, Laboratory
+
+LEAST = 15.0  # seconds that any one step of a trial may take, however little time is left
 
 
 def optimize(spec: Spec, progress: Progress | None = None) -> Run:
@@ -85,6 +87,7 @@ def search(
     seeker = GuidedSearch(kind, known, first, trials=spec.trials, seed=spec.seed)
     finished = folder.trials()
     progress.deadline, progress.trials = clock.deadline, clock.trials
+    lab.patience = lambda: min(APPLY_SECONDS, max(clock.left() - answering.reserve(), LEAST))
     number = 0
     longest = 0.0
     while True:

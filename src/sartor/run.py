@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
+import shutil
 import uuid
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -19,7 +20,9 @@ from typing import IO, Any
 from sartor.bundle import Loaded
 from sartor.contracts import WrongRequest
 from sartor.records import Journal, Trial, plain, trial_from_json
-from sartor.store import key_of
+from sartor.store import ASIDE, key_of
+
+_HEAD = b'{"event": "request"'  # what every journal of a run begins with
 
 
 class RunFolder:
@@ -37,16 +40,28 @@ class RunFolder:
         """Raises WrongRequest where the folder holds something else, before anything is done."""
         if self.root.exists() and not self.root.is_dir():
             raise WrongRequest(f"--out {self.root} is a file: name a new folder")
-        if self.root.is_dir() and any(self.root.iterdir()) and not self.journal.path.exists():
+        if self.root.is_dir() and any(self.root.iterdir()) and not self._ours():
             raise WrongRequest(
                 f"--out {self.root} is not empty and holds no run: name a new or empty folder"
             )
 
+    def _ours(self) -> bool:
+        """Whether the folder holds a journal of ours, be it cut short in its first line."""
+        if not self.journal.path.is_file():
+            return False
+        with self.journal.path.open("rb") as file:
+            head = file.read(len(_HEAD))
+        return _HEAD.startswith(head)
+
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
+        new = not self.journal.path.exists()
         try:
-            self.work.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / "work" / "lock").open("w")
+            self.root.mkdir(parents=True, exist_ok=True)
+            # The journal marks the folder as ours, however early the run is killed.
+            self.journal.path.touch()
+            self.work.mkdir(exist_ok=True)
+            lock = (self.work / "lock").open("w")
         except OSError as error:
             raise WrongRequest(f"--out {self.root} cannot be written: {error.strerror}") from None
         with lock:
@@ -56,7 +71,16 @@ class RunFolder:
                 raise WrongRequest(
                     f"--out {self.root} is in use by another run: wait for it or name another"
                 ) from None
-            yield
+            for left in self.root.glob(f"{ASIDE}*"):  # by a run that was killed
+                shutil.rmtree(left, ignore_errors=True)
+            try:
+                yield
+            except WrongRequest:
+                if new and self.journal.last("request") is None:
+                    # Nothing was begun: the corrected command finds the folder as this one did.
+                    shutil.rmtree(self.work, ignore_errors=True)
+                    self.journal.path.unlink()
+                raise
 
     def begin(self, request: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Writes the request into a new journal, or checks that an old one asked the same."""
@@ -131,8 +155,6 @@ class Run:
 
     def save(self, folder: str | Path) -> None:
         """Copies bundle, frontier and journal into a new folder."""
-        import shutil
-
         target = Path(folder)
         if target.exists() and any(target.iterdir()):
             raise WrongRequest(f"{target} is not empty: name a new folder")

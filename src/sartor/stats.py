@@ -3,7 +3,8 @@
 Every test holds an effect against a border and answers with a `Comparison`: both one-sided
 p-values and a two-sided interval. Effects are oriented by the caller so that more is better;
 "non-inferior by a margin" is "the effect is above -margin". How well each method keeps its level
-is simulated in `benchmarks/statistics/simulate.py`; the reasons for each choice stand beside it.
+is simulated in `benchmarks/statistics/simulate.py`. Here are shares, figures of whole sets,
+latency and multiplicity; `paired` holds paired outcomes, `means` the means of scores.
 """
 
 from __future__ import annotations
@@ -15,7 +16,6 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 from scipy.special import betainc, betaincinv, ndtr, ndtri, stdtrit
 
 from sartor.records import Interval
@@ -80,104 +80,6 @@ def binomial_above(successes: float, n: float, share: float) -> float:
     if successes <= 0 or share >= 1:
         return 1.0
     return float(betainc(successes, n - successes + 1, share)) if share > 0 else 0.0
-
-
-# --- means --------------------------------------------------------------------------------------
-
-
-def gamma_sum_below_zero(weights: Floats, counts: Floats) -> float:
-    """P(sum of weights x independent Gamma(counts) variables <= 0), by the saddlepoint (Lugannani
-    and Rice 1980 in Barndorff-Nielsen's form); within 2 % of the exact figure, on the safe side."""
-    if (weights >= 0).all():
-        return 0.0
-    if (weights <= 0).all():
-        return 1.0
-    s, low, high = 0.0, 1 / float(weights.min()), 1 / float(weights.max())
-    for _ in range(200):
-        r = weights / (1 - s * weights)
-        slope = float(counts @ r)
-        low, high = (low, s) if slope > 0 else (s, high)
-        new = s - slope / float(counts @ (r * r))
-        new = new if low < new < high else (low + high) / 2
-        if abs(new - s) <= 1e-13 * abs(s) or new == s:
-            break
-        s = new
-    r = weights / (1 - s * weights)
-    curve = float(counts @ (r * r))
-    w = math.copysign(math.sqrt(max(2 * float(counts @ np.log1p(-s * weights)), 0.0)), s)
-    u = s * math.sqrt(curve)
-    if abs(w) < 1e-3 or u == 0:
-        return float(ndtr(w + float(counts @ r**3) / curve**1.5 / 3))
-    return float(ndtr(w + math.log(u / w) / w))
-
-
-def _mean_p(values: Floats, counts: Floats, worst: float, border: float) -> float:
-    """P-value of "the mean is at most border" where no value lies below `worst`."""
-    if border < worst:
-        return 0.0
-    return gamma_sum_below_zero(np.append(values, worst) - border, np.append(counts, 1.0))
-
-
-def bounded_mean(
-    values: Floats, low: float, high: float, border: float, level: float = 0.95
-) -> Comparison:
-    """Mean of values within [low, high] against `border`.
-
-    Gaffke's bound (2005; Learned-Miller and Thomas 2020): random Dirichlet weights on the sample
-    and on one more observation at the bad end. It equals Clopper and Pearson's for 0/1 values, so
-    that rare big losses do not break it, and nears the t test where the spread is small. That it
-    holds in general is conjectured, and so far without a counterexample."""
-    return _mean(values, low, high, border, level, "Gaffke's bound")
-
-
-def real_mean(values: Floats, border: float, spread: float, level: float = 0.95) -> Comparison:
-    """Mean of unbounded values against `border`, as `bounded_mean` with the worst value seen in
-    place of the bound. In simulations it keeps 5 % from 200 skewed values on, where the t test
-    errs in up to 16 % and the studentized bootstrap in up to 10 %; losses so rare that none was
-    seen nobody can exclude. `spread` (the range of the scores) stands in for the worst value
-    while fewer than 10 values differ from 0."""
-    worst, best = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
-    if np.count_nonzero(values) < 10:
-        worst, best = min(worst, -spread), max(best, spread)
-    return _mean(values, worst, best, border, level, "self-bounded mean")
-
-
-def _mean(
-    x: Floats, worst: float, best: float, border: float, level: float, method: str
-) -> Comparison:
-    if len(x) == 0:
-        return nothing(method)
-    values, times = np.unique(np.asarray(x, dtype=np.float64), return_counts=True)
-    counts, mean, tail = times.astype(np.float64), float(np.mean(x)), (1 - level) / 2
-
-    def end(values: Floats, worst: float, mean: float) -> float:
-        if _mean_p(values, counts, worst, mean) <= tail or worst >= mean:
-            return mean
-        gap = (mean - worst) * 1e-9
-        if _mean_p(values, counts, worst, worst + gap) > tail:
-            return worst
-        return float(
-            brentq(lambda at: _mean_p(values, counts, worst, at) - tail, worst + gap, mean)
-        )
-
-    error = max(float(np.std(x, ddof=1)) if len(x) > 1 else 0.0, (best - worst) / len(x), 1e-300)
-    low, high = end(values, worst, mean), -end(-values, -best, -mean)
-    return Comparison(
-        Interval(mean, low, high, level),
-        above=_mean_p(values, counts, worst, border),
-        below=_mean_p(-values, counts, -best, -border),
-        z=(mean - border) / (error / math.sqrt(len(x))),
-        n=len(x),
-        method=method,
-    )
-
-
-def by_group(values: Floats, group: np.ndarray, border: float) -> Floats:
-    """One value per group, whose mean is that of all rows: rows of one group are not independent.
-    Exact to first order for groups of unequal sizes (Cochran 1977, ratio estimator)."""
-    _, index = np.unique(group, return_inverse=True)
-    sums = np.bincount(index.ravel(), weights=values - border)
-    return np.asarray(border + sums * (len(sums) / len(values)), dtype=np.float64)
 
 
 # --- figures of a whole set ---------------------------------------------------------------------
@@ -261,13 +163,12 @@ def quantile_runs(q: float, alpha: float = 0.05) -> int:
 
 def effective_size(samples: Floats, q: float) -> float:
     """How many independent calls the calls in rounds [rounds, calls] are worth where their
-    q-quantile is concerned (Kish's design effect; Korn and Graubard 1998 for few rounds). Rounds
-    may differ in their tails or as a whole: the stronger likeness counts, since that of a tail
-    alone is badly known."""
+    q-quantile is concerned (Kish's design effect; Korn and Graubard 1998 for few rounds). The
+    likeness of a tail alone is badly known: that of one twice as heavy counts where it is more."""
     rounds, calls = samples.shape
     if rounds < 2 or calls < 2:
         return float(samples.size)
-    alike = max(_likeness(samples, q), _likeness(samples, 0.5))
+    alike = max(_likeness(samples, q), _likeness(samples, max(2 * q - 1, 0.5)))
     if alike == 0:
         return float(samples.size)
     few = float(stdtrit(samples.size - 1, 0.975) / stdtrit(rounds - 1, 0.975)) ** 2

@@ -20,6 +20,8 @@ from sartor.contracts import Model, Step, to_json
 from sartor.records import plain
 from sartor.registry import from_json, runtime
 
+ASIDE = ".old-"  # prefix of folders on their way out
+
 
 def key_of(**facts: Any) -> str:
     """A hex key over everything that decides a result."""
@@ -72,13 +74,25 @@ def read_model(folder: Path) -> Model:
 def publish(made: Path, final: Path) -> None:
     """Moves a finished folder to its place in one step; what stood there goes."""
     final.parent.mkdir(parents=True, exist_ok=True)
-    old = None
-    if final.exists():
-        old = Path(tempfile.mkdtemp(prefix=".old-", dir=final.parent))
-        os.replace(final, old / "it")
+    old = _aside(final)
     os.replace(made, final)
     if old:
         shutil.rmtree(old, ignore_errors=True)
+
+
+def discard(place: Path) -> None:
+    """Removes a folder, if there is one, in one step: a kill never leaves half of it there."""
+    old = _aside(place)
+    if old:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _aside(place: Path) -> Path | None:
+    if not place.exists():
+        return None
+    old = Path(tempfile.mkdtemp(prefix=ASIDE, dir=place.parent))
+    os.replace(place, old / "it")
+    return old
 
 
 class Store:

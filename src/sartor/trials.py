@@ -10,13 +10,14 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sartor.bench import LocalBench
+from sartor.certify import SURE
 from sartor.contracts import (
     Failed,
     Model,
@@ -40,6 +41,7 @@ from sartor.workers import Pool
 SAMPLES = (256, 1024, 4096)  # examples after which a candidate's quality is looked at
 DROP = 0.01  # a candidate is dropped when the evidence against it is this strong
 SCREEN_ROUNDS, SCREEN_SECONDS = 10, 4.0
+LOOK_ROUNDS, LOOK_SECONDS = 5, 2.0
 APPLY_SECONDS = 900.0
 
 
@@ -87,6 +89,7 @@ class Laboratory:
         self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`
         self.timings = _timings(replay, journal)
         self.pace: dict[str, float] = {}  # model digest -> examples a second, while not timed
+        self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
 
     def __enter__(self) -> Laboratory:
         return self
@@ -116,7 +119,7 @@ class Laboratory:
         try:
             made = self.pool.call(
                 apply_step, technique, model, self.bench.on(model, scratch), self.store.folder,
-                key, timeout=APPLY_SECONDS,
+                key, timeout=self.patience(),
             )  # fmt: skip
         except Failed as failure:
             raise Stopped("failed", technique, str(failure)) from None
@@ -145,6 +148,9 @@ class Laboratory:
             self.journal.add("timing", model=key[0], purpose=purpose, **_nanoseconds(timing))
         return self.timings[key]
 
+    def known_timing(self, model: Model) -> Timing | None:
+        return self.timings.get((digest(model), "screen"))
+
     def answered(self, model: Model, rows: int) -> np.ndarray:
         """The model's answers to the first `rows` of the search split in its seeded order."""
         key = digest(model)
@@ -154,7 +160,7 @@ class Laboratory:
             began = time.monotonic()
             more = answers(
                 self.pool, model, self.search, self.order[start:rows], self.task, self.target,
-                timeout=APPLY_SECONDS,
+                timeout=self.patience(),
             )  # fmt: skip
             if rows - start >= 64:
                 self.pace[key] = (rows - start) / (time.monotonic() - began)
@@ -185,7 +191,8 @@ class Laboratory:
         pair = (self.answered(self.original, rows), self.answered(model, rows))
         evidence = dataclasses.replace(
             evidence,
-            timing=self.timing(model, "screen", SCREEN_ROUNDS, SCREEN_SECONDS),
+            timing=self.known_timing(model)
+            or self.timing(model, "look", LOOK_ROUNDS, LOOK_SECONDS),
             answers=pair,
             truth=truth_of(self.search, pair[0], self.order[:rows]),
         )
@@ -242,6 +249,8 @@ class Laboratory:
             trial = dataclasses.replace(trial, fidelity=rows / total, examples=rows)
             if trial.state == "dropped":
                 return trial
+            if trial.p_value <= SURE:
+                break  # more examples could not rank it higher
         return dataclasses.replace(trial, state="done")
 
     def _judged(self, trial: Trial, evidence: Evidence, limits: tuple[Limit, ...]) -> Trial:

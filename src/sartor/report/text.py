@@ -27,7 +27,10 @@ def figure(metric: str, value: float | None) -> str:
                 return f"{value / unit:.2f} {word}"
         return f"{value:.0f} B"
     if name == "latency":
-        return f"{value * 1e3:.3f} ms" if abs(value) >= 1e-4 else f"{value * 1e6:.1f} µs"
+        milliseconds = value * 1e3
+        if abs(milliseconds) < 0.1:
+            return f"{value * 1e6:.1f} µs"
+        return f"{milliseconds:.{2 if abs(milliseconds) >= 1 else 3}f} ms"
     if name == "throughput":
         return f"{value:.1f} /s"
     return f"{value:.4f}"
@@ -58,88 +61,90 @@ def render_answer(answer: Mapping[str, Any]) -> RenderableType:
 def gains(steps: Iterable[Mapping[str, Any]], metric: str) -> Table:
     """The original, then the model after each step of the chosen recipe."""
     table = Table(title="What was gained, step by step", box=box.SIMPLE_HEAD)
-    table.add_column("", overflow="fold")
-    columns = ("size", "smaller", "latency p50", "faster", metric, "change", "flips")
-    for name in columns:
-        table.add_column(name, justify="right")
+    table.add_column("", overflow="fold", min_width=12)
+    for name in ("size", "latency p50", metric, "flips"):
+        table.add_column(name, justify="right", no_wrap=True)
     for step in steps:
         figures = step["figures"]
+        flips = figures.get("flips")
         table.add_row(
             step["title"],
-            figure("size", figures.get("size")),
-            _times(figures.get("original.size"), figures.get("size")),
-            figure("latency", figures.get("latency")),
-            _times(1.0, figures.get("latency.ratio")),
-            figure(metric, figures.get(metric)),
-            _change(figures, metric),
-            "-" if figures.get("flips") is None else f"{figures['flips']:.2%}",
+            _gain("size", figures, figures.get("original.size"), figures.get("size")),
+            _gain("latency", figures, 1.0, figures.get("latency.ratio")),
+            f"{figure(metric, figures.get(metric))} {_change(figures, metric)}",
+            "-" if flips is None else f"{flips:.2%}",
         )
     return table
 
 
 def limits(verdicts: Iterable[Mapping[str, Any]]) -> Table:
     table = Table(title="Limits, on data that chose nothing", box=box.SIMPLE_HEAD)
-    for name in ("limit", "verdict"):
-        table.add_column(name, overflow="fold")
-    for name in ("estimate", "95 % interval", "must reach", "examples"):
-        table.add_column(name, justify="right")
-    table.add_column("evidence", overflow="fold")
+    table.add_column("limit and evidence", overflow="fold", min_width=24)
+    table.add_column("verdict", no_wrap=True)
+    for name in ("estimate [95 % interval]", "bound"):
+        table.add_column(name, justify="right", no_wrap=True)
     for verdict in verdicts:
-        _limit(table, verdict, verdict["limit"])
+        _limit(table, verdict)
         for part in verdict.get("parts", ()):
-            _limit(table, part, f"  {part['limit']}")
+            _limit(table, part, "  ")
     return table
 
 
-def _limit(table: Table, verdict: Mapping[str, Any], title: str) -> None:
+def _limit(table: Table, verdict: Mapping[str, Any], indent: str = "") -> None:
     metric = verdict["limit"].split()[0]
-    # A ratio or a difference from the original is a plain number, whatever its metric's unit.
-    relative = "baseline" in verdict["limit"] and verdict.get("scale", "") != "own"
-    name = "ratio" if relative and metric.split(".")[0] in ("latency", "throughput") else metric
-    note = verdict.get("note") or ""
+    told = [verdict["method"], verdict.get("note") or ""]
+    if verdict["examples"]:
+        told.append(f"n = {verdict['examples']:,}")
     if verdict.get("needs"):
-        note = f"{note}; about {verdict['needs']:,} would decide".lstrip("; ")
+        told.append(f"about {verdict['needs']:,} more would decide")
+    evidence = Text(f"\n{indent}  {', '.join(each for each in told if each)}", style="dim")
     table.add_row(
-        title,
+        Text(f"{indent}{verdict['limit']}") + evidence,
         Text(verdict["outcome"], style=STYLES[verdict["outcome"]]),
-        figure(name, verdict["estimate"]),
-        f"{figure(name, verdict['low'])} to {figure(name, verdict['high'])}",
-        figure(name, verdict["bound"]),
-        f"{verdict['examples']:,}" if verdict["examples"] else "",
-        "; ".join(each for each in (verdict["method"], note) if each),
+        _interval(metric, verdict),
+        figure(metric, verdict["bound"]),
     )
+
+
+def _interval(metric: str, verdict: Mapping[str, Any]) -> str:
+    estimate, low, high = (figure(metric, verdict[name]) for name in ("estimate", "low", "high"))
+    return estimate if low == high else f"{estimate} [{low}, {high}]"
 
 
 def trials(entries: Iterable[Mapping[str, Any]]) -> Table:
     table = Table(title="Trials", box=box.SIMPLE_HEAD)
-    for name in ("", "recipe", "state"):
-        table.add_column(name, overflow="fold")
+    table.add_column("", justify="right")
+    table.add_column("recipe and what came of it", overflow="fold", min_width=30)
+    table.add_column("state", no_wrap=True)
     for name in ("size", "latency", "objective"):
-        table.add_column(name, justify="right")
-    table.add_column("reason", overflow="fold")
+        table.add_column(name, justify="right", no_wrap=True)
     for entry in entries:
         figures = entry["figures"]
         objective = figures.get("objective")
+        reason = Text(f"\n  {entry['reason']}" if entry["reason"] else "", style="dim")
         table.add_row(
             str(entry["number"]),
-            entry.get("title", ""),
+            Text(entry.get("title", "")) + reason,
             entry["state"],
             figure("size", figures.get("size")),
             figure("latency", figures.get("latency")),
             "-" if objective is None else f"{objective:.3f} x",
-            entry["reason"],
         )
     return table
 
 
-def _times(before: float | None, after: float | None) -> str:
-    return "-" if not before or not after else f"{before / after:.2f} x"
+def _gain(metric: str, figures: Mapping[str, float], before: Any, after: Any) -> str:
+    """The figure, and how many times better than the original's it is."""
+    times = f" ({before / after:.2f}x)" if before and after else ""
+    return f"{figure(metric, figures.get(metric))}{times}"
 
 
 def _change(figures: Mapping[str, float], metric: str) -> str:
     before, after = figures.get(f"original.{metric}"), figures.get(metric)
-    return "-" if before is None or after is None else f"{after - before:+.4f}"
+    return "" if before is None or after is None else f"({after - before:+.4f})"
 
 
-def show(renderable: RenderableType, console: Console | None = None) -> None:
-    (console or Console(highlight=False)).print(renderable)
+def console(stderr: bool = False) -> Console:
+    """A console for the answer: as wide as the terminal, and wide enough where there is none."""
+    made = Console(stderr=stderr, highlight=False)
+    return made if made.is_terminal else Console(stderr=stderr, highlight=False, width=120)

@@ -201,9 +201,10 @@ class Blocks:
         return _nibbles(rows) if self.bits == 4 else rows
 
     def packed_zeros(self) -> np.ndarray:
+        zeros: np.ndarray = self.zeros
         if self.bits == 8:
-            return self.zeros
-        return _nibbles(np.pad(self.zeros, ((0, 0), (0, self.zeros.shape[1] % 2))))
+            return zeros
+        return _nibbles(np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2))))
 
 
 def _nibbles(numbers: np.ndarray) -> np.ndarray:
