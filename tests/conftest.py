@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -64,6 +66,17 @@ def sartor(capsys: pytest.CaptureFixture[str]) -> Any:
         return Said(status, told.out, told.err)
 
     return run
+
+
+def command(*arguments: Any) -> list[str]:
+    """The command line for a process of its own."""
+    return [sys.executable, "-m", "sartor.cli", *(str(each) for each in arguments)]
+
+
+def run(*arguments: Any) -> Said:
+    """The command line in a process of its own, run to its end."""
+    done = subprocess.run(command(*arguments), capture_output=True, text=True, check=False)
+    return Said(done.returncode, done.stdout, done.stderr)
 
 
 def save_perceptron(
@@ -146,7 +159,7 @@ def digits(models: Path) -> Case:
 
 @pytest.fixture(scope="session")
 def tiny(models: Path) -> Case:
-    """Digits, a network of 10 kB: nothing can make it faster."""
+    """Digits, a network of 10 kB: a call costs more than its sums, so that nothing gains time."""
     return _digit_case(models / "tiny.onnx", (32,), 60)
 
 
@@ -183,3 +196,25 @@ def diabetes(models: Path) -> Case:
     )
     path = save_perceptron(models / "diabetes.onnx", layers, ("features", "value"))
     return Case(path, {"features": table[rows[140:]], "label": value[rows[140:]]})
+
+
+@dataclass(frozen=True)
+class Tailored:
+    """A finished run on `digits`: its folder, its data and what the command said."""
+
+    folder: Path
+    data: str
+    said: Said
+
+
+@pytest.fixture(scope="session")
+def tailored(digits: Case, tmp_path_factory: pytest.TempPathFactory) -> Tailored:
+    folder = tmp_path_factory.mktemp("tailored")
+    data = digits.data(folder)
+    said = run(
+        *("optimize", digits.model, "--data", data, "--segment", "thickness"),
+        *("--limit", "accuracy >= baseline - 0.03", "--limit", "size <= 0.5 x baseline"),
+        *("--trials", 2, "--out", folder / "run", "--json"),
+    )
+    assert said.status == 0, said.err
+    return Tailored(folder / "run", data, said)

@@ -93,7 +93,7 @@ def test_json_holds_every_part(found: Profile) -> None:
 
 def test_a_file_and_data_from_the_command_line(model: Model, tmp_path: Path) -> None:
     label = np.arange(60) % 4
-    np.savez(tmp_path / "eval.npz", label=label, **toy_batch("cnn", 60))
+    np.savez(tmp_path / "eval.npz", label=label, image=toy_batch("cnn", 60)["image"])
     found = profile_model(str(model.payload), data=str(tmp_path / "eval.npz"), batch=2)
     assert found.batch == 2
     assert found.macs > 5e6

@@ -22,6 +22,7 @@ from sartor.techniques._graph_onnx import Graph, Parts, read
 from sartor.techniques._integers_onnx import rounded, saturates, split_gemms, upgraded
 from sartor.techniques._smooth_onnx import smooth
 from sartor.techniques.quantize_onnx import DynamicInt8, StaticInt8
+from sartor.techniques.weightonly_onnx import WeightOnly
 from sartor.testing_onnx import Draft, save_toys, toy_batch
 
 VNNI = Target(features=frozenset({"avx2", "avx512_vnni"}))
@@ -498,3 +499,28 @@ def test_smoothing_saves_a_channel_of_outliers(tmp_path):
     bench = bench_of(toy, tmp_path)
     rough = error(toy, DynamicInt8().apply(toy.model, bench))
     assert error(toy, DynamicInt8(smooth=0.7).apply(toy.model, bench)) < 0.3 * rough
+
+
+def test_a_few_huge_weights_are_seen_and_said_or_smoothed_away(tmp_path):
+    """A channel that is next to nothing in the data, with weights to match: found in a real
+    sentence encoder, whose head a standardizer had been folded into."""
+    draft = Draft(17)
+    factor = np.ones(64, np.float32)
+    factor[7] = 1e-30
+    weight = draft.weight(64, 64)
+    values = numpy_helper.to_array(draft.weights[-1]) / factor[:, None]
+    draft.weights[-1].CopyFrom(numpy_helper.from_array(values, weight))
+    x = draft.op("Mul", draft.op("Relu", draft.linear("x", 64, 64)), draft.constant(factor))
+    draft.op("MatMul", x, weight)
+    proto = draft.model("dead", [port("x", "batch", 64)], [port("y", "batch", 64)])
+    toy = toy_of(proto, tmp_path, normal)
+    bench = bench_of(toy, tmp_path)
+    for technique in (DynamicInt8(), StaticInt8(), WeightOnly()):
+        made = technique.apply(toy.model, bench)
+        (skipped,) = made.lineage[-1].skipped
+        assert "huge weights" in skipped[1]
+        assert error(toy, made) < 0.05
+    for technique in (DynamicInt8(smooth=0.8), StaticInt8(smooth=0.8)):
+        made = technique.apply(toy.model, bench)
+        assert made.lineage[-1].skipped == ()
+        assert error(toy, made) < 0.05

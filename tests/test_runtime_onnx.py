@@ -46,6 +46,10 @@ def test_paths_without_a_model_are_refused(tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
     with pytest.raises(WrongRequest, match="folder"):
         open_model(tmp_path / "folder.onnx")
+    with (tmp_path / "large.onnx").open("wb") as file:
+        file.truncate(3 << 30)  # sparse: takes no space
+    with pytest.raises(WrongRequest, match="2 GB"):
+        open_model(tmp_path / "large.onnx")
 
 
 def test_every_truncation_is_refused(tmp_path: Path) -> None:
@@ -336,6 +340,24 @@ def test_fused_attention_counts_as_much(toys: dict[str, Model], tmp_path: Path) 
             ENGINE.parts(toys[name], toy_batch(name, 1))
         )
         assert _macs(fused, toy_batch(name, 1)) == _macs(toys[name], toy_batch(name, 1))
+
+
+def test_attention_counts_projection_scores_and_mixture() -> None:
+    from sartor.runtimes._onnx_macs import macs
+
+    sizes = {"x": (1, 10, 64), "w": (64, 192), "b": (192,), "y": (1, 10, 64), "s": ()}
+    sizes |= {"past": (2, 1, 4, 6, 16), "q": (1, 4, 10, 16), "k": (1, 4, 12, 16)}
+    fused = helper.make_node("Attention", ["x", "w", "b"], ["y"], domain="com.microsoft")
+    assert macs(fused, sizes.get) == 10 * 64 * 192 + 2 * 10 * 10 * 64
+    inputs = ["x", "w", "b", "s", "s", "", "s", "s", "past"]
+    quantized = helper.make_node("QAttention", inputs, ["y"], domain="com.microsoft")
+    assert macs(quantized, sizes.get) == 10 * 64 * 192 + 2 * 10 * 16 * 64
+    plain = helper.make_node("Attention", ["q", "k", "k"], ["y"])
+    assert macs(plain, sizes.get) == 2 * 4 * 10 * 16 * 12
+    packed = helper.make_node("MultiHeadAttention", ["q"], ["y"], domain="com.microsoft")
+    assert macs(packed, sizes.get) is None
+    assert macs(helper.make_node("Loop", ["x"], ["y"]), sizes.get) is None
+    assert macs(helper.make_node("Thing", ["x"], ["y"], domain="com.acme"), sizes.get) is None
 
 
 def test_part_seconds_are_those_of_the_parts(toys: dict[str, Model]) -> None:

@@ -161,14 +161,14 @@ def test_no_difference_seen_is_no_proof_that_there_is_none() -> None:
 def test_rows_of_one_group_are_not_independent() -> None:
     rng = np.random.default_rng(0)
     wrong = naive = 0
-    for _ in range(400):
+    for _ in range(200):
         group = np.repeat(np.arange(60), 10)
         values = np.repeat(rng.normal(size=60), 10) + 0.1 * rng.normal(size=600)
         grouped = stats_of(means.by_group(values, group, 0.0))
         wrong += grouped <= 0.05
         naive += stats_of(values) <= 0.05
-    assert wrong / 400 <= 0.08
-    assert naive / 400 > 0.15
+    assert wrong / 200 <= 0.09
+    assert naive / 200 > 0.15
     values, group = np.arange(10.0), np.array([0, 0, 0, 1, 1, 2, 2, 2, 2, 2])
     assert means.by_group(values, group, 1.0).mean() == pytest.approx(values.mean())
 
@@ -181,9 +181,9 @@ def stats_of(values: np.ndarray) -> float:
 
 
 def test_bootstrap_of_auc_keeps_level_and_covers() -> None:
-    level, covered = simulate.bootstrap_auc(300, 300, 300)
-    assert level <= 0.09  # a true 5.5 % stays below 9 % in 99 of 100 runs of 300
-    assert covered >= 0.91
+    level, covered = simulate.bootstrap_auc(300, 150, 300)
+    assert level <= 0.11  # a true 5.5 % stays below in 99 of 100 runs of 150
+    assert covered >= 0.89
 
 
 def test_bootstrap_over_groups_is_wider() -> None:

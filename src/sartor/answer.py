@@ -24,7 +24,7 @@ from sartor.records import Trial, plain, trial_from_json, verdict_from_json
 from sartor.registry import recipe, runtime
 from sartor.run import RunFolder
 from sartor.spec import Spec
-from sartor.store import publish, step_to_json
+from sartor.store import discard, publish, step_to_json
 from sartor.terminal import Progress
 from sartor.trials import APPLY_SECONDS, LOOK_SECONDS, Laboratory, figures_of, truth_of
 from sartor.verdicts import Evidence
@@ -78,7 +78,7 @@ class Answering:
             session=self.clock.session,
             elapsed=self.clock.elapsed(),
             trial=dataclasses.asdict(trial),
-            row=_row_to_json(row),
+            row=self._row_to_json(row),
             alpha=found.alpha,
         )
         if row.status == "certified":
@@ -190,7 +190,7 @@ class Answering:
         if answer.status == 0 and shown is not None:
             self._bundle(shown, answer, steps, found.alpha)
         else:
-            bundle.drop(self.folder.bundle)
+            discard(self.folder.bundle)
         self.progress.now("writing the frontier")
         frontier = self._frontier(found, shown if answer.status == 0 else None)
         self._record(found, answer, shown, steps, frontier)
@@ -222,11 +222,12 @@ class Answering:
             chosen=None if trial is None or answer.status else self.title(trial),
             recipe=None if trial is None or answer.status else trial.recipe,
             artifact=None if answer.status else str(self.folder.bundle),
+            files=bundle.files(self.folder.bundle),
             limits=shown.verdicts if shown else (),
             about=None if trial is None else self.title(trial),
             steps=steps,
             figures=steps[-1]["figures"] if steps else {},
-            rows=[_row_to_json(row) for row in found.rows],
+            rows=[self._row_to_json(row) for row in found.rows],
             binding=answer.binding,
             nearest=answer.nearest,
             needs=answer.needs,
@@ -270,14 +271,31 @@ class Answering:
         for model, step in zip(models, recipe(self.ready.original.kind, entries), strict=True):
             title = f"+ {describe((step,))}"
             steps.append({"title": title, "figures": self.lab.looked_at(model, rows)})
-        if shown.evidence is not None and own is not shown.finalist.trial:
-            figures = figures_of(shown.evidence, self.ready.task, self.ready.limits)
-            steps.append({"title": "chosen, on the holdout", "figures": figures})
-        elif own is not shown.finalist.trial:
-            early = self.folder.journal.last("early")
-            figures = early["row"]["figures"] if early else {}
-            steps.append({"title": "chosen, on the holdout", "figures": figures})
+        figures = {} if own is shown.finalist.trial else self._figures(shown)
+        if figures:
+            which = "chosen" if shown.status == "certified" else "nearest"
+            steps.append({"title": f"{which}, on the holdout", "figures": figures})
         return steps
+
+    def _figures(self, row: Row) -> dict[str, float]:
+        """What was measured of a finalist when it was certified, be it before the run was
+        stopped; empty where it was not measured."""
+        if row.evidence is not None:
+            return figures_of(row.evidence, self.ready.task, self.ready.limits)
+        early = self.folder.journal.last("early")
+        known = early is not None and early["row"]["digest"] == row.finalist.digest
+        return early["row"]["figures"] if early is not None and known else {}
+
+    def _row_to_json(self, row: Row) -> dict[str, Any]:
+        return {
+            "digest": row.finalist.digest,
+            "trial": row.finalist.trial.number,
+            "status": row.status,
+            "verdicts": row.verdicts,
+            "value": row.value,
+            "p_value": row.p_value,
+            "figures": self._figures(row),
+        }
 
     def _bundle(self, row: Row, answer: Answer, steps: list[dict[str, Any]], alpha: float) -> None:
         trial = row.finalist.trial
@@ -325,7 +343,7 @@ class Answering:
 
     def _frontier(self, found: Certification, chosen: Row | None) -> list[str]:
         """The other artifacts worth having, each marked with what is known of it."""
-        bundle.drop(self.folder.frontier)
+        discard(self.folder.frontier)
         kept: list[str] = []
         others = [row for row in found.rows if row is not chosen]
         if not others and chosen is None:
@@ -370,19 +388,6 @@ class Answering:
             row["value"],
             row["p_value"],
         )
-
-
-def _row_to_json(row: Row) -> dict[str, Any]:
-    figures = {} if row.evidence is None else row.finalist.trial.figures
-    return {
-        "digest": row.finalist.digest,
-        "trial": row.finalist.trial.number,
-        "status": row.status,
-        "verdicts": row.verdicts,
-        "value": row.value,
-        "p_value": row.p_value,
-        "figures": figures,
-    }
 
 
 def ledger_path(spec: Spec) -> Path:

@@ -9,14 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 
-from sartor.contracts import Arrays, Model, Session, Signature, Target, WrongRequest
+from sartor.contracts import Arrays, Model, Port, Session, Signature, Target, WrongRequest
 from sartor.records import plain
 from sartor.registry import runtime
 
@@ -48,11 +47,7 @@ def write(
     kept |= {f"output.{k}": np.asarray(v) for k, v in outputs.items()}
     np.savez_compressed(folder / "parity.npz", allow_pickle=False, **kept)
     (folder / "card.md").write_text(card, encoding="utf-8")
-    files = {
-        path.relative_to(folder).as_posix(): file_digest(path)
-        for path in sorted(folder.rglob("*"))
-        if path.is_file()
-    }
+    listed = {name: file_digest(folder / name) for name in files(folder)}
     entry = {
         "format": FORMAT,
         "kind": model.kind,
@@ -62,10 +57,16 @@ def write(
         "target": target,
         "versions": engine.versions(),
         **facts,
-        "files": files,
+        "files": listed,
     }
     text = json.dumps(plain(entry), indent=1, allow_nan=False)
     (folder / "sartor.json").write_text(text + "\n", encoding="utf-8")
+
+
+def files(folder: Path) -> list[str]:
+    """The files below a folder, by their paths in it; none where there is no folder."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return [path.relative_to(folder).as_posix() for path in paths]
 
 
 def reference_inputs(sample: Arrays, signature: Signature, seed: int = 0) -> dict[str, np.ndarray]:
@@ -101,13 +102,12 @@ def read(folder: Path) -> dict[str, Any]:
     if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
         raise WrongRequest(f"{folder}/sartor.json is not a bundle's: it lists no files")
     version = entry.get("format")
-    if not isinstance(version, int) or version > FORMAT:
+    if type(version) is not int or not 1 <= version <= FORMAT:
         raise WrongRequest(
             f"{folder} has bundle format {version!r}; this version reads up to {FORMAT}: "
             "write pip install -U sartor"
         )
-    if entry.get("file") not in entry["files"]:
-        raise WrongRequest(f"{folder}/sartor.json names an artifact that its files do not list")
+    _check_fields(folder, entry)
     for name, expected in entry["files"].items():
         path = _inside(folder, name)
         if not path.is_file():
@@ -124,6 +124,25 @@ def read(folder: Path) -> dict[str, Any]:
     return entry
 
 
+_FIELDS = {"kind": str, "file": str, "settings": dict, "signature": dict, "target": dict}
+
+
+def _check_fields(folder: Path, entry: Mapping[str, Any]) -> None:
+    """Raises WrongRequest where what is needed to run the artifact is not there or is odd."""
+    odd = [name for name, kind in _FIELDS.items() if not isinstance(entry.get(name), kind)]
+    for name, understand in (("signature", signature_of), ("target", target_of)):
+        try:
+            understand(entry)
+        except (KeyError, TypeError, ValueError, AttributeError):
+            odd.append(name)
+    if odd:
+        raise WrongRequest(
+            f"{folder}/sartor.json is not as Sartor writes it ({', '.join(dict.fromkeys(odd))})"
+        )
+    if entry["file"] not in entry["files"]:
+        raise WrongRequest(f"{folder}/sartor.json names an artifact that its files do not list")
+
+
 def find(folder: Path) -> Path:
     """The bundle's folder: `folder` itself or the `bundle` below a run's."""
     for place in (folder, folder / "bundle"):
@@ -137,7 +156,11 @@ def _inside(folder: Path, name: str) -> Path:
     if pure.is_absolute() or ".." in pure.parts or "\\" in name or ":" in name:
         raise WrongRequest(f"{folder}/sartor.json: the path {name!r} leads out of the bundle")
     path = folder / pure
-    if path.is_symlink() or folder.resolve() not in path.resolve().parents:
+    try:
+        inside = not path.is_symlink() and folder.resolve() in path.resolve().parents
+    except (OSError, ValueError):  # too long, or a null byte
+        inside = False
+    if not inside:
         raise WrongRequest(f"{folder}/sartor.json: the path {name!r} leads out of the bundle")
     return path
 
@@ -145,8 +168,22 @@ def _inside(folder: Path, name: str) -> Path:
 def open_model(folder: Path, entry: Mapping[str, Any] | None = None) -> Model:
     """The artifact of a checked bundle as a model at rest."""
     entry = read(folder) if entry is None else entry
-    model = runtime(entry["kind"]).open(find(folder) / entry["file"])
+    path = find(folder) / entry["file"]
+    model = runtime(entry["kind"]).open(path, signature_of(entry))
     return dataclasses.replace(model, settings=entry["settings"])
+
+
+def signature_of(facts: Mapping[str, Any]) -> Signature:
+    """The signature that `sartor.json` holds: a runtime that knows it need not read the file."""
+    inputs, outputs = (
+        tuple(Port(str(p["name"]), str(p["dtype"]), _shape(p["shape"])) for p in ports)
+        for ports in (facts["signature"]["inputs"], facts["signature"]["outputs"])
+    )
+    return Signature(inputs, outputs)
+
+
+def _shape(sizes: Any) -> tuple[int | None, ...]:
+    return tuple(None if each is None else int(each) for each in sizes)
 
 
 class Loaded:
@@ -174,13 +211,12 @@ class Loaded:
 
 
 def target_of(facts: Mapping[str, Any], threads: int | None = None) -> Target:
+    """Where the artifact is to run, with another ceiling of threads where one is given."""
     entry = facts["target"]
-    return Target(
-        entry["device"],
-        entry["threads"] if threads is None else threads,
-        entry["batch"],
-        frozenset(entry["features"]),
-    )
+    threads = int(entry["threads"]) if threads is None else threads
+    if threads < 1:
+        raise WrongRequest(f"threads {threads}: write 1 or more")
+    return Target(str(entry["device"]), threads, int(entry["batch"]), frozenset(entry["features"]))
 
 
 def named(inputs: Any, signature: Signature) -> dict[str, np.ndarray]:
@@ -189,7 +225,7 @@ def named(inputs: Any, signature: Signature) -> dict[str, np.ndarray]:
     if not isinstance(inputs, Mapping):
         if len(names) != 1:
             raise WrongRequest(f"the model has the inputs {', '.join(names)}: pass a mapping")
-        inputs = {names[0]: np.asarray(inputs)}
+        inputs = {names[0]: inputs}
     wrong = sorted(set(inputs) ^ set(names))
     if wrong:
         raise WrongRequest(
@@ -197,14 +233,29 @@ def named(inputs: Any, signature: Signature) -> dict[str, np.ndarray]:
         )
     arrays = {}
     for port in signature.inputs:
-        array = np.asarray(inputs[port.name])
+        array = _array(port.name, inputs[port.name])
         if str(array.dtype) != port.dtype and array.dtype.kind in "iuf" and port.dtype != "str":
-            wanted = np.dtype(port.dtype)
-            if not np.can_cast(array.dtype, wanted, "same_kind"):
-                raise WrongRequest(f"{port.name} takes {port.dtype}; got {array.dtype}")
-            array = array.astype(wanted)
+            array = _cast(port, array)
         arrays[port.name] = array
     return arrays
+
+
+def _array(name: str, value: Any) -> np.ndarray:
+    try:
+        return np.asarray(value)
+    except ValueError:
+        raise WrongRequest(f"{name} is no array: its rows differ in length") from None
+
+
+def _cast(port: Port, array: np.ndarray) -> np.ndarray:
+    """The array in the port's type. Floats may lose digits; whole numbers keep their value."""
+    wanted = np.dtype(port.dtype)
+    with np.errstate(over="ignore", invalid="ignore"):
+        made = array.astype(wanted)
+    exact = array.dtype.kind == "f" or np.array_equal(made.astype(array.dtype), array)
+    if not np.can_cast(array.dtype, wanted, "same_kind") or not exact:
+        raise WrongRequest(f"{port.name} takes {port.dtype}, which cannot hold the {array.dtype}")
+    return made
 
 
 def parity(folder: Path, facts: Mapping[str, Any], target: Target) -> float:
@@ -222,14 +273,20 @@ def parity(folder: Path, facts: Mapping[str, Any], target: Target) -> float:
         if got.shape != expected.shape:
             return float("inf")
         if expected.dtype.kind in "fiub":
-            spread = float(np.ptp(expected)) or 1.0
-            gap = np.abs(got.astype(float) - expected.astype(float))
-            worst = max(worst, float(gap.max(initial=0.0)) / spread)
+            worst = max(worst, _gap(got.astype(float), expected.astype(float)))
         elif not np.array_equal(got, expected):
             return float("inf")
-    return worst if np.isfinite(worst) else float("inf")
+    return worst
 
 
-def drop(folder: Path) -> None:
-    if folder.exists():
-        shutil.rmtree(folder)
+def _gap(got: np.ndarray, expected: np.ndarray) -> float:
+    """The largest difference as a share of what was expected's spread; infinite where one of two
+    is no number."""
+    known = np.isfinite(expected)
+    if not np.array_equal(got[~known], expected[~known], equal_nan=True):
+        return float("inf")
+    if not known.any():
+        return 0.0
+    spread = float(np.ptp(expected[known])) or 1.0
+    widest = float(np.abs(got[known] - expected[known]).max())
+    return widest / spread if np.isfinite(widest) else float("inf")

@@ -7,7 +7,7 @@ import json
 import sys
 import traceback
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from sartor.contracts import Failed, WrongRequest
 
@@ -26,8 +26,15 @@ limits: METRIC[.STATISTIC][@SEGMENT] (<=|>=) VALUE, for instance
 """
 
 
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one sentence, as everything else here does."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"sartor: {message}; write {self.prog} --help for what there is\n")
+
+
 def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(prog="sartor", description=DESCRIPTION, epilog=STATUSES)
+    top = Parser(prog="sartor", description=DESCRIPTION, epilog=STATUSES)
     top.add_argument("--version", action="store_true", help="print the version")
     commands = top.add_subparsers(dest="command", metavar="COMMAND")
     _optimize(commands)
@@ -93,6 +100,13 @@ def _optimize(commands: Any) -> None:
     command.add_argument("model", help="a model file, or a .toml with the whole request")
     _data(command, required=False)
     _target(command)
+    command.add_argument(
+        "--fix",
+        action="append",
+        dest="fixed",
+        metavar="INPUT=SIZES",
+        help="the target takes fixed shapes only, such as image=1,3,224,224",
+    )
     group = command.add_argument_group("request")
     group.add_argument("--limit", action="append", dest="limits", metavar="LIMIT")
     group.add_argument("--minimize", metavar="METRIC", help="default: latency")

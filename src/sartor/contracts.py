@@ -211,8 +211,11 @@ class Runtime(Protocol):
     kind: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]
 
-    def open(self, path: Path) -> Model:
-        """The model in a file. Raises WrongRequest with a sentence for anything unusable."""
+    def open(self, path: Path, known: Signature | None = None) -> Model:
+        """The model in a file. Raises WrongRequest with a sentence for anything unusable.
+
+        `known`: the signature of a file that Sartor wrote and that is unchanged since; it need
+        not be read again, so that a bundle runs with nothing but its framework."""
 
     def save(self, model: Model, folder: Path) -> Path:
         """Writes the model's files into `folder`; returns the one that `open` takes."""

@@ -21,6 +21,7 @@ TURN_SECONDS = 0.04  # what a lane's turn should take
 MOST_CALLS = 128  # in a turn, however fast the model
 ROWS = 32  # different batches that the lanes answer
 LEAST_ROUNDS = 5
+SAME_CORE = 20  # rounds after which the idlest core is looked for anew
 PATIENCE = 50  # a candidate may be this many times slower than the original
 ALLOWANCE = 60.0  # seconds for starting a process and loading a model on a busy machine
 
@@ -65,7 +66,8 @@ class Race:
     turn begins with unrecorded calls, since the other lanes have cooled the caches. Original and
     twin stay loaded from candidate to candidate. A candidate may use `memory` bytes of address
     space, and has `allowance` seconds on top of 50 times what the original needs. With `pin` and
-    one thread all lanes share one core. A context manager."""
+    one thread all lanes share a core, the idlest at the time: on cores of their own, a busy
+    neighbour of one would look like a difference. A context manager."""
 
     def __init__(
         self,
@@ -81,7 +83,8 @@ class Race:
         self.original, self.target, self.part = original, target, part
         self.memory, self.allowance = memory, allowance
         self.rows = timed_rows(part, target.batch, seed)
-        self.core = _core() if pin and target.threads == 1 else None
+        self.pin = pin and target.threads == 1
+        self.core: int | None = None
         self.load_seconds = 0.0  # of the last candidate's session
         self._workers: dict[str, Worker] = {}
         self._opened = (0.0, 0.0)  # the original's seconds to load, and of a call
@@ -97,7 +100,7 @@ class Race:
             self._workers["candidate"] = worker
             try:
                 self.load_seconds, _ = worker.call(
-                    lanes.open_lane, candidate, self.target, self.part, self.rows, self.core,
+                    lanes.open_lane, candidate, self.target, self.part, self.rows,
                     timeout=self.allowance + PATIENCE * (load + 20 * call),
                 )  # fmt: skip
                 return self._rounds(rounds, seconds)
@@ -112,6 +115,8 @@ class Race:
             passed = time.monotonic() - began
             if seconds is not None and number >= LEAST_ROUNDS and passed >= seconds:
                 break
+            if self.pin and number % SAME_CORE == 0:
+                self.core = machine.idlest_core()
             for name in _turned(tuple(taken), number):
                 taken[name].append(self._turn(name, number * calls, calls, warm))
         lane = {name: np.stack(each) * 1e-9 for name, each in taken.items()}
@@ -125,16 +130,16 @@ class Race:
 
     def _turn(self, name: str, first: int, calls: int, warm: int) -> np.ndarray:
         deadline = self.allowance + PATIENCE * (calls + warm) * self._opened[1]
+        turn = (lanes.take_turn, first, calls, warm, self.core)
         try:
-            return self._workers[name].call(lanes.take_turn, first, calls, warm, timeout=deadline)
+            return self._workers[name].call(*turn, timeout=deadline)
         except Failed as failure:
             if name == "candidate":
                 raise
             reason = failure
         # Not the candidate's fault: the original (or its twin) is started once more.
         try:
-            worker = self._resident(name)
-            return worker.call(lanes.take_turn, first, calls, warm, timeout=deadline)
+            return self._resident(name).call(*turn, timeout=deadline)
         except Failed as failure:
             raise Failed(f"the {name} failed twice: {reason}; then {failure}") from None
 
@@ -147,7 +152,7 @@ class Race:
             worker = Worker(name)
             self._workers[name] = worker
             opened = worker.call(
-                lanes.open_lane, self.original, self.target, self.part, self.rows, self.core,
+                lanes.open_lane, self.original, self.target, self.part, self.rows,
                 timeout=10 * ALLOWANCE,
             )  # fmt: skip
             if name == "original":
@@ -191,9 +196,3 @@ def turn_size(call: float, batches: int) -> tuple[int, int]:
 def _turned(names: tuple[str, ...], number: int) -> Iterator[str]:
     at = number % len(names)
     return iter(names[at:] + names[:at])
-
-
-def _core() -> int | None:
-    """The core that all lanes share when they need but one: the last of those allowed."""
-    allowed = machine.allowed_cores()
-    return allowed[-1] if allowed else None

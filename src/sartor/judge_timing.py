@@ -73,6 +73,9 @@ def _timed(
         scale = seconds
     plain, hard, easy = compare(0.0), compare(-floor), compare(floor)
     shown = plain.interval if scale is None else _scaled(plain.interval, scale)
+    # The ends that would be decided: what two processes of one model differ by is in them too.
+    wider = math.exp(floor)
+    shown = Interval(shown.estimate, shown.low / wider, shown.high * wider, shown.level)
     if limit.metric == "throughput":
         rates = [timing.batch / x if x > 0 else math.inf for x in ends(shown)]
         shown = Interval(rates[0], rates[2], rates[1], shown.level)

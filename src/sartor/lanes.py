@@ -231,14 +231,10 @@ class Lane:
 _lane: Lane | None = None
 
 
-def open_lane(
-    model: Model, target: Target, part: Part, rows: np.ndarray, core: int | None
-) -> tuple[float, float]:
+def open_lane(model: Model, target: Target, part: Part, rows: np.ndarray) -> tuple[float, float]:
     """Loads the model and its rows [batches, rows each]; the seconds that loading took and those
-    of one call. `core`, where given, is the one that the process is bound to."""
+    of one call."""
     global _lane
-    if core is not None and hasattr(os, "sched_setaffinity"):
-        os.sched_setaffinity(0, {core})
     engine = runtime(model.kind)
     began = time.perf_counter()
     run = engine.start(model, target).__enter__()
@@ -258,9 +254,12 @@ def _typical(turn: Callable[[int, int, int], np.ndarray]) -> float:
     return float(np.median(turn(0, more, 0))) * 1e-9
 
 
-def take_turn(first: int, calls: int, warm: int) -> np.ndarray:
+def take_turn(first: int, calls: int, warm: int, core: int | None = None) -> np.ndarray:
+    """Nanoseconds of each call, on `core` alone where one is given."""
     if _lane is None:
         raise Failed("the lane was not opened")
+    if core is not None:
+        os.sched_setaffinity(0, {core})
     return _lane.turn(first, calls, warm)
 
 

@@ -26,6 +26,16 @@ def allowed_cores() -> tuple[int, ...]:
     return ()
 
 
+def idlest_core(seconds: float = 0.1) -> int | None:
+    """The allowed core that was idle longest during so many seconds, from now; None where the
+    system keeps no affinity mask."""
+    allowed = allowed_cores()
+    if len(allowed) < 2:
+        return allowed[0] if allowed else None
+    idle = [core.idle for core in psutil.cpu_times_percent(seconds, percpu=True)]
+    return max(allowed, key=lambda core: (idle[core] if core < len(idle) else 0.0, core))
+
+
 @cache
 def features() -> frozenset[str]:
     """Instruction sets by Linux's names ("avx2", "avx512_vnni" ...); where there is no
@@ -81,3 +91,10 @@ def describe() -> dict[str, Any]:
 
 _WITH_VNNI = {"avx512_clx", "avx512_icl", "avx512_spr"}  # numpy names generations of processors
 _TELLING = ("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve", "i8mm", "bf16", "neon")
+
+
+def memory_ceiling() -> int:
+    """Bytes of address space for one trial: what is free now, and a margin for what is only
+    reserved, so that a trial fails with a reason before the system kills something."""
+    reserved = 4_000_000_000
+    return int(psutil.virtual_memory().available * 0.9) + reserved

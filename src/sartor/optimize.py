@@ -5,10 +5,11 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
+from sartor import machine
 from sartor.answer import Answering
 from sartor.bench import LocalBench
 from sartor.clock import Clock
-from sartor.contracts import Recipe, describe
+from sartor.contracts import Recipe, WrongRequest, describe
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.records import Journal, Trial
 from sartor.registry import portfolio, recipe
@@ -30,6 +31,7 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
     progress = progress or Progress(quiet=True)
     folder = RunFolder(Path(spec.out))
     folder.check()
+    replay = _replayed(spec)
     with folder.locked(), progress:
         progress.now("reading model and data")
         ready = prepare(spec, folder.work)
@@ -41,17 +43,25 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
             progress.say(f"note: {note}", "yellow")
         store = Store(folder.work / "models")
         store.sweep()
-        replay = Journal(Path(spec.replay)) if spec.replay else None
         bench = _bench(ready, folder, spec)
         with Laboratory(
             ready.original, bench, ready.data.search, ready.limits, ready.objective, store,
-            folder.journal, replay,
+            folder.journal, replay, spec.memory or machine.memory_ceiling(),
         ) as lab:  # fmt: skip
             clock = Clock(spec, began, folder.spent())
             answering = Answering(spec, ready, lab, folder, progress, clock)
             search(spec, ready, lab, folder, progress, clock, answering)
             answering.conclude()
     return Run(folder.root)
+
+
+def _replayed(spec: Spec) -> Journal | None:
+    """The journal whose latencies stand in for new ones."""
+    if spec.replay is None:
+        return None
+    if not Path(spec.replay).is_file():
+        raise WrongRequest(f"--replay {spec.replay}: no such file; name the run.jsonl of a run")
+    return Journal(Path(spec.replay))
 
 
 def _bench(ready: Prepared, folder: RunFolder, spec: Spec) -> LocalBench:

@@ -61,7 +61,7 @@ def _largest_tail(n: int, border: float, z: float, low: float, high: float) -> f
         return max(tails), int(np.argmax(tails))
 
     # Evenly in the square root, where the spread of a count is the same everywhere.
-    rates = np.linspace(math.sqrt(low), math.sqrt(high), 32) ** 2
+    rates = np.linspace(math.sqrt(low), math.sqrt(high), 24) ** 2
     best, at = highest(rates)
     around = np.linspace(rates[max(at - 1, 0)], rates[min(at + 1, len(rates) - 1)], 10)[1:-1]
     return max(best, highest(around)[0])
@@ -86,7 +86,7 @@ def _tail(n: int, border: float, fewest: np.ndarray, p_loss: float) -> float:
     rate = min(2 * p_loss + border, 1.0)
     if rate <= 0:
         return float(fewest[0] <= 0)
-    reach = 8 * math.sqrt(n * rate * (1 - rate)) + 20
+    reach = 6.5 * math.sqrt(n * rate * (1 - rate)) + 15
     m = np.arange(max(0, int(n * rate - reach)), min(n, int(n * rate + reach)) + 1)
     log = gammaln(n + 1) - gammaln(m + 1) - gammaln(n - m + 1)
     weight = np.exp(log + xlogy(m, rate) + xlog1py(n - m, -rate))

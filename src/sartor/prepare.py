@@ -56,6 +56,7 @@ def prepare(spec: Spec, work: Path) -> Prepared:
     if spec.data is None:
         raise WrongRequest("there are no data: write --data FILE (labelled examples)")
     original = adopt(spec.model, work / "original")
+    allowed(spec, original.kind)
     data = read(
         spec.data,
         work / "data",
@@ -66,9 +67,11 @@ def prepare(spec: Spec, work: Path) -> Prepared:
         mask=spec.mask,
         trust=spec.trust,
     )  # split without the seed: another seed must not turn rows that chose into rows that certify
-    target = Target("cpu", spec.threads, spec.batch, machine.features())
+    target = Target("cpu", spec.threads, spec.batch, machine.features(), spec.fixed)
     objective = parse_objective(spec.objective)
     limits = tuple(parse(text) for text in spec.limits)
+    if "energy" in {objective.metric, *(each.metric for each in limits)}:
+        raise WrongRequest("energy is not measured yet: write a limit on latency or flops instead")
     with Pool() as pool:
         sample = pool.call(
             run_sample, original, target, data.search, min(SAMPLE, len(data.search)), timeout=600
@@ -139,6 +142,7 @@ def _request(
         "objective": spec.objective,
         "threads": spec.threads,
         "batch": spec.batch,
+        "fixed": spec.fixed,
         "seed": spec.seed,
         "confidence": spec.confidence,
         "techniques": sorted(allowed(spec, original.kind)),

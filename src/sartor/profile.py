@@ -86,7 +86,7 @@ def profile(model: Model, part: Part, target: Target, seed: int = 0) -> Profile:
     rows = timed_rows(part, target.batch, seed)
     example = _median_row(part)
     with Worker("profile") as worker:
-        _, call = worker.call(lanes.open_lane, model, target, part, rows, None, timeout=TIMEOUT)
+        _, call = worker.call(lanes.open_lane, model, target, part, rows, timeout=TIMEOUT)
         latency = _latency(worker, call, len(rows))
         counted, seconds = worker.call(
             lanes.look_inside, model, target, part, rows, example, timeout=TIMEOUT
@@ -199,8 +199,8 @@ def to_json(found: Profile) -> dict[str, Any]:
 
 
 def render(found: Profile, top: int = 20) -> RenderableType:
-    """Totals, operators and the `top` slowest parts."""
-    return Group(_totals(found), Text(), _by_operator(found), Text(), _by_part(found, top))
+    """Totals, and the `top` slowest operators and parts."""
+    return Group(_totals(found), Text(), _by_operator(found, top), Text(), _by_part(found, top))
 
 
 def _totals(found: Profile) -> RenderableType:
@@ -221,14 +221,29 @@ def _totals(found: Profile) -> RenderableType:
     return table
 
 
-def _by_operator(found: Profile) -> Table:
+def _by_operator(found: Profile, top: int) -> Table:
     table = _table("operator", "count", "parameters", "bytes", "MACs", "time", "share")
-    for each in found.operators:
+    for each in found.operators[:top]:
         table.add_row(
             each.operator, str(each.count), _count(each.parameters), _count(each.bytes, "B"),
             _count(each.macs), _seconds(each.seconds), f"{each.share:.1%}",
         )  # fmt: skip
+    left = found.operators[top:]
+    if left:
+        count = sum(each.count for each in left)
+        table.add_row(f"and {len(left)} more", str(count), *_left(left))
     return table
+
+
+def _left(rows: Sequence[Row | Operator]) -> tuple[str, ...]:
+    """The sums of the rows that are not shown."""
+    return (
+        _count(sum(row.parameters for row in rows)),
+        _count(sum(row.bytes for row in rows), "B"),
+        _count(sum(row.macs or 0 for row in rows)),
+        _seconds(sum(row.seconds for row in rows)),
+        f"{sum(row.share for row in rows):.1%}",
+    )
 
 
 def _by_part(found: Profile, top: int) -> Table:
@@ -241,12 +256,7 @@ def _by_part(found: Profile, top: int) -> Table:
         )  # fmt: skip
     left = found.rows[top:]
     if left:
-        share = sum(row.share for row in left)
-        table.add_row(
-            f"and {len(left)} more", "", _count(sum(row.parameters for row in left)),
-            _count(sum(row.bytes for row in left), "B"), _count(sum(r.macs or 0 for r in left)),
-            _seconds(sum(row.seconds for row in left)), f"{share:.1%}",
-        )  # fmt: skip
+        table.add_row(f"and {len(left)} more", "", *_left(left))
     return table
 
 

@@ -97,12 +97,21 @@ def trial_from_json(entry: Mapping[str, Any]) -> Trial:
     values["recipe"] = tuple(values["recipe"])
     values["steps"] = tuple(values.get("steps", ()))
     values["verdicts"] = tuple(verdict_from_json(each) for each in values.get("verdicts", ()))
+    figures = values.get("figures", {})
+    values["figures"] = {name: _number(figure, math.nan) for name, figure in figures.items()}
     return Trial(**values)
 
 
 def verdict_from_json(entry: Mapping[str, Any]) -> Verdict:
+    """The verdict that `plain` wrote; what JSON lacks is a number again (no bound: infinite)."""
+    known = {"estimate": math.nan, "low": -math.inf, "high": math.inf, "bound": math.nan}
+    numbers = {name: _number(entry[name], lacking) for name, lacking in known.items()}
     parts = tuple(verdict_from_json(each) for each in entry.get("parts", ()))
-    return Verdict(**{**entry, "parts": parts})
+    return Verdict(**{**entry, **numbers, "parts": parts})
+
+
+def _number(value: float | None, lacking: float) -> float:
+    return lacking if value is None else value
 
 
 def plain(value: Any) -> Any:

@@ -11,7 +11,7 @@ Every key of `Spec` may stand so at the top, or grouped under one of these headi
 
     [data]        source (= data), label, segments, group, mask
     [task]        kind (= task), metric, output
-    [target]      threads, batch, device
+    [target]      threads, batch, device, fixed (such as fixed = {image = [1, 3, 224, 224]})
     [search]      trials, seed, memory, techniques, without, recipes, confidence
 
 Paths are relative to the file. An unknown key is an error that names the nearest known one.
@@ -106,6 +106,22 @@ def _entry(step: Any) -> Mapping[str, Any]:
     return dict(entry)
 
 
+def _fixed(value: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    """{"image": [1, 3, 224, 224]} or ["image=1,3,224,224"] -> (("image", (1, 3, 224, 224)),)."""
+    if isinstance(value, (list, tuple)) and all(isinstance(each, str) for each in value):
+        pairs = [each.partition("=")[::2] for each in value]
+        value = {
+            name.strip(): [int(n) if n.strip().isdigit() else n for n in sizes.split(",")]
+            for name, sizes in pairs
+        }
+    shapes = value.items() if isinstance(value, Mapping) else ()
+    if not shapes or not all(
+        name and sizes and all(type(n) is int and n > 0 for n in sizes) for name, sizes in shapes
+    ):
+        raise TypeError("input names with all their sizes, such as image=1,3,224,224")
+    return tuple((name, tuple(sizes)) for name, sizes in shapes)
+
+
 def _anything(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
@@ -140,6 +156,7 @@ class Spec:
     replay: str | None = _key(None, _text)
     threads: int = _key(1, _whole, group="target")
     batch: int = _key(1, _whole, group="target")
+    fixed: tuple[tuple[str, tuple[int, ...]], ...] = _key((), _fixed, group="target")
     device: str = _key("cpu", _text, group="target")
     trials: int | None = _key(None, _whole, group="search")
     seed: int = _key(0, _whole, group="search")

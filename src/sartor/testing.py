@@ -35,6 +35,7 @@ from sartor.contracts import (
 from sartor.lab import Broken, Lab, Toy, ToyBench, alike, apply
 from sartor.registry import from_json, runtime, techniques
 from sartor.space import domains
+from sartor.store import read_model, write_model
 from sartor.workers import Worker
 
 __all__ = ["LAWS", "Broken", "Lab", "Toy", "ToyBench", "alike", "apply", "digests"]
@@ -309,21 +310,24 @@ def composes(lab: Lab, cls: type[Technique]) -> None:
 
 
 def survives(lab: Lab, cls: type[Technique]) -> None:
-    """Saved and opened again: the same digest and the same answers."""
+    """Written and read again: the same digest, signature, settings, lineage and answers."""
     for toy, model in lab.made(cls()):
-        here = runtime(model.kind)
+        words = f"{technique_name(cls)} on {toy.name}, written and read again:"
         folder = lab.folder / f"kept-{technique_name(cls)}-{toy.name}"
-        folder.mkdir(exist_ok=True)
-        opened = here.open(here.save(model, folder))
-        opened = dataclasses.replace(opened, settings=model.settings)
-        _hold(
-            here.digest(opened) == here.digest(model),
-            f"{technique_name(cls)} on {toy.name}: another digest after save and open",
-        )
+        write_model(model, folder)
+        try:
+            back = read_model(folder)
+        except WrongRequest as error:
+            raise Broken(f"{words} {error}") from error
+        for what in ("signature", "settings", "lineage"):
+            same = getattr(back, what) == getattr(model, what)
+            _hold(same, f"{words} another {what}, {getattr(back, what)}")
+        here = runtime(model.kind)
+        _hold(here.digest(back) == here.digest(model), f"{words} another digest")
         batch = toy.batch(3, 9)
-        one, two = lab.answers(model, batch), lab.answers(opened, batch)
+        one, two = lab.answers(model, batch), lab.answers(back, batch)
         same = all(np.array_equal(one[output], two[output]) for output in one)
-        _hold(same, f"{technique_name(cls)} on {toy.name}: other answers after save and open")
+        _hold(same, f"{words} other answers")
 
 
 def leaves_state(lab: Lab, cls: type[Technique]) -> None:

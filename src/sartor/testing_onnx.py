@@ -7,14 +7,18 @@ quantizers to accept them. Public, for authors of techniques and runtimes.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
+from onnx.reference import ReferenceEvaluator
 
 from sartor.contracts import Arrays
+from sartor.registry import runtime
+from sartor.testing_runtimes import Specimen
 
 VOCABULARY = 128
 OPSET, IR = 17, 8  # what the exporters of the day write, readable by every runtime in use
@@ -261,3 +265,31 @@ def save_toys(folder: Path, seed: int = 0) -> dict[str, Path]:
         size_threshold=0,
     )
     return paths
+
+
+@dataclass(frozen=True)
+class _Batch:
+    name: str
+
+    def __call__(self, rows: int, seed: int) -> Arrays:
+        return toy_batch(self.name, rows, seed)
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """ONNX's own evaluator in plain numpy."""
+
+    path: Path
+
+    def __call__(self, batch: Arrays) -> Arrays:
+        evaluator = ReferenceEvaluator(onnx.load(self.path))
+        return dict(zip(evaluator.output_names, evaluator.run(None, dict(batch)), strict=True))
+
+
+def specimens(folder: Path) -> list[Specimen]:
+    """The toys for the runtime laws."""
+    engine = runtime("onnx")
+    return [
+        Specimen(name, engine.open(path), _Batch(name), _Reference(path))
+        for name, path in save_toys(folder).items()
+    ]

@@ -64,7 +64,10 @@ def apply_step(
 
 
 class Laboratory:
-    """Everything that stays the same from trial to trial, and what was measured so far."""
+    """Everything that stays the same from trial to trial, and what was measured so far.
+
+    `replay` is a journal whose latencies stand in for measuring; `ceiling` the bytes of address
+    space that a child process may take."""
 
     def __init__(
         self,
@@ -76,6 +79,7 @@ class Laboratory:
         store: Store,
         journal: Journal,
         replay: Journal | None = None,
+        ceiling: int | None = None,
     ) -> None:
         self.original, self.bench, self.search = original, bench, search
         self.limits, self.objective = limits, objective
@@ -83,8 +87,8 @@ class Laboratory:
         seed = bench.seed
         self.target: Target = bench.target
         self.task: Task = bench.task
-        self.pool = Pool()
-        self.race = Race(original, self.target, search, seed)
+        self.pool = Pool(ceiling)
+        self.race = Race(original, self.target, search, seed, memory=ceiling)
         self.order = np.random.default_rng(seed).permutation(len(search))
         self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`
         self.timings = _timings(replay, journal)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import pickle
 import resource
 import signal
 import socket
@@ -62,10 +63,21 @@ class Worker:
     ) -> Result:
         """`function(*args, **kw)` in the child. Raises Failed where the child fails, dies or
         takes longer than `timeout` seconds; after a death or a hang the worker is closed."""
-        self.send(function, *args, **kw)
-        return self.receive(timeout)  # type: ignore[no-any-return]
+        try:
+            self.send(function, *args, **kw)
+            return self.receive(timeout)  # type: ignore[no-any-return]
+        except (Failed, WrongRequest):
+            raise
+        except BaseException:
+            # Interrupted (Ctrl-C): the answer to come would be taken for that of the next call.
+            self.close()
+            raise
 
     def send(self, function: Callable[..., Any], *args: Any, **kw: Any) -> None:
+        if self.pipe.closed:
+            raise Failed(f"the process of {self.name} has ended before")
+        if self.pipe.closed:
+            raise Failed(f"the process {self.name!r} was ended")
         try:
             self.pipe.send((function, args, kw))
         except (BrokenPipeError, ConnectionResetError):
@@ -181,7 +193,10 @@ def serve(pipe: Connection) -> None:
                 "failed",
                 f"{type(error).__name__}: {str(error)[:500]} ({last.name}, line {last.lineno})",
             )
-        pipe.send(answer)
+        try:
+            pipe.send(answer)
+        except (pickle.PicklingError, TypeError, AttributeError) as error:  # nothing was sent yet
+            pipe.send(("failed", f"the result cannot be pickled: {error}"))
 
 
 def main() -> None:

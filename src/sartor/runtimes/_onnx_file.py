@@ -22,6 +22,7 @@ from sartor.contracts import Port, Signature, WrongRequest
 from sartor.runtimes.onnx import said
 
 Graph = onnx.GraphProto
+LARGEST = 2**31 - 1  # bytes that protobuf can address
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -30,6 +31,10 @@ def read(path: Path) -> onnx.ModelProto:
         raise WrongRequest(f"{path}: no such file")
     if not path.is_file():
         raise WrongRequest(f"{path} is a folder or a device; pass the .onnx file itself")
+    if path.stat().st_size > LARGEST:
+        raise WrongRequest(
+            f"{path} is larger than an ONNX file can be (2 GB); save it with external data"
+        )
     data = path.read_bytes()
     if not data:
         raise WrongRequest(f"{path} is empty; export the model again")

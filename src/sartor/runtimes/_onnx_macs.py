@@ -41,11 +41,13 @@ _PRODUCTS = {  # operator -> which inputs are the factors A and B
 }
 _PACKED = {"MatMulNBits", "MatMulBnb4", "MatMulFpQ4"}
 _RECURRENT = {"LSTM", "GRU", "RNN", "DynamicQuantizeLSTM", "AttnLSTM"}
-_SELF_ATTENTION = {"Attention", "QAttention", "QOrderedAttention"}
+_SELF_ATTENTION = {"Attention": 4, "QAttention": 8}  # operator -> which input is the past
+_CROSS_ATTENTION = {"Attention": 4, "MultiHeadAttention": 6, "GroupQueryAttention": 3}
 _UNKNOWN = {
     *("If", "Loop", "Scan", "SequenceMap", "MoE", "QMoE", "DFT", "STFT", "DeformConv"),
     *("PackedAttention", "PackedMultiHeadAttention", "SparseAttention", "PagedAttention"),
     *("DecoderAttention", "LongformerAttention", "QOrderedLongformerAttention"),
+    "QOrderedAttention",
     *("BeamSearch", "GreedySearch", "Sampling", "WhisperBeamSearch", "SVMClassifier"),
     *("SVMRegressor", "QLinearConvTranspose", "LinearAttention", "CausalConvWithState"),
     *("DecoderMaskedSelfAttention", "DecoderMaskedMultiHeadAttention", "GatedRelativePositionBias"),
@@ -64,7 +66,7 @@ def macs(node: onnx.NodeProto, shape: ShapeOf) -> int | None:
         return 0
     try:
         return counter(node, shape)
-    except _Unknown:
+    except (_Unknown, IndexError, ValueError):  # a form of the operator that is not foreseen
         return None
 
 
@@ -86,9 +88,7 @@ def _counter(kind: str, domain: str) -> Callable[[onnx.NodeProto, ShapeOf], int]
     special = {
         "ConvTranspose": _conv_transpose,
         "Einsum": _einsum,
-        "MultiHeadAttention": _attention,
-        "GroupQueryAttention": _attention,
-        "Attention": _attention,
+        **dict.fromkeys(_CROSS_ATTENTION, _attention),
         "LinearClassifier": _linear,
         "LinearRegressor": _linear,
     }
@@ -141,7 +141,7 @@ def _self_attention(node: onnx.NodeProto, shape: ShapeOf) -> int:
     rows, tokens, width = _known(shape, node.input[0])
     weight = _known(shape, node.input[1])  # [width, queries + keys + values]
     out = _known(shape, node.output[0])[-1]
-    past = _past(node, shape, 4)
+    past = _past(node, shape, _SELF_ATTENTION[node.op_type])
     scores = 2 * rows * tokens * (tokens + past) * out
     projection: int = rows * tokens * width * weight[-1]
     return projection + scores
@@ -158,7 +158,9 @@ def _attention(node: onnx.NodeProto, shape: ShapeOf) -> int:
     if len(node.input) < 2 or not node.input[1]:
         raise _Unknown("packed queries, keys and values")
     key = _known(shape, node.input[1])
-    tokens = key[-2] + (_past(node, shape, 3) if node.op_type == "GroupQueryAttention" else 0)
+    if len(query) not in (3, 4) or len(key) not in (3, 4):
+        raise _Unknown("packed keys and values")
+    tokens = key[-2] + _past(node, shape, _CROSS_ATTENTION[node.op_type])
     return 2 * prod(query) * tokens
 
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import numpy as np
 import onnxruntime as ort
 
-from sartor.contracts import Arrays, Failed, Model, Part, Port, Target, WrongRequest
+from sartor.contracts import Arrays, Failed, Model, Part, Port, Signature, Target, WrongRequest
 
 GRAPH_LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -32,6 +32,7 @@ MODES = {
     "parallel": ort.ExecutionMode.ORT_PARALLEL,
 }
 ERRORS_ONLY = 3
+WARM = 3  # calls before those of a profile: the first ones allocate
 
 
 class Onnx:
@@ -45,10 +46,10 @@ class Onnx:
     suffixes: ClassVar[tuple[str, ...]] = (".onnx",)
     takes: ClassVar[tuple[str, ...]] = ("onnx",)
 
-    def open(self, path: Path) -> Model:
+    def open(self, path: Path, known: Signature | None = None) -> Model:
         """The model in a file. Raises WrongRequest with a sentence for anything unusable."""
         path = Path(path).absolute()
-        return Model(self.kind, path, _file().signature(path))
+        return Model(self.kind, path, known or _file().signature(path))
 
     def adopt(self, given: Any, folder: Path) -> Model:
         """The model of an `onnx.ModelProto` in memory, written into `folder`."""
@@ -88,7 +89,7 @@ class Onnx:
     def part_seconds(
         self, model: Model, target: Target, batches: list[Arrays]
     ) -> Mapping[str, float]:
-        """Part -> mean seconds of one batch. Nodes that ONNX Runtime fused are under the name of
+        """Part -> median seconds of one batch. Nodes that ONNX Runtime fused are under the name of
         the node whose name the fused one bears, or under a name of their own."""
         with tempfile.TemporaryDirectory(prefix="sartor-profile-") as folder:
             named = _parts().named(Path(model.payload), Path(folder))
@@ -97,9 +98,7 @@ class Onnx:
             options.profile_file_prefix = str(Path(folder) / "profile")
             model = Model(self.kind, named, model.signature)
             with OnnxSession(model, options) as session:
-                for batch in batches[:1]:
-                    session(batch)  # the first call allocates; `seconds` leaves it out
-                for batch in batches:
+                for batch in (*batches[:WARM], *batches):
                     session(batch)
                 profile = Path(session.end_profiling())
             found: Mapping[str, float] = _parts().seconds(named, profile, len(batches))

@@ -1,8 +1,8 @@
 """An ONNX graph in the hand of a technique: read, ask, edit, write; shared by the ONNX plug-ins.
 
-graph = read(model)                      a copy in memory; the file is never touched
-graph.constant("w"), graph.users("x")    ask
-graph.set_constant("w", array)           edit
+graph = read(model)                          a copy: the file is never touched
+graph.constant("w"), graph.users("x")        ask
+graph.set_constant("w", array)               edit
 return finish(model, technique, graph, bench, parts)
 """
 
@@ -184,10 +184,8 @@ class Graph:
 
     def replace(self, old: onnx.NodeProto, new: Iterable[onnx.NodeProto]) -> None:
         """Puts nodes in the place of one, and reads the index anew."""
-        at = list(self.nodes).index(old)
-        del self.proto.graph.node[at]
-        for offset, node in enumerate(new):
-            self.proto.graph.node.insert(at + offset, node)
+        self.insert(new, before=old)
+        self.proto.graph.node.remove(old)
         self.refresh()
 
     def digest(self) -> str:
@@ -239,7 +237,7 @@ def read(model: Model) -> Graph:
 
 
 def peek(model: Model) -> Graph:
-    """As `read`, without external data (whose constants have no value then): for `refuse`."""
+    """As `read`, but constants in external data have no value: cheap, for `refuse`."""
     return Graph(onnx.load(os.fspath(model.payload), load_external_data=False))
 
 

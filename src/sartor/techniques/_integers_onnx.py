@@ -174,6 +174,29 @@ def rounded(weight: np.ndarray, axes: tuple[int, ...], levels: int = 127) -> np.
     return kept
 
 
+def without_lopsided(graph: Graph, parts: Parts) -> Parts:
+    """The parts without nodes of which a few huge weights would be all that is left: most of the
+    others would round to zero beside them, even with a scale for each channel."""
+    nodes = {node.name: node for node in graph.nodes}
+    kept = Parts()
+    for name in parts.touched:
+        node, lost = nodes[name], 0.0
+        for index in WEIGHTS[node.op_type]:
+            weight = graph.constant(node.input[index])
+            if weight is not None and weight.any():
+                gone = rounded(weight, channel_axes(node))[weight != 0] == 0
+                lost = max(lost, float(gone.mean()))
+        if lost > 0.5:
+            kept.skip(name, f"a few huge weights: {lost:.0%} of the others would round to zero")
+        else:
+            kept.touch(name)
+    for name, reason in parts.skipped:
+        kept.skip(name, reason)
+    if not kept.touched and parts.touched:
+        raise Failed(f"nothing to quantize: {kept.most_frequent_reason()}")
+    return kept
+
+
 def saturates(target: Target) -> bool:
     """Whether products of uint8 and int8 overflow their 16-bit sums: x86 without VNNI, where
     weights must stay within 7 bits."""

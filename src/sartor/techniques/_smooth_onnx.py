@@ -40,10 +40,7 @@ def _move(
     weights = [graph.constant(node.input[1]) for node in nodes]
     known = [weight for weight in weights if weight is not None]
     heights = np.max([np.abs(weight).max(axis=1) for weight in known], axis=0)
-    usable = (peaks > 1e-5) & (heights > 1e-5)
-    factor = np.ones_like(peaks)
-    factor[usable] = peaks[usable] ** alpha / heights[usable] ** (1 - alpha)
-    factor = np.clip(factor, 1e-4, 1e4).astype(np.float32)
+    factor = _factors(peaks.astype(np.float64), heights.astype(np.float64), alpha)
     for node, weight in zip(nodes, known, strict=True):
         node.input[1] = _new(graph, f"{node.input[1]}_smooth", weight * factor[:, None])
     norm = graph.producer(tensor)
@@ -57,6 +54,17 @@ def _move(
         node.input[0] = smoothed
     name = graph.fresh(f"{nodes[0].name}_smooth")
     graph.insert([helper.make_node("Mul", [tensor, inverse], [smoothed], name=name)], nodes[0])
+
+
+def _factors(peaks: np.ndarray, heights: np.ndarray, alpha: float) -> np.ndarray:
+    """What each channel is divided by, float32. A channel that hardly speaks on the examples stays
+    as it is: divided by next to nothing it would drown the others where it does speak."""
+    share = peaks * heights
+    usable = share > 1e-4 * share.max()
+    factor = np.ones_like(peaks)
+    factor[usable] = peaks[usable] ** alpha / heights[usable] ** (1 - alpha)
+    kept: np.ndarray = np.clip(factor, 1e-35, 1e35).astype(np.float32)
+    return kept
 
 
 def _fold(graph: Graph, norm: onnx.NodeProto, factor: np.ndarray) -> bool:

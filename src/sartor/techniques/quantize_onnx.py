@@ -42,6 +42,7 @@ from sartor.techniques._integers_onnx import (
     tidy,
     too_few,
     upgraded,
+    without_lopsided,
 )
 from sartor.techniques._sensitivity_onnx import Rounding, worst
 from sartor.techniques._smooth_onnx import smooth
@@ -105,6 +106,7 @@ class DynamicInt8(Technique):
         split_gemms(graph, parts.touched)
         if self.smooth:
             smooth(graph, parts.touched, self.smooth, bench)
+        parts = without_lopsided(graph, parts)
         if self.exceptions:
             parts = spare(parts, self._worst(graph, parts, bench), self.exceptions)
         return finish(model, self, self._quantized(graph, parts, bench), bench, parts)
@@ -194,8 +196,9 @@ class StaticInt8(Technique):
             raise Failed(f"nothing to quantize: {parts.most_frequent_reason()}")
         if self.smooth:
             smooth(graph, parts.touched, self.smooth, bench)
+        parts = without_lopsided(graph, parts)
         found = self._ranges(graph, _reach(graph, parts.touched), bench)
-        parts = consider(graph, lambda *node: self._against(*node) or _unseen(found, *node))
+        parts = _seen(graph, parts, found)
         if self.exceptions:
             parts = spare(parts, self._worst(graph, parts, found, bench), self.exceptions)
         if self.bias_correction:
@@ -264,10 +267,15 @@ class StaticInt8(Technique):
         return made
 
 
-def _unseen(found: Ranges, graph: Graph, node: onnx.NodeProto) -> str | None:
-    if {node.input[0], node.output[0]} <= found.keys():
-        return None
-    return "its input or its output was never float32 on the calibration examples"
+def _seen(graph: Graph, parts: Parts, found: Ranges) -> Parts:
+    """The parts without nodes for whose input or output there is no range."""
+    skipped = dict(parts.skipped)
+
+    def against(graph: Graph, node: onnx.NodeProto) -> str | None:
+        unseen = not {node.input[0], node.output[0]} <= found.keys()
+        return skipped.get(node.name) or ("it was never seen to make float32" if unseen else None)
+
+    return consider(graph, against)
 
 
 def _rounded_weights(

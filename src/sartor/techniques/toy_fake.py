@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from sartor.contracts import Bench, Failed, Model, Step, Technique, to_json
-from sartor.runtimes.fake import SIGNATURE, Facts, read, write
+from sartor.fake_model import SIGNATURE, Facts, read, write
 from sartor.space import choice, span
 
 PARTS = ("first", "second", "third")
@@ -42,8 +43,9 @@ class Toy(Technique):
         lineage = (*model.lineage, Step(self, self.touched(), self.skipped()))
         return Model("fake", path.absolute(), SIGNATURE, model.settings, lineage)
 
+    @abstractmethod
     def effect(self, facts: Facts) -> Facts:
-        raise NotImplementedError
+        """The figures afterwards."""
 
     def touched(self) -> tuple[str, ...]:
         return PARTS
@@ -164,7 +166,7 @@ class Broken(Toy):
 
     stage: ClassVar[str] = "weights"
 
-    def apply(self, model: Model, bench: Bench) -> Model:
+    def effect(self, facts: Facts) -> Facts:
         raise Failed("this toy always fails")
 
 
@@ -173,6 +175,9 @@ class Unwilling(Toy):
     """Always refuses."""
 
     stage: ClassVar[str] = "precision"
+
+    def effect(self, facts: Facts) -> Facts:
+        return facts
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
         return "this toy always refuses"

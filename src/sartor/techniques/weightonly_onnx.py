@@ -31,6 +31,7 @@ from sartor.techniques._integers_onnx import (
     split_gemms,
     tidy,
     too_few,
+    without_lopsided,
 )
 from sartor.techniques._sensitivity_onnx import Rounding, worst
 
@@ -73,6 +74,7 @@ class WeightOnly(Technique):
         lift_constants(graph)
         products, tables = self._products(graph), self._tables(graph)
         split_gemms(graph, set(products.touched))
+        products = without_lopsided(graph, products)
         if self.exceptions:
             products = spare(products, self._worst(graph, products, bench), self.exceptions)
         chosen, looked_up = set(products.touched), set(tables.touched)

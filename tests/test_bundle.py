@@ -1,0 +1,358 @@
+"""The bundle: what a changed one is refused with, and what a whole one answers."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Case, Tailored
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+import sartor
+from sartor import bundle
+from sartor.contracts import Port, Signature, WrongRequest
+from sartor.registry import runtime
+
+SIGNATURE = Signature(
+    (Port("ids", "int64", (None, None)), Port("mask", "int64", (None, None))),
+    (Port("logits", "float32", (None, 3)),),
+)
+
+
+@pytest.fixture
+def place(tailored: Tailored, tmp_path: Path) -> Path:
+    """A bundle of one's own, to be spoilt."""
+    shutil.copytree(tailored.folder / "bundle", tmp_path / "bundle")
+    return tmp_path / "bundle"
+
+
+def facts(place: Path) -> dict[str, Any]:
+    found = json.loads((place / "sartor.json").read_text())
+    assert isinstance(found, dict)
+    return found
+
+
+def rewrite(place: Path, **changed: Any) -> None:
+    (place / "sartor.json").write_text(json.dumps({**facts(place), **changed}))
+
+
+# -- what is refused ------------------------------------------------------------------------------
+
+
+def _list(place: Path, name: str) -> None:
+    """Lists one more file, with the hash of a file that is there."""
+    listed = facts(place)["files"]
+    rewrite(place, files={**listed, name: listed["card.md"]})
+
+
+def _replace_by_link(place: Path, inside: bool) -> None:
+    target = place / "card.md" if inside else place.parent / "card.md"
+    shutil.copy(place / "card.md", place.parent / "card.md")
+    name = "twin.md" if inside else "card.md"
+    (place / name).unlink(missing_ok=True)
+    os.symlink(target, place / name)
+
+
+def _linked_folder(place: Path) -> None:
+    (place.parent / "elsewhere").mkdir()
+    shutil.copy(place / "card.md", place.parent / "elsewhere" / "card.md")
+    os.symlink(place.parent / "elsewhere", place / "inner")
+    _list(place, "inner/card.md")
+
+
+def _named(place: Path, name: str) -> None:
+    rewrite(place, file=name)
+
+
+Spoil = Callable[[Path], Any]
+SPOILT: dict[str, tuple[Spoil, tuple[str, ...]]] = {
+    "newer format": (
+        lambda p: rewrite(p, format=bundle.FORMAT + 1),
+        (f"format {bundle.FORMAT + 1}", "pip install -U sartor"),
+    ),
+    "a format of another kind": (lambda p: rewrite(p, format="1"), ("format '1'",)),
+    "no format": (lambda p: rewrite(p, format=None), ("format None",)),
+    "true as format": (lambda p: rewrite(p, format=True), ("format True",)),
+    "a file that climbs out": (lambda p: _list(p, "../card.md"), ("'../card.md'", "out")),
+    "a file that climbs out below": (lambda p: _list(p, "a/../../b"), ("'a/../../b'", "out")),
+    "an absolute file": (lambda p: _list(p, str(p.parent / "x")), ("leads out",)),
+    "a Windows path": (lambda p: _list(p, "..\\card.md"), ("leads out",)),
+    "a drive": (lambda p: _list(p, "C:card.md"), ("leads out",)),
+    "a null byte": (lambda p: _list(p, "a\0b"), ("leads out",)),
+    "a name too long": (lambda p: _list(p, "x" * 5000), ("leads out",)),
+    "an empty name": (lambda p: _list(p, ""), ("sartor.json",)),
+    "a link out": (lambda p: _replace_by_link(p, False), ("'card.md'", "leads out")),
+    "a link inside": (lambda p: _replace_by_link(p, True), ("twin.md",)),
+    "a linked folder": (_linked_folder, ("inner/card.md", "leads out")),
+    "an artifact that climbs out": (lambda p: _named(p, "../x.onnx"), ("artifact",)),
+    "an artifact that is not listed": (lambda p: _named(p, "sartor.json"), ("artifact",)),
+    "a missing file": (lambda p: (p / "card.md").unlink(), ("card.md is missing",)),
+    "an extra file": (lambda p: (p / "extra.py").write_text("x"), ("extra.py", "not among")),
+    "an extra file in a folder": (
+        lambda p: ((p / "deep").mkdir(), (p / "deep" / "x").write_text("")), ("deep/x",),
+    ),
+    "truncated": (
+        lambda p: (p / "sartor.json").write_text((p / "sartor.json").read_text()[:-20]),
+        ("cannot be read",),
+    ),
+    "empty": (lambda p: (p / "sartor.json").write_text(""), ("cannot be read",)),
+    "not text": (lambda p: (p / "sartor.json").write_bytes(b"\xff\xfe\x00"), ("cannot be read",)),
+    "another JSON": (lambda p: (p / "sartor.json").write_text("[1, 2]"), ("lists no files",)),
+    "no files": (lambda p: rewrite(p, files=None), ("lists no files",)),
+    "an unknown kind": (lambda p: rewrite(p, kind="magic"), ("'magic'", "onnx")),
+    "no kind": (lambda p: rewrite(p, kind=None), ("kind",)),
+    "no target": (lambda p: rewrite(p, target=None), ("target",)),
+    "settings of another kind": (lambda p: rewrite(p, settings=[]), ("settings",)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SPOILT)
+def test_a_spoilt_bundle_is_refused_with_a_sentence(name: str, place: Path) -> None:
+    spoil, words = SPOILT[name]
+    spoil(place)
+    with pytest.raises(WrongRequest) as refusal:
+        sartor.load(place)
+    said = str(refusal.value)
+    assert "\n" not in said
+    missing = [word for word in words if word not in said]
+    assert not missing, f"{missing} not in: {said}"
+
+
+def test_one_changed_byte_in_any_file_is_refused(place: Path) -> None:
+    rng = np.random.default_rng(0)
+    for name in facts(place)["files"]:
+        whole = (place / name).read_bytes()
+        for at in [0, len(whole) - 1, *rng.integers(len(whole), size=3).tolist()]:
+            spoilt = bytearray(whole)
+            spoilt[at] ^= 1 << int(rng.integers(8))
+            (place / name).write_bytes(bytes(spoilt))
+            with pytest.raises(WrongRequest, match=f"{name} was changed"):
+                bundle.read(place)
+        (place / name).write_bytes(whole)
+    bundle.read(place)
+
+
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(key=st.integers(0, 30), value=st.none() | st.integers() | st.text() | st.lists(st.text()))
+def test_whatever_stands_in_the_json_no_other_error_escapes(
+    key: int, value: object, place: Path
+) -> None:
+    whole = (place / "sartor.json").read_text()
+    names = sorted(facts(place))
+    rewrite(place, **{names[key % len(names)]: value})
+    try:
+        sartor.load(place).close()
+    except WrongRequest:
+        pass
+    finally:
+        (place / "sartor.json").write_text(whole)
+
+
+def test_what_is_no_bundle(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "gone"):
+        with pytest.raises(WrongRequest, match=r"no bundle: there is no sartor\.json"):
+            sartor.load(folder)
+
+
+def test_a_bundle_is_never_written_over(place: Path, digits: Case) -> None:
+    model = bundle.open_model(place)
+    with pytest.raises(FileExistsError):
+        bundle.write(model, place, {}, digits.arrays, bundle.target_of(facts(place)), "")
+
+
+# -- what it says ---------------------------------------------------------------------------------
+
+
+def test_it_explains_itself(place: Path, digits: Case) -> None:
+    found = facts(place)
+    assert found["format"] == bundle.FORMAT
+    assert found["recipe"]
+    for step in found["steps"]:
+        assert step["touched"]
+        assert all(reason for _, reason in step["skipped"])
+    assert {"onnxruntime", "onnx"} & set(found["versions"])
+    assert [port["name"] for port in found["signature"]["inputs"]] == ["pixels"]
+    limits = found["certificate"]["limits"]
+    assert {each["outcome"] for each in limits} == {"met"}
+    assert set(found["data"]) == {"train", "search", "holdout"}
+    assert found["certificate"]["machine"]
+    assert "accuracy >= baseline - 0.03" in (place / "card.md").read_text()
+
+
+def test_no_row_of_the_data_is_in_it(place: Path, digits: Case) -> None:
+    rows = {row.tobytes() for row in digits.arrays["pixels"]}
+    with np.load(place / "parity.npz") as kept:
+        assert not rows & {row.tobytes() for row in kept["input.pixels"]}
+    assert facts(place)["data"].keys() == {"train", "search", "holdout"}
+
+
+def test_files_are_those_on_disk(place: Path) -> None:
+    assert sorted([*facts(place)["files"], "sartor.json"]) == bundle.files(place)
+    assert bundle.files(place / "gone") == []
+
+
+# -- what it answers ------------------------------------------------------------------------------
+
+
+def test_predictions_are_the_artifacts(place: Path, digits: Case) -> None:
+    import onnxruntime
+
+    pixels = digits.arrays["pixels"][:32]
+    session = onnxruntime.InferenceSession(place / facts(place)["file"])
+    expected = session.run(None, {"pixels": pixels})[0]
+    with sartor.load(place) as model:
+        found = model.predict({"pixels": pixels})
+        assert list(found) == ["logits"]
+        np.testing.assert_allclose(found["logits"], expected, atol=1e-5)
+        np.testing.assert_array_equal(model.predict(pixels)["logits"], found["logits"])
+        counts = (16 * pixels).astype(np.uint8)
+        as_floats = model.predict(counts.astype(np.float32))["logits"]
+        np.testing.assert_array_equal(model.predict(counts)["logits"], as_floats)
+        wider = model.predict(pixels.astype(np.float64))["logits"]
+        np.testing.assert_array_equal(wider, found["logits"])
+        listed = model.predict(pixels.tolist())["logits"]
+        np.testing.assert_array_equal(listed, found["logits"])
+        one = model.predict(pixels[:1])["logits"]
+        assert one.shape == (1, 10)
+
+
+def test_a_data_frame_goes_in(place: Path, digits: Case) -> None:
+    import pandas
+
+    pixels = digits.arrays["pixels"][:8]
+    with sartor.load(place) as model:
+        expected = model.predict(pixels)["logits"]
+        framed = model.predict(pandas.DataFrame(pixels))["logits"]
+    np.testing.assert_array_equal(framed, expected)
+
+
+def test_the_run_and_its_bundle_load_alike(tailored: Tailored, digits: Case) -> None:
+    pixels = digits.arrays["pixels"][:8]
+    with sartor.load(tailored.folder) as one, sartor.load(tailored.folder / "bundle") as other:
+        first, second = one.predict(pixels), other.predict(pixels)
+    np.testing.assert_array_equal(first["logits"], second["logits"])
+
+
+def test_it_is_as_good_as_certified(place: Path, digits: Case) -> None:
+    """Against the labels, with another library's session for the original: all rows at hand."""
+    import onnxruntime
+
+    pixels, label = digits.arrays["pixels"], digits.arrays["label"]
+    before = onnxruntime.InferenceSession(digits.model).run(None, {"pixels": pixels})[0]
+    with sartor.load(place) as model:
+        after = model.predict(pixels)["logits"]
+    right = [(each.argmax(1) == label).mean() for each in (before, after)]
+    assert right[1] >= right[0] - 0.03
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"image": np.zeros((1, 64), "f4")}, ("pixels", "image")),
+        ({}, ("pixels", "none")),
+        ({"pixels": np.zeros((1, 64), "f4"), "more": np.zeros(1)}, ("pixels", "more")),
+        ({"pixels": np.zeros((1, 63), "f4")}, ("pixels", "64")),
+        ({"pixels": np.zeros(64, "f4")}, ("pixels", "64")),
+        ({"pixels": np.full((1, 64), "a")}, ("pixels", "float32")),
+        ({"pixels": np.zeros((1, 64), complex)}, ("pixels", "float32")),
+        ({"pixels": [[1.0] * 64, [1.0] * 63]}, ("pixels", "length")),
+        ({"pixels": np.full((1, 64), 2**24 + 1)}, ("pixels", "float32", "int64")),
+        (None, ("pixels",)),
+    ],
+)
+def test_wrong_inputs_are_refused_with_the_right_ones(
+    given: Any, words: tuple[str, ...], place: Path
+) -> None:
+    with sartor.load(place) as model, pytest.raises(WrongRequest) as refusal:
+        model.predict(given)
+    said = str(refusal.value)
+    assert all(word in said for word in words), said
+
+
+def test_threads_are_a_ceiling_that_changes_no_answer(place: Path, digits: Case) -> None:
+    pixels = digits.arrays["pixels"][:64]
+    with sartor.load(place, threads=2) as two, sartor.load(place) as one:
+        a, b = (each.predict(pixels)["logits"] for each in (two, one))
+    np.testing.assert_allclose(a, b, atol=1e-5)
+    with pytest.raises(WrongRequest, match="threads"):
+        sartor.load(place, threads=0)
+
+
+HEAVY = ("torch", "onnx", "sklearn", "scipy", "pandas", "optuna", "rich", "PIL", "pyarrow", "sympy")
+
+
+def test_loading_imports_one_runtime_and_nothing_else(place: Path) -> None:
+    script = (
+        "import sys, numpy as np, sartor\n"
+        f"model = sartor.load({str(place)!r})\n"
+        "assert model.predict(np.zeros((2, 64), 'f4'))['logits'].shape == (2, 10)\n"
+        f"print(sorted(set({HEAVY!r}) & set(sys.modules)), 'onnxruntime' in sys.modules)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", script], capture_output=True, text=True, check=False
+    )
+    assert done.stdout == "[] True\n", done.stderr
+
+
+# -- parity ---------------------------------------------------------------------------------------
+
+
+def test_parity_holds_here(place: Path) -> None:
+    found = facts(place)
+    assert bundle.parity(place, found, bundle.target_of(found)) <= bundle.PARITY_TOLERANCE
+
+
+def test_parity_sees_another_model_and_another_answer(place: Path) -> None:
+    found = facts(place)
+    target = bundle.target_of(found)
+    with np.load(place / "parity.npz") as kept:
+        arrays = {name: kept[name] for name in kept.files}
+    spread = float(np.ptp(arrays["output.logits"]))
+    for spoilt, least in (
+        (arrays["output.logits"] + 0.1 * spread, 0.05),
+        (arrays["output.logits"][:, ::-1], 0.05),
+        (arrays["output.logits"][:, :9], np.inf),
+        (np.full_like(arrays["output.logits"], np.nan), np.inf),
+    ):
+        np.savez(place / "parity.npz", **{**arrays, "output.logits": spoilt})
+        assert bundle.parity(place, found, target) >= least
+
+
+def test_reference_inputs_keep_to_the_ranges_of_the_sample() -> None:
+    rng = np.random.default_rng(1)
+    sample = {"ids": rng.integers(5, 99, (20, 7)), "mask": np.ones((20, 7), np.int64)}
+    sample["mask"][3, 4:] = 0
+    made = bundle.reference_inputs(sample, SIGNATURE)
+    assert made["ids"].shape == made["mask"].shape == (bundle.PARITY_ROWS, 7)
+    assert made["ids"].dtype == np.int64
+    assert made["ids"].min() >= 5
+    assert made["ids"].max() < 99
+    assert (made["mask"] == 1).all()  # a row without one real token has no defined answer
+    again = bundle.reference_inputs(sample, SIGNATURE)
+    np.testing.assert_array_equal(made["ids"], again["ids"])
+    assert not {row.tobytes() for row in sample["ids"]} & {row.tobytes() for row in made["ids"]}
+
+
+def test_a_fixed_batch_stays_fixed() -> None:
+    fixed = Signature((Port("x", "float32", (1, 3)),), SIGNATURE.outputs)
+    made = bundle.reference_inputs({"x": np.ones((9, 3), np.float32)}, fixed)
+    assert made["x"].shape == (1, 3)
+
+
+def test_the_artifact_is_read_from_where_it_lies_now(place: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    place.rename(moved)
+    model = bundle.open_model(moved)
+    assert moved in Path(model.payload).parents
+    assert runtime("onnx").size(model) == Path(model.payload).stat().st_size

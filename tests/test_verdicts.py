@@ -1,0 +1,437 @@
+"""Verdicts: three outcomes, in the limit's own words, never rounded up."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sartor.contracts import Task, WrongRequest
+from sartor.limits import Limit, parse, parse_objective
+from sartor.metrics import Truth
+from sartor.records import Timing, Verdict
+from sartor.verdicts import (
+    Evidence,
+    better,
+    judge,
+    judge_all,
+    nearest,
+    objective_value,
+    together,
+)
+
+TASK = Task("classification", "answer", "accuracy", classes=2)
+REGRESSION = Task("regression", "answer", "mse")
+
+
+def answered(n: int, gains: int, losses: int, both_wrong: int = 0, **truth: np.ndarray) -> Evidence:
+    """Classes 0 are right. The rows are: losses, gains, both wrong, both right."""
+    before, after = np.zeros(n, dtype=np.int64), np.zeros(n, dtype=np.int64)
+    after[:losses] = 1
+    before[losses : losses + gains] = 1
+    before[losses + gains : losses + gains + both_wrong] = 1
+    after[losses + gains : losses + gains + both_wrong] = 1
+    label = np.zeros(n, dtype=np.int64)
+    return Evidence(
+        (100_000_000, 25_000_000), answers=(before, after), truth=Truth(label, before, **truth)
+    )
+
+
+def timed(
+    ratio: float = 0.5, rounds: int = 40, calls: int = 20, twin: float = 1.0, drift: float = 0.01
+) -> Evidence:
+    rng = np.random.default_rng(0)
+    shared = np.exp(rng.normal(size=(rounds, 1)) * drift)
+
+    def lane(scale: float) -> np.ndarray:
+        return 0.010 * scale * shared * np.exp(rng.gamma(2, 0.02, (rounds, calls)))
+
+    return Evidence((1, 1), timing=Timing(lane(1.0), lane(ratio), lane(twin)))
+
+
+def verdict(text: str, evidence: Evidence, task: Task = TASK, alpha: float = 0.05) -> Verdict:
+    return judge(parse(text), evidence, task, alpha)
+
+
+# --- quality
+
+
+def test_three_outcomes() -> None:
+    assert verdict("accuracy >= baseline - 0.01", answered(4000, 30, 40)).outcome == "met"
+    assert verdict("accuracy >= baseline - 0.01", answered(4000, 10, 120)).outcome == "broken"
+    doubt = verdict("accuracy >= baseline - 0.01", answered(500, 5, 8))
+    assert doubt.outcome == "undecided"
+    assert doubt.needs is not None
+    assert doubt.needs > 100
+
+
+def test_estimate_and_bound_are_figures_of_the_metric() -> None:
+    found = verdict("accuracy >= baseline - 0.01", answered(1000, 10, 30, both_wrong=100))
+    assert found.estimate == pytest.approx(0.87)
+    assert found.bound == pytest.approx(0.88)
+    assert found.low < 0.87 < found.high
+    assert found.examples == 1000
+
+
+def test_150_rows_cannot_show_a_fifth_of_a_point_and_say_how_many_would() -> None:
+    found = verdict("accuracy >= baseline - 0.002", answered(150, 0, 0))
+    assert found.outcome == "undecided"
+    assert found.needs is not None
+    assert 1000 < found.needs < 10_000
+
+
+def test_equal_answers_on_a_sample_are_no_proof_but_the_original_is_itself() -> None:
+    """A candidate that is right on the same 150 rows may still err on others."""
+    limit = parse("accuracy >= baseline")
+    alike = answered(150, 0, 0)
+    assert alike.answers is not None
+    assert judge(limit, alike, TASK).outcome == "undecided"
+    itself = replace(alike, same=True)
+    assert judge(limit, itself, TASK).outcome == "met"
+    assert judge(limit, itself, TASK).p_value == 0.0
+    one = alike.answers[0]
+    assert judge(limit, replace(alike, answers=(one, one[:])), TASK).p_value == 0.0
+    assert judge(parse("accuracy >= baseline + 0.01"), itself, TASK).outcome == "broken"
+    unseen = Evidence((1, 1), same=True)
+    assert judge(limit, unseen, TASK).outcome == "met"
+    assert judge(parse("accuracy >= 0.9"), unseen, TASK).outcome == "undecided"
+
+
+def test_absolute_limits_are_about_the_candidate_alone() -> None:
+    evidence = answered(1000, 0, 50)
+    assert verdict("accuracy >= 0.93", evidence).outcome == "met"
+    assert verdict("accuracy >= 0.97", evidence).outcome == "broken"
+    assert verdict("accuracy >= 0.95", evidence).outcome == "undecided"
+    assert judge(parse("accuracy >= 0.99"), replace(evidence, same=True), TASK).outcome == "broken"
+
+
+def test_flips_and_agreement_count_changed_answers() -> None:
+    evidence = answered(2000, 10, 10)
+    assert verdict("flips <= 2 %", evidence).outcome == "met"
+    assert verdict("flips <= 0.5 %", evidence).outcome == "broken"
+    assert verdict("agreement >= 98 %", evidence).outcome == "met"
+
+
+def test_ratios_for_higher_and_lower_is_better() -> None:
+    evidence = answered(4000, 20, 30, both_wrong=400)
+    assert verdict("accuracy >= 99 % of baseline", evidence).outcome == "met"
+    assert verdict("accuracy >= 1.02 x baseline", evidence).outcome == "broken"
+
+
+def regressed(scale: float, n: int = 2000, noise: float = 0.0, negative: bool = False) -> Evidence:
+    rng = np.random.default_rng(1)
+    label = rng.normal(size=n)
+    error = rng.normal(size=n)
+    before = label + error
+    after = label + error * math.sqrt(scale) + noise * rng.normal(size=n)
+    return Evidence(
+        (2, 1),
+        answers=(before.astype(np.float32), after.astype(np.float32)),
+        truth=Truth(label, before),
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "scale", "outcome"),
+    [
+        ("mse <= 105 % of baseline", 1.01, "met"),
+        ("mse <= 105 % of baseline", 1.2, "broken"),
+        ("mse <= baseline + 0.05", 1.01, "met"),
+        ("mse <= baseline + 0.05", 0.8, "met"),
+        ("mse <= baseline + 0.05", 1.2, "broken"),
+        ("mse <= 2", 1.0, "met"),
+        ("mse <= 0.5", 1.0, "broken"),
+        ("neg_mse >= 105 % of baseline", 1.2, "broken"),
+        ("neg_mse >= 95 % of baseline", 1.01, "met"),
+        ("neg_mse >= 95 % of baseline", 1.2, "broken"),
+        ("neg_mse >= baseline - 0.05", 1.01, "met"),
+        ("r2 >= baseline - 0.05", 1.2, "broken"),
+    ],
+)
+def test_lower_is_better_and_negative_metrics(text: str, scale: float, outcome: str) -> None:
+    found = verdict(text, regressed(scale), REGRESSION)
+    assert found.outcome == outcome
+    good = found.estimate >= found.bound if ">=" in text else found.estimate <= found.bound
+    assert good == (outcome == "met")
+    assert found.low <= found.estimate <= found.high
+
+
+def test_whole_set_metrics_by_bootstrap() -> None:
+    rng = np.random.default_rng(0)
+    label = (rng.random(1500) < 0.3).astype(np.int64)
+    score = rng.normal(size=1500) + 1.5 * label
+    before = 1 / (1 + np.exp(-score))
+    after = 1 / (1 + np.exp(-(score + 0.1 * rng.normal(size=1500))))
+    evidence = Evidence((2, 1), answers=(before, after), truth=Truth(label, before))
+    found = verdict("auc >= baseline - 0.01", evidence)
+    assert found.outcome == "met"
+    assert "bootstrap" in found.method
+    assert found == verdict("auc >= baseline - 0.01", evidence)  # seeded
+    worse = replace(evidence, answers=(before, 1 / (1 + np.exp(-(score + rng.normal(size=1500))))))
+    assert verdict("auc >= baseline - 0.01", worse).outcome == "broken"
+
+
+def test_whole_set_metric_with_no_change_seen_needs_rows_too() -> None:
+    few, many = (answered(n, 0, 0, both_wrong=n // 10) for n in (50, 1000))
+    assert verdict("balanced_accuracy >= baseline - 0.01", few).outcome == "undecided"
+    assert verdict("balanced_accuracy >= baseline - 0.01", many).outcome == "met"
+
+
+def test_single_class_has_no_auc() -> None:
+    rng = np.random.default_rng(0)
+    scores = rng.random(100)
+    label = np.zeros(100, dtype=np.int64)
+    evidence = Evidence((2, 1), answers=(scores, scores * 0.9), truth=Truth(label, scores))
+    found = verdict("auc >= baseline - 0.01", evidence)
+    assert found.outcome == "undecided"
+    assert "cannot be computed" in found.note
+
+
+def test_nan_answers_break_a_limit() -> None:
+    evidence = regressed(1.0)
+    assert evidence.answers is not None
+    after = evidence.answers[1].copy()
+    after[7] = np.nan
+    found = verdict(
+        "mse <= 2 x baseline", replace(evidence, answers=(evidence.answers[0], after)), REGRESSION
+    )
+    assert found.outcome == "broken"
+    assert found.p_value == 1.0
+    assert "NaN in 1 of 2000" in found.note
+
+
+def test_missing_evidence_is_undecided_never_met() -> None:
+    nothing = Evidence((2, 1))
+    for text in ("accuracy >= baseline - 1 %", "latency <= 1 s", "memory <= 1 GB", "energy <= 1 J"):
+        found = verdict(text, nothing)
+        assert found.outcome == "undecided"
+        assert found.p_value == 1.0
+        assert "not measured" in found.note
+    assert together(judge_all((parse("latency <= 1 s"),), nothing, TASK))[0] == "undecided"
+
+
+def test_labelled_metric_without_labels_is_a_wrong_request() -> None:
+    with pytest.raises(WrongRequest, match="agreement"):
+        verdict("accuracy >= baseline", answered(50, 0, 0), replace(TASK, labelled=False))
+
+
+def test_groups_of_rows_count_as_one() -> None:
+    """Ten rows of one patient are not ten patients."""
+    plain = answered(2000, 20, 30)
+    grouped = answered(2000, 20, 30, group=np.repeat(np.arange(200), 10))
+    found, independent = (verdict("accuracy >= baseline - 0.01", e) for e in (grouped, plain))
+    assert found.examples == 200
+    assert found.high - found.low > 1.5 * (independent.high - independent.low)
+
+
+# --- segments
+
+
+def segmented(rows: dict[str, tuple[int, int, int]]) -> Evidence:
+    """Value of the column -> (rows, gains, losses)."""
+    parts = [answered(*counts) for counts in rows.values()]
+    column = np.concatenate([[name] * counts[0] for name, counts in rows.items()])
+    pairs = [each.answers for each in parts if each.answers]
+    before, after = (np.concatenate([pair[i] for pair in pairs]) for i in (0, 1))
+    truth = Truth(np.zeros(len(before), dtype=np.int64), before, None, {"sex": column})
+    return Evidence((2, 1), answers=(before, after), truth=truth)
+
+
+LIMIT = "accuracy@sex >= baseline - 0.02"
+
+
+def test_every_segment_must_pass() -> None:
+    found = verdict(LIMIT, segmented({"f": (2000, 5, 8), "m": (2000, 6, 9)}))
+    assert found.outcome == "met"
+    assert [part.outcome for part in found.parts] == ["met", "met"]
+    assert found.p_value == max(part.p_value for part in found.parts)
+
+
+def test_the_worst_segment_is_named() -> None:
+    found = verdict(LIMIT, segmented({"f": (2000, 0, 120), "m": (4000, 60, 0)}))
+    assert found.outcome == "broken"
+    assert "sex=f" in found.note
+    assert (
+        verdict(
+            "accuracy >= baseline - 0.02", segmented({"f": (2000, 0, 120), "m": (4000, 60, 0)})
+        ).outcome
+        == "met"
+    )
+
+
+def test_small_segments_are_undecided() -> None:
+    found = verdict(LIMIT, segmented({"f": (2000, 5, 5), "m": (19, 0, 0)}))
+    assert found.outcome == "undecided"
+    assert "too few examples" in found.note
+    assert found.needs == 1
+
+
+def test_broken_segments_are_named_after_holms_correction() -> None:
+    """One of ten alike segments at p = 0.03 is chance, and not a finding."""
+    rows = {"a": (300, 0, 12)} | {str(i): (3000, 10, 10) for i in range(9)}
+    alone = verdict("accuracy >= baseline - 0.02", answered(300, 0, 12))
+    assert alone.outcome == "broken"
+    assert verdict(LIMIT, segmented(rows)).outcome == "undecided"
+
+
+def test_crossings_of_columns() -> None:
+    evidence = answered(2000, 0, 0)
+    assert evidence.truth is not None
+    sex, old = np.tile(["f", "m"], 1000), np.arange(2000) < 1000
+    truth = replace(evidence.truth, segments={"sex": sex, "old": old})
+    found = verdict("accuracy@sex,old >= baseline - 0.02", replace(evidence, truth=truth))
+    assert len(found.parts) == 4
+    assert "sex=f, old=False" in found.parts[0].limit
+    missing = verdict("accuracy@race >= baseline - 0.02", replace(evidence, truth=truth))
+    assert missing.outcome == "undecided"
+
+
+# --- size, latency
+
+
+def test_counts_are_facts() -> None:
+    evidence = replace(answered(10, 0, 0), memories=(400, 300), flops=(2e9, 1e9))
+    for text in ("size <= 25 MB", "size <= 0.25 x baseline", "memory <= baseline", "flops <= 1 G"):
+        found = verdict(text, evidence)
+        assert (found.outcome, found.p_value, found.method) == ("met", 0.0, "exact")
+    found = verdict("size <= 20 MB", evidence)
+    assert (found.outcome, found.p_value, found.estimate) == ("broken", 1.0, 25e6)
+    assert verdict("size <= 20 MB", replace(evidence, same=True)).estimate == 100e6
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("latency <= 0.6 x baseline", "met"),
+        ("latency <= 0.4 x baseline", "broken"),
+        ("latency <= baseline - 3 ms", "met"),
+        ("latency <= baseline - 7 ms", "broken"),
+        ("latency <= baseline - 70 ms", "broken"),
+        ("latency <= 7 ms", "met"),
+        ("latency <= 4 ms", "broken"),
+        ("latency.p95 <= 8 ms", "met"),
+        ("latency.p95 <= 4 ms", "broken"),
+        ("latency.p95 <= 0.7 x baseline", "met"),
+        ("latency.p95 <= 0.3 x baseline", "broken"),
+        ("latency.mean <= 7 ms", "met"),
+        ("latency.mean <= 0.6 x baseline", "met"),
+        ("latency.p99 <= 9 ms", "met"),
+        ("throughput >= 150 /s", "met"),
+        ("throughput >= 300 /s", "broken"),
+        ("throughput >= 1.8 x baseline", "met"),
+        ("throughput >= 3 x baseline", "broken"),
+        ("throughput >= baseline + 50 /s", "met"),
+    ],
+)
+def test_latency_limits(text: str, outcome: str) -> None:
+    found = verdict(text, timed(0.5))
+    assert found.outcome == outcome
+    if math.isfinite(found.estimate):
+        assert found.low < found.estimate < found.high
+        good = found.estimate >= found.bound if ">=" in text else found.estimate <= found.bound
+        assert good == (outcome == "met")
+
+
+def test_p99_of_few_runs_is_undecided() -> None:
+    for text in ("latency.p99 <= 9 ms", "latency.p99 <= 0.9 x baseline"):
+        found = verdict(text, timed(0.5, rounds=10, calls=10))
+        assert found.outcome == "undecided"
+
+
+def test_calls_of_a_drifting_round_are_worth_less() -> None:
+    """800 calls in 40 rounds that differ more than the calls of a round do are no 800 runs."""
+    steady, drifting = (timed(0.5, drift=each) for each in (0.01, 0.2))
+    assert verdict("latency.p99 <= 9 ms", steady).outcome == "met"
+    found = verdict("latency.p99 <= 9 ms", drifting)
+    assert found.outcome == "undecided"
+    assert "worth" in found.method
+    assert found.needs is not None
+
+
+def test_a_noisy_machine_decides_nothing() -> None:
+    quiet, noisy = timed(0.97, rounds=60), timed(0.97, rounds=60, twin=1.10)
+    assert verdict("latency <= baseline", quiet).outcome == "met"
+    found = verdict("latency <= baseline", noisy)
+    assert found.outcome == "undecided"
+    assert "too noisy here" in found.note
+    assert verdict("latency <= baseline", timed(0.6, twin=1.10)).outcome == "met"
+
+
+def test_few_rounds_are_undecided_and_say_so() -> None:
+    found = verdict("latency <= 0.6 x baseline", timed(0.5, rounds=4))
+    assert found.outcome == "undecided"
+    assert found.needs or found.note
+
+
+# --- better, objective, nearest
+
+
+def test_better_than_the_original() -> None:
+    size, latency = parse_objective("size"), parse_objective("latency")
+    throughput, accuracy = parse_objective("throughput"), parse_objective("accuracy")
+    assert better(size, Evidence((10, 9)), TASK).outcome == "met"
+    assert better(size, Evidence((10, 10)), TASK).outcome == "broken"
+    assert better(latency, timed(0.5), TASK).outcome == "met"
+    assert better(latency, timed(1.5), TASK).outcome == "broken"
+    assert better(latency, timed(1.0), TASK).outcome == "undecided"
+    assert better(latency, timed(0.97, twin=1.1), TASK).outcome == "undecided"
+    assert better(throughput, timed(0.5), TASK).outcome == "met"
+    assert better(throughput, timed(2.0), TASK).outcome == "broken"
+    assert better(accuracy, answered(1000, 60, 20), TASK).outcome == "met"
+    assert better(accuracy, answered(1000, 20, 60), TASK).outcome == "broken"
+    for objective in (size, latency, accuracy):
+        same = replace(timed(0.5), same=True, answers=answered(9, 0, 0).answers)
+        assert better(objective, same, TASK).p_value == 1.0
+    assert better(latency, Evidence((10, 9)), TASK).outcome == "undecided"
+
+
+def test_objective_value_is_a_ratio_where_lower_is_better() -> None:
+    size, latency = parse_objective("size"), parse_objective("latency")
+    assert objective_value(size, Evidence((10, 5)), TASK) == 0.5
+    assert objective_value(latency, timed(0.5), TASK) == pytest.approx(0.5, rel=0.02)
+    assert objective_value(parse_objective("latency.p95"), timed(0.5), TASK) == pytest.approx(
+        0.5, rel=0.05
+    )
+    assert objective_value(parse_objective("throughput"), timed(0.5), TASK) == pytest.approx(
+        0.5, rel=0.02
+    )
+    assert objective_value(parse_objective("accuracy"), answered(100, 10, 0), TASK) < 1
+    assert objective_value(parse_objective("mse"), regressed(1.2), REGRESSION) > 1
+    assert objective_value(parse_objective("neg_mse"), regressed(1.2), REGRESSION) > 1
+    assert math.isnan(objective_value(latency, Evidence((10, 5)), TASK))
+    assert objective_value(latency, replace(timed(0.5), same=True), TASK) == 1.0
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "accuracy >= baseline - 0.001",
+        "accuracy >= baseline + 0.1",
+        "accuracy >= 0.999",
+        "accuracy >= 99.9 % of baseline",
+        "size <= 20 MB",
+        "size <= 0.1 x baseline",
+        "flips <= 0.1 %",
+        "latency <= 4 ms",
+        "latency <= 0.4 x baseline",
+        "latency <= baseline - 7 ms",
+        "throughput >= 400 /s",
+    ],
+)
+def test_the_nearest_limit_is_one_that_this_evidence_meets(text: str) -> None:
+    limit = parse(text)
+    evidence = replace(answered(3000, 10, 60), timing=timed(0.5).timing)
+    found = judge(limit, evidence, TASK)
+    assert found.outcome == "broken"
+    words = nearest(limit, found)
+    assert words is not None
+    other: Limit = parse(words)
+    assert (other.metric, other.sense) == (limit.metric, limit.sense)
+    assert judge(other, evidence, TASK).outcome == "met"
+
+
+def test_nearest_of_nothing() -> None:
+    limit = parse("latency <= 4 ms")
+    assert nearest(limit, judge(limit, Evidence((2, 1)), TASK)) is None
