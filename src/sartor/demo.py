@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from transformers import BertModel
 from transformers.utils import logging as transformers_logging
 
-VERSION = "1"  # raise it whenever the built files change: older builds are then made anew
+VERSION = "2"  # raise it whenever the built files change: older builds are then made anew
 CLASSES = ("negative", "neutral", "positive")
 MAX_TOKENS = 64
 HEAD, SEARCH, HOLDOUT = 12_000, 6_000, 10_000  # tweets; CALIBRATION are kept of the first ones
@@ -223,7 +223,10 @@ def _fit_head(model: SentimentModel, embeddings: NDArray[np.float32], labels: In
     classifier.fit(scaler.fit_transform(embeddings.astype(np.float64)), labels)
     # head(x) = W ((x - mean) / scale) + b, written as one linear layer: W/scale and b - W/scale
     # mean. The graph then needs no standardising step.
-    weight = classifier.coef_ / scaler.scale_
+    # Three dimensions of the embedding are dead (their spread is rounding noise): a weight divided
+    # by that would be 1e31, harmless in float and the ruin of every quantized form of the layer.
+    alive = scaler.scale_ > 1e-6
+    weight = np.where(alive, classifier.coef_ / np.where(alive, scaler.scale_, 1.0), 0.0)
     bias = classifier.intercept_ - weight @ scaler.mean_
     with torch.no_grad():
         model.head.weight.copy_(torch.from_numpy(weight))

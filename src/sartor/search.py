@@ -170,7 +170,7 @@ class GuidedSearch:
             if times < REPAIRS and milder is not None:
                 self.repaired[root] = times + 1
                 self.waiting.insert(0, (*recipe[:at], milder, *recipe[at + 1 :]))
-            return
+                return
 
 
 def _options(names: list[str]) -> list[str]:

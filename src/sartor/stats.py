@@ -224,8 +224,8 @@ def quantile_interval(samples: Floats, q: float, level: float = 0.95) -> Interva
 def pseudomedian(values: Floats, border: float, level: float = 0.95) -> Comparison:
     """Hodges and Lehmann's (1963) estimate of the centre of values, one per round, against
     `border`: exact by Wilcoxon's signed ranks, for values that scatter symmetrically, as the
-    logarithm of the ratio of two lanes of one round does. With 10 rounds it covers 95 %, where a
-    percentile bootstrap over the rounds covers 91 %."""
+    logarithm of the ratio of two lanes of one round does. With 6 rounds it covers 97 % and with
+    10 95 %, where a percentile bootstrap over the rounds covers 94 %."""
     x = np.asarray(values, dtype=np.float64)
     while len(x) > 800:  # neighbours are merged: pairs grow with the square
         x = x[: len(x) // 2 * 2].reshape(-1, 2).mean(1)

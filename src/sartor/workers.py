@@ -76,8 +76,6 @@ class Worker:
     def send(self, function: Callable[..., Any], *args: Any, **kw: Any) -> None:
         if self.pipe.closed:
             raise Failed(f"the process of {self.name} has ended before")
-        if self.pipe.closed:
-            raise Failed(f"the process {self.name!r} was ended")
         try:
             self.pipe.send((function, args, kw))
         except (BrokenPipeError, ConnectionResetError):

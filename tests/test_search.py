@@ -1,0 +1,286 @@
+"""The search, on toys whose effects are known: what it asks, and that it finds what is there."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sartor.contracts import STAGES, Failed, Recipe, Technique, technique_name, to_json
+from sartor.fake_model import Facts
+from sartor.records import Journal, Trial, Verdict, trial_from_json
+from sartor.registry import recipe as recipe_from_json
+from sartor.registry import techniques
+from sartor.search import SLOTS, GuidedSearch, key_of
+from sartor.space import domains
+from sartor.testing_fake import fake_model
+
+TOYS = dict(techniques("fake"))
+LIMIT = "accuracy >= baseline - 0.01"
+
+
+@dataclass
+class Landscape:
+    """What comes of a recipe of toys: their effects multiplied, without noise. The limit allows
+    `slack` more errors than the original makes."""
+
+    slack: float = 0.01
+    objective: str = "seconds"
+
+    def figures(self, recipe: Recipe) -> tuple[float, float]:
+        """The objective as a ratio to the original's, and the error added."""
+        facts = first = Facts()
+        for technique in recipe:
+            facts = technique.effect(facts)  # type: ignore[attr-defined]
+        ratio = getattr(facts, self.objective) / getattr(first, self.objective)
+        return ratio, facts.error - first.error
+
+    def trial(self, number: int, recipe: Recipe) -> Trial:
+        entries = tuple(to_json(each) for each in recipe)
+        for technique in recipe:
+            name = technique_name(technique)
+            if name == "unwilling":
+                return Trial(number, entries, "refused", "it refuses", culprit=name)
+            if name == "broken":
+                return Trial(number, entries, "failed", "it fails", culprit=name)
+        ratio, lost = self.figures(recipe)
+        p = 1 / (1 + math.exp((self.slack - lost) * 2000))  # as if some thousand rows were seen
+        outcome = "met" if p <= 0.05 else "broken" if p >= 0.95 else "undecided"
+        verdict = Verdict(
+            LIMIT, outcome, 0.9 - lost, 0.9 - lost, 0.9 - lost, 0.9 - self.slack, p, "score", 2000
+        )  # type: ignore[arg-type]
+        if ratio > 1:
+            return Trial(number, entries, "dropped", "no gain", {"objective": ratio}, (verdict,), p)
+        return Trial(number, entries, "done", "", {"objective": ratio}, (verdict,), p, 1.0)
+
+    def value(self, recipe: Recipe) -> float:
+        """The objective where the limit holds, else that of the original."""
+        trial = self.trial(0, recipe)
+        return trial.figures["objective"] if trial.state == "done" and trial.p_value <= 0.05 else 1
+
+
+def drive(
+    searcher: GuidedSearch, landscape: Landscape, most: int, finished: Sequence[Trial] = ()
+) -> list[tuple[Recipe, Trial]]:
+    """Asks and tells, `finished` first."""
+    seen: list[tuple[Recipe, Trial]] = []
+    for number in range(most):
+        asked = searcher.ask()
+        if asked is None:
+            break
+        recipe, fidelity = asked
+        assert 0 < fidelity <= 1
+        trial = finished[number] if number < len(finished) else landscape.trial(number, recipe)
+        searcher.tell(trial)
+        seen.append((recipe, trial))
+    return seen
+
+
+def guided(seed: int = 0, trials: int | None = None, portfolio: bool = True) -> GuidedSearch:
+    entries = [
+        [{"technique": "fuse"}],
+        [{"technique": "fuse"}, {"technique": "round", "bits": 4}],
+    ]
+    known = [recipe_from_json("fake", each) for each in entries] if portfolio else []
+    return GuidedSearch("fake", TOYS, known, trials=trials, seed=seed)
+
+
+def test_the_original_is_asked_first_then_the_portfolio() -> None:
+    asked = [recipe for recipe, _ in drive(guided(), Landscape(), 4)]
+    assert asked[0] == ()
+    assert [technique_name(each) for each in asked[1]] == ["fuse"]
+    assert [technique_name(each) for each in asked[2]] == ["fuse", "round"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_only_legal_recipes_and_none_twice(seed: int) -> None:
+    seen = [recipe for recipe, _ in drive(guided(seed), Landscape(), 80)]
+    assert len(seen) == 80
+    assert len({key_of(each) for each in seen}) == 80
+    for recipe in seen:
+        names = [technique_name(each) for each in recipe]
+        assert set(names) <= set(TOYS)
+        assert len(set(names)) == len(names)
+        stages = [STAGES.index(each.stage) for each in recipe]
+        assert stages == sorted(stages)
+        for stage in STAGES:
+            assert [each.stage for each in recipe].count(stage) <= SLOTS.count(stage)
+        for technique in recipe:
+            for name, domain in domains(technique).items():
+                assert getattr(technique, name) in domain
+
+
+def test_recipes_of_the_portfolio_with_what_is_not_allowed_are_left_out() -> None:
+    known = {name: cls for name, cls in TOYS.items() if name != "round"}
+    entries = [[{"technique": "round"}], [{"technique": "fuse"}]]
+    first = [recipe_from_json("fake", each) for each in entries]
+    searcher = GuidedSearch("fake", known, first, seed=0)
+    asked = [recipe for recipe, _ in drive(searcher, Landscape(), 30)]
+    assert [technique_name(each) for each in asked[1]] == ["fuse"]
+    assert not any(technique_name(each) == "round" for recipe in asked for each in recipe)
+
+
+def test_the_same_seed_asks_the_same_and_another_something_else() -> None:
+    one, same, other = (
+        [key_of(recipe) for recipe, _ in drive(guided(seed), Landscape(), 40)] for seed in (5, 5, 6)
+    )
+    assert one == same
+    assert one[:3] == other[:3]  # the portfolio
+    assert one != other
+
+
+def test_it_survives_refusals_and_failures_and_learns_from_them() -> None:
+    """Toys that only ever refuse or fail are not tried again and again."""
+    seen = drive(guided(1, portfolio=False), Landscape(), 80)
+    states = [trial.state for _, trial in seen]
+    assert "refused" in states
+    assert "failed" in states
+    assert states[40:].count("refused") + states[40:].count("failed") <= 2
+    assert states.count("done") >= 40
+
+
+def test_it_survives_trials_about_which_nothing_is_known() -> None:
+    searcher = guided()
+    for number in range(25):
+        asked = searcher.ask()
+        assert asked is not None
+        entries = tuple(to_json(each) for each in asked[0])
+        odd = [
+            Trial(number, entries, "failed", "crashed"),
+            Trial(number, entries, "done"),
+            Trial(number, entries, "done", figures={"objective": math.nan}),
+            Trial(number, entries, "done", figures={"objective": math.inf}, p_value=math.nan),
+            Trial(number, entries, "dropped", figures={"size": 1.0}),
+        ]
+        searcher.tell(odd[number % len(odd)])
+
+
+def test_it_ends_after_its_trials() -> None:
+    searcher = guided(trials=7)
+    assert len(drive(searcher, Landscape(), 99)) == 7
+    assert searcher.ask() is None
+
+
+def test_it_ends_where_there_is_nothing_to_try() -> None:
+    searcher = GuidedSearch("fake", {}, (), seed=0)
+    assert [recipe for recipe, _ in drive(searcher, Landscape(), 5)] == [()]
+
+
+def test_it_ends_where_everything_was_tried() -> None:
+    searcher = GuidedSearch("fake", {"fuse": TOYS["fuse"], "pack": TOYS["pack"]}, (), seed=0)
+    seen = {
+        tuple(technique_name(each) for each in recipe)
+        for recipe, _ in drive(searcher, Landscape(objective="bytes"), 99)
+    }
+    assert seen == {(), ("fuse",), ("pack",), ("fuse", "pack")}
+
+
+@pytest.mark.parametrize("stopped", [0, 1, 3, 8, 17])
+def test_told_a_journal_it_asks_what_it_would_have_asked(stopped: int, tmp_path: Path) -> None:
+    """Killed after `stopped` trials and started again with what the journal holds."""
+    whole = drive(guided(3), Landscape(), 24)
+    journal = Journal(tmp_path / "run.jsonl")
+    for _, trial in whole[:stopped]:
+        journal.add("trial", **vars(trial))
+    finished = [trial_from_json(entry) for entry in journal.events("trial")]
+    again = drive(guided(3), Landscape(), 24, finished)
+    assert [key_of(recipe) for recipe, _ in again] == [key_of(recipe) for recipe, _ in whole]
+
+
+def test_told_what_was_never_asked_it_goes_on() -> None:
+    """A journal of another version may hold recipes that this one would not ask, or in another
+    order; nothing of it is asked again."""
+    searcher = guided()
+    told = [recipe for recipe, _ in drive(guided(9), Landscape(), 12)][::-1]
+    for number, recipe in enumerate(told):
+        searcher.tell(Landscape().trial(number, recipe))
+    asked = [key_of(recipe) for recipe, _ in drive(searcher, Landscape(), 20)]
+    assert not set(asked) & {key_of(each) for each in told}
+
+
+def test_what_gains_but_loses_quality_is_repaired() -> None:
+    """Round to 4 bits breaks the limit: it is tried again with more exceptions, at once."""
+    landscape = Landscape(slack=0.015)
+    searcher = GuidedSearch(
+        "fake", TOYS, [recipe_from_json("fake", [{"technique": "round", "bits": 4}])], seed=0
+    )
+    seen = drive(searcher, landscape, 4)
+    exceptions = [[each.exceptions for each in recipe] for recipe, _ in seen[1:4]]  # type: ignore[attr-defined]
+    assert exceptions[:2] == [[0], [1]]
+    outcomes = [trial.verdicts[0].outcome for _, trial in seen[1:4]]
+    assert outcomes[0] == "broken"
+    assert exceptions[2] == [2]
+    assert outcomes[2] == "met"
+
+
+def test_what_breaks_a_count_is_not_repaired() -> None:
+    """More exceptions would not make a file smaller."""
+    first = recipe_from_json("fake", [{"technique": "round"}])
+    searcher = GuidedSearch("fake", TOYS, [first], seed=0)
+    assert searcher.ask() == ((), 1.0)
+    searcher.tell(Landscape().trial(0, ()))
+    searcher.ask()
+    size = Verdict("size <= 1 MB", "broken", 2e6, 2e6, 2e6, 1e6, 1.0, "exact", 0)
+    searcher.tell(replace(Landscape().trial(1, first), state="dropped", verdicts=(size,)))
+    asked = searcher.ask()
+    assert asked is not None
+    assert [technique_name(each) for each in asked[0]] != ["round"]
+
+
+def random_recipe(rng: np.random.Generator) -> Recipe:
+    """A legal recipe: for each slot a technique or none, settings at random."""
+    steps: list[Technique] = []
+    for stage in SLOTS:
+        names = [name for name, cls in TOYS.items() if cls.stage == stage]
+        picked = str(rng.choice(names)) if names and rng.random() < 1 / 3 else ""
+        if picked and not any(technique_name(each) == picked for each in steps):
+            chosen: dict[str, Any] = {
+                name: domain.sample(rng) for name, domain in domains(TOYS[picked]).items()
+            }
+            steps.append(TOYS[picked](**chosen))
+    return tuple(steps)
+
+
+@pytest.mark.parametrize("objective", ["seconds", "bytes"])
+def test_it_beats_random_search(objective: str) -> None:
+    """The best that holds the limit after 40 trials, without a portfolio, ten seeds each."""
+    landscape, most = Landscape(objective=objective), 40
+    ours, theirs = [], []
+    for seed in range(10):
+        seen = drive(guided(seed, portfolio=False), landscape, most)
+        ours.append(min(landscape.value(recipe) for recipe, _ in seen))
+        rng = np.random.default_rng(seed)
+        theirs.append(min(landscape.value(random_recipe(rng)) for _ in range(most)))
+    assert np.mean(ours) < 0.9 * np.mean(theirs)
+    assert sum(a <= b for a, b in zip(ours, theirs, strict=True)) >= 6
+
+
+def test_keys_tell_recipes_apart() -> None:
+    entries: list[list[dict[str, Any]]] = [
+        [],
+        [{"technique": "fuse"}],
+        [{"technique": "round"}],
+        [{"technique": "round", "bits": 4}],
+        [{"technique": "fuse"}, {"technique": "round"}],
+    ]
+    keys = [key_of(recipe_from_json("fake", each)) for each in entries]
+    assert len(set(keys)) == len(keys)
+    for key, each in zip(keys, entries, strict=True):
+        assert (
+            key
+            == key_of(recipe_from_json("fake", json.loads(key)))
+            == key_of(recipe_from_json("fake", each))
+        )
+
+
+def test_the_toys_fail_as_the_landscape_says(tmp_path: Path) -> None:
+    model = fake_model(tmp_path)
+    with pytest.raises(Failed):
+        TOYS["broken"]().apply(model, None)  # type: ignore[arg-type]
+    assert TOYS["unwilling"]().refuse(model, None)  # type: ignore[arg-type]
