@@ -347,16 +347,10 @@ def test_json_names_the_artifacts_files(tailored: Tailored) -> None:
     assert "sartor.json" in named
 
 
-def test_json_of_a_finished_run_is_the_same(
-    sartor: Sartor, tailored: Tailored, digits: Case
-) -> None:
+def test_json_of_a_finished_run_is_the_same(sartor: Sartor, tailored: Tailored) -> None:
     journal = tailored.folder / "run.jsonl"
     before = journal.read_bytes()
-    said = sartor(
-        *("optimize", digits.model, "--data", tailored.data, "--segment", "thickness"),
-        *("--limit", "accuracy >= baseline - 0.03", "--limit", "size <= 0.5 x baseline"),
-        *("--trials", 2, "--out", tailored.folder, "--json"),
-    )
+    said = sartor(*tailored.arguments(tailored.folder.parent))
     assert said.status == 0
     assert said.json == tailored.said.json
     assert "--resume" in said.err

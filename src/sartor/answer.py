@@ -52,6 +52,8 @@ class Answering:
             ledger_path(spec), ready.data.holdout.digest, total=1.0 - spec.confidence
         )
         self.early = self._early_before()
+        if not folder.journal.events("frozen") and self.early is None:
+            self.ledger.check()
 
     # -- while the search goes on -------------------------------------------------------------
 
@@ -302,7 +304,8 @@ class Answering:
         model = self.model_of(trial)
         facts = environment(self.ready.original)
         message = self._message(answer, row)
-        made = self.lab.store.scratch() / "bundle"
+        scratch = self.lab.store.scratch()
+        made = scratch / "bundle"
         original = self.ready.original
         certificate = {
             "message": message,
@@ -340,6 +343,7 @@ class Answering:
             ),
         )  # fmt: skip
         publish(made, self.folder.bundle)
+        scratch.rmdir()
 
     def _frontier(self, found: Certification, chosen: Row | None) -> list[str]:
         """The other artifacts worth having, each marked with what is known of it."""

@@ -58,6 +58,18 @@ class Ledger:
         with self.path.open("rb") as file:
             return self._left(_entries(file, self.path))
 
+    def check(self) -> None:
+        """Raises WrongRequest where too little is left for one more run: to be told beforehand."""
+        self._check_left(self.left())
+
+    def _check_left(self, left: float) -> None:
+        if left < FLOOR:
+            raise WrongRequest(
+                f"fresh data are needed: this holdout was opened for so many answers that "
+                f"{max(left, 0.0):.2%} of its error rate of {self.total:.0%} is left "
+                f"(recorded in {self.path})"
+            )
+
     def open(self, run: str, stage: Stage, frozen: Sequence[str]) -> Opening:
         """Grants an opening to the run for hypotheses frozen in this order (digests of the
         artifacts and the limits). The record is on disk when this returns.
@@ -108,12 +120,7 @@ class Ledger:
             carried = bool(closed) and closed[0]["certified"] is True
             return (share if carried else share - early[0]["alpha"]), 0.0
         left = self._left(entries)
-        if left < FLOOR:
-            raise WrongRequest(
-                f"fresh data are needed: this holdout was opened for so many answers that "
-                f"{max(left, 0.0):.2%} of its error rate of {self.total:.0%} is left "
-                f"(recorded in {self.path})"
-            )
+        self._check_left(left)
         share = SHARE * left
         return (EARLY * share if stage == "early" else share), share
 

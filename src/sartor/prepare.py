@@ -15,7 +15,7 @@ import numpy as np
 
 from sartor import machine
 from sartor.certify import check_holdout
-from sartor.contracts import Arrays, Model, Target, Task, WrongRequest
+from sartor.contracts import Arrays, Failed, Model, Target, Task, WrongRequest
 from sartor.data import Data, Part, read
 from sartor.limits import Limit, Objective, parse, parse_objective
 from sartor.metrics import check_labels, default_limit, find, infer_task
@@ -72,10 +72,7 @@ def prepare(spec: Spec, work: Path) -> Prepared:
     limits = tuple(parse(text) for text in spec.limits)
     if "energy" in {objective.metric, *(each.metric for each in limits)}:
         raise WrongRequest("energy is not measured yet: write a limit on latency or flops instead")
-    with Pool() as pool:
-        sample = pool.call(
-            run_sample, original, target, data.search, min(SAMPLE, len(data.search)), timeout=600
-        )
+    sample = _sampled(original, target, data.search)
     task = infer_task(
         original.signature, data.search, sample,
         metric=spec.metric, output=spec.output, kind=spec.task,
@@ -91,6 +88,14 @@ def prepare(spec: Spec, work: Path) -> Prepared:
     _segments(limits, data.search)
     request = _request(spec, original, data, task, limits)
     return Prepared(original, data, task, target, limits, objective, tuple(notes), request)
+
+
+def _sampled(original: Model, target: Target, part: Part) -> dict[str, np.ndarray]:
+    with Pool() as pool:
+        try:
+            return pool.call(run_sample, original, target, part, SAMPLE, timeout=600)
+        except Failed as failure:
+            raise WrongRequest(f"the original model does not run on its data: {failure}") from None
 
 
 def _segments(limits: tuple[Limit, ...], part: Part) -> None:

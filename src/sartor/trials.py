@@ -25,6 +25,7 @@ from sartor.contracts import (
     Target,
     Task,
     Technique,
+    WrongRequest,
     technique_name,
     to_json,
 )
@@ -61,6 +62,12 @@ def apply_step(
     if reason is not None:
         return reason
     return Store(store).put(key, technique.apply(model, bench))
+
+
+def count_flops(model: Model, part: Part) -> float:
+    """In a child: floating-point operations of one example, two for each multiply-add."""
+    counted = runtime(model.kind).parts(model, part.example(0))
+    return 2.0 * sum(each.macs or 0 for each in counted)
 
 
 class Laboratory:
@@ -183,8 +190,7 @@ class Laboratory:
         return Evidence(sizes, flops=flops, same=digest(model) == digest(self.original))
 
     def _flops(self, model: Model) -> float:
-        parts = runtime(model.kind).parts(model, self.search.example(0))
-        return 2.0 * sum(part.macs or 0 for part in parts)
+        return self.pool.call(count_flops, model, self.search, timeout=self.patience())
 
     def memory(self, model: Model) -> int:
         return footprint(model, self.target, self.search.example(0))
@@ -218,7 +224,7 @@ class Laboratory:
             trial = dataclasses.replace(
                 trial, state=end.state, reason=end.reason, culprit=end.culprit
             )
-        except Failed as failure:
+        except (Failed, WrongRequest) as failure:  # a candidate that takes other inputs, say
             trial = dataclasses.replace(trial, state="failed", reason=str(failure))
         return dataclasses.replace(trial, seconds=time.monotonic() - began)
 
