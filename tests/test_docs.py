@@ -141,6 +141,22 @@ def test_slow_examples_run(name: str, stage: Path, tmp_path: Path) -> None:
     run_page(name, _copied(stage, tmp_path), slow=True)
 
 
+TWICE = """
+import sartor
+for call in ("optimize", "optimize", "compare", "compare", "verify", "verify"):
+    try:
+        first = ["nowhere.onnx"] if call == "compare" else "nowhere.onnx"
+        getattr(sartor, call)(first, "nowhere.npz")
+    except sartor.WrongRequest:
+        pass
+"""
+
+
+def test_functions_of_the_package_can_be_called_again(tmp_path: Path) -> None:
+    """A module of the same name, once imported, must not take the function's place."""
+    run_block("sartor", Block(0, "python", TWICE), tmp_path)
+
+
 # -- what is named exists -------------------------------------------------------------------------
 
 

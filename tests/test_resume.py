@@ -48,23 +48,13 @@ class Session:
             text=True,
         )
 
-    def wait(self, seconds: float) -> bool:
-        """Whether it ended by itself within these seconds."""
-        try:
-            self.process.wait(seconds)
-        except subprocess.TimeoutExpired:
-            return False
-        return True
-
-    def wait_for(self, event: str, most: float = PATIENCE) -> bool:
-        """Whether the journal got another such event before the command ended."""
-        before = len(self.journal.events(event))
-        until = time.monotonic() + most
-        while time.monotonic() < until:
-            if len(self.journal.events(event)) > before:
+    def wait_for(self, lines: int) -> bool:
+        """Whether the journal came to hold that many lines before the command ended."""
+        until = time.monotonic() + PATIENCE
+        while self.process.poll() is None and time.monotonic() < until:
+            written = self.journal.path.read_bytes() if self.journal.path.exists() else b""
+            if written.count(b"\n") >= lines:
                 return True
-            if self.process.poll() is not None:
-                return False
             time.sleep(0.003)
         return False
 
@@ -94,20 +84,29 @@ class Session:
             bundle.read(self.bundle)
 
 
-def killed(place: Path, arguments: Arguments, moments: list[float | str]) -> dict[str, Any]:
-    """The answer of a run that is killed at these moments of its sessions (seconds after the
-    start, or the next event of this name) and started again each time."""
-    for moment in moments:
+def killed(place: Path, arguments: Arguments, moments: list[tuple[int, float]]) -> dict[str, Any]:
+    """The answer of a run that is killed at these moments, so many seconds after its journal came
+    to hold so many lines, and started again each time."""
+    for lines, delay in moments:
         session = Session(place, arguments)
-        early = session.wait_for(moment) if isinstance(moment, str) else not session.wait(moment)
-        if not early:
-            session.end()
-            break
+        assert session.wait_for(lines), session.end()
+        time.sleep(delay)
         assert session.stop(signal.SIGKILL).status == -signal.SIGKILL
         session.check_what_is_left()
     said = run(*arguments)
     assert said.status == 0, said.err
     return said.json
+
+
+def random_moments(journal: Path, count: int, seed: int) -> list[tuple[int, float]]:
+    """Moments anywhere from before the journal begins until shortly before the answer."""
+    rng = np.random.default_rng(seed)
+    lines = journal.read_bytes().count(b"\n")
+    at = np.sort(rng.integers(0, lines - 3, count))
+    return [
+        (int(line), float(delay))
+        for line, delay in zip(at, rng.uniform(0, 0.1, count), strict=True)
+    ]
 
 
 def check_whole(folder: Path, trials: int) -> None:
@@ -127,8 +126,8 @@ def check_whole(folder: Path, trials: int) -> None:
 
 
 def test_killed_twice(tailored: Tailored, tmp_path: Path) -> None:
-    moment = float(np.random.default_rng(0).uniform(1, 3))
-    answer = killed(tmp_path, tailored.arguments(tmp_path), ["trial", moment])
+    moments = random_moments(tailored.folder / "run.jsonl", 2, seed=0)
+    answer = killed(tmp_path, tailored.arguments(tmp_path), moments)
     assert essence(answer) == essence(tailored.said.json)
     check_whole(tmp_path / "run", TRIALS)
 
@@ -136,14 +135,13 @@ def test_killed_twice(tailored: Tailored, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", [1, 2])
 def test_killed_ten_times(seed: int, tailored: Tailored, tmp_path: Path) -> None:
-    """Twelve trials; ten moments at random, and two where it matters most."""
+    """At ten moments at random of a run of twelve trials, and then while it certifies."""
     plain = run(*tailored.arguments(tmp_path / "plain", trials=12))
     journal = tmp_path / "plain" / "run" / "run.jsonl"
     again = tailored.arguments(tmp_path / "killed", "--replay", journal, trials=12)
-    moments: list[float | str] = np.random.default_rng(seed).uniform(0.2, 4.0, 10).tolist()
-    moments[4:4] = ["early"]
-    moments.append("frozen")
-    answer = killed(tmp_path / "killed", again, moments)
+    moments = random_moments(journal, 10, seed)
+    frozen = [each["event"] for each in Journal(journal)].index("frozen") + 1
+    answer = killed(tmp_path / "killed", again, [*moments, (frozen, 0.0)])
     assert essence(answer) == essence(plain.json)
     check_whole(tmp_path / "killed" / "run", 12)
 
@@ -167,7 +165,7 @@ def test_a_journal_cut_anywhere_is_continued(
 def test_ctrl_c_ends_it_and_the_same_command_goes_on(tailored: Tailored, tmp_path: Path) -> None:
     arguments = tailored.arguments(tmp_path, trials=3)
     session = Session(tmp_path, arguments)
-    assert session.wait_for("trial")
+    assert session.wait_for(3)
     said = session.stop(signal.SIGINT)
     assert said.status == 130
     assert said.err.splitlines()[-1].startswith("sartor: stopped")
@@ -211,7 +209,7 @@ def test_a_finished_run_answers_at_once_and_goes_on_when_asked(
 def test_two_runs_at_once_in_one_folder(sartor: Sartor, tailored: Tailored, tmp_path: Path) -> None:
     arguments = tailored.arguments(tmp_path, trials=3)
     session = Session(tmp_path, arguments)
-    assert session.wait_for("request")
+    assert session.wait_for(1)
     second = sartor(*arguments)
     assert second.status == 2
     assert second.err.startswith("sartor: ")
@@ -243,7 +241,7 @@ def test_stopped_by_the_system_no_process_is_left(digits: Case, tmp_path: Path) 
     session = Session(
         tmp_path, ("optimize", digits.model, "--data", data, "--trials", 3, "--out", out)
     )
-    assert session.wait_for("timing")
+    assert session.wait_for(2)  # the request, and the original's own latency
     assert session.stop(signal.SIGTERM).status != 0
     session.check_what_is_left()
 

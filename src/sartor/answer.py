@@ -13,7 +13,16 @@ import numpy as np
 
 from sartor import bundle
 from sartor.card import card
-from sartor.certify import Answer, Certification, Certifier, Finalist, Row, freeze, outcome
+from sartor.certify import (
+    Answer,
+    Certification,
+    Certifier,
+    Finalist,
+    Row,
+    freeze,
+    nearness,
+    outcome,
+)
 from sartor.clock import Clock
 from sartor.contracts import Model, describe
 from sartor.data import Part
@@ -96,7 +105,8 @@ class Answering:
             each
             for each in self.trials
             if each.state == "done" and each.recipe and each.p_value <= 0.05
-        ]
+            and math.isfinite(each.figures.get("objective", math.nan))
+        ]  # fmt: skip
         return min(hopeful, key=lambda each: each.figures["objective"], default=None)
 
     def test_seconds(self, finalists: int) -> float:
@@ -148,7 +158,9 @@ class Answering:
         title = self.title(finalist.trial)
         model = self.model_of(finalist.trial)
         self.progress.now(f"certifying {title}: timing")
-        timing = self.lab.timing(model, "certify", ROUNDS, self.timing_seconds)
+        # A resumed run measures anew: its certificate rests on no latency of an earlier answer.
+        purpose = f"certify {len(self.folder.journal.events('answer'))}"
+        timing = self.lab.timing(model, purpose, ROUNDS, self.timing_seconds)
         evidence = dataclasses.replace(
             self.lab.evidence(model), timing=timing, same=finalist.digest == self.ready_digest
         )
@@ -351,7 +363,7 @@ class Answering:
         kept: list[str] = []
         others = [row for row in found.rows if row is not chosen]
         if not others and chosen is None:
-            others = [Row(each, "untested") for each in freeze(self._hopeless())]
+            others = self._hopeless()
         for row in others[:FRONTIER]:
             trial = row.finalist.trial
             place = self.folder.frontier / f"{len(kept) + 1:02d}-trial-{trial.number}"
@@ -369,14 +381,11 @@ class Answering:
             kept.append(str(place))
         return kept
 
-    def _hopeless(self) -> list[Trial]:
-        """Where every trial was dropped: those that were built and measured, as if done."""
-        return [
-            dataclasses.replace(each, state="done")
-            for each in self.trials
-            if each.model and each.recipe and each.state == "dropped"
-            and math.isfinite(each.figures.get("objective", math.nan))
-        ]  # fmt: skip
+    def _hopeless(self) -> list[Row]:
+        """Where every trial was dropped: those that were built, the nearest to the limits first."""
+        built = [t for t in self.trials if t.state == "dropped" and t.model and t.recipe]
+        built.sort(key=lambda each: nearness(each.verdicts))
+        return [Row(Finalist(each.model, each), "untested") for each in built]
 
     def _early_before(self) -> Row | None:
         """The early answer of this run that an earlier session gave."""

@@ -302,17 +302,23 @@ def _undecided(row: Row, limits: Sequence[Limit]) -> Answer:
 def _infeasible(judged: Sequence[tuple[Verdict, ...]], limits: Sequence[Limit]) -> Answer:
     """The binding limit: of the candidate that comes nearest (fewest limits broken, the smallest
     miss) the one that it misses most, with the best value that any such candidate reaches."""
-    broken = [[v for v in verdicts if v.outcome == "broken"] for verdicts in judged]
-    broken = [each for each in broken if each]
-    if not broken:
+    lost = [verdicts for verdicts in judged if nearness(verdicts)[0]]
+    if not lost:
         return Answer(3, "infeasible: no candidate got as far as to be judged")
-    closest = min(broken, key=lambda each: (len(each), max(_miss(v) for v in each)))
-    binding = max(closest, key=_miss)
+    closest = min(lost, key=nearness)
+    binding = max((v for v in closest if v.outcome == "broken"), key=_miss)
     reached = _nearest(binding, limits)
     text = f"infeasible: {binding.limit} is broken"
     if reached:
         text += f"; the nearest that can be met is {reached}"
     return Answer(3, text, binding, reached)
+
+
+def nearness(verdicts: Iterable[Verdict]) -> tuple[int, float]:
+    """How near a candidate comes to its limits, the nearest the least: how many are broken, and
+    by how much the worst of them."""
+    misses = [_miss(each) for each in verdicts if each.outcome == "broken"]
+    return len(misses), max(misses, default=0.0)
 
 
 def _miss(verdict: Verdict) -> float:

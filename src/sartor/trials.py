@@ -98,7 +98,7 @@ class Laboratory:
         self.race = Race(original, self.target, search, seed, memory=ceiling)
         self.order = np.random.default_rng(seed).permutation(len(search))
         self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`
-        self.timings = _timings(replay, journal)
+        self.timings, self.replayed = _timings(journal), _timings(replay)
         self.pace: dict[str, float] = {}  # model digest -> examples a second, while not timed
         self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
 
@@ -151,12 +151,17 @@ class Laboratory:
     # -- measuring ----------------------------------------------------------------------------
 
     def timing(self, model: Model, purpose: str, rounds: int, seconds: float) -> Timing:
-        """Interleaved rounds with the original; from the journal where they are replayed."""
+        """Interleaved rounds with the original; out of another journal where they are replayed.
+        Either way they stand in this run's own."""
         key = (digest(model), purpose)
         if key not in self.timings:
-            timing = self.race.time(model, rounds, seconds)
+            known = self.replayed.get(key)
+            timing = self.race.time(model, rounds, seconds) if known is None else known
             self.timings[key] = timing
-            self.journal.add("timing", model=key[0], purpose=purpose, **_nanoseconds(timing))
+            self.journal.add(
+                "timing", model=key[0], purpose=purpose, replayed=known is not None,
+                **_nanoseconds(timing),
+            )  # fmt: skip
         return self.timings[key]
 
     def known_timing(self, model: Model) -> Timing | None:
@@ -360,13 +365,12 @@ def _nanoseconds(timing: Timing) -> dict[str, Any]:
     }
 
 
-def _timings(*journals: Journal | None) -> dict[tuple[str, str], Timing]:
-    """The timings that journals hold, by model digest and purpose; the later journal wins."""
-    found: dict[tuple[str, str], Timing] = {}
-    for journal in journals:
-        for entry in journal.events("timing") if journal else ():
-            found[entry["model"], entry["purpose"]] = timing_from_json(entry)
-    return found
+def _timings(journal: Journal | None) -> dict[tuple[str, str], Timing]:
+    """The timings that a journal holds, by model digest and purpose."""
+    return {
+        (entry["model"], entry["purpose"]): timing_from_json(entry)
+        for entry in (journal.events("timing") if journal else ())
+    }
 
 
 def timing_from_json(entry: Mapping[str, Any]) -> Timing:
