@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +27,8 @@ from sartor.certify import (
 from sartor.clock import Clock
 from sartor.contracts import Model, describe
 from sartor.data import Part
-from sartor.evaluate import answers
-from sartor.ledger import Ledger
+from sartor.evaluate import MOST_CALLS, TURN_SECONDS, answers
+from sartor.ledger import Ledger, ledger_path
 from sartor.prepare import Prepared, environment
 from sartor.records import Trial, plain, trial_from_json, verdict_from_json
 from sartor.registry import recipe, runtime
@@ -58,7 +59,7 @@ class Answering:
         self.trials: list[Trial] = []
         self.sealed_answers: dict[str, np.ndarray] = {}
         self.ledger = Ledger(
-            ledger_path(spec), ready.data.holdout.digest, total=1.0 - spec.confidence
+            ledger_path(spec.data), ready.data.holdout.digest, total=1.0 - spec.confidence
         )
         self.early = self._early_before()
         if not folder.journal.events("frozen") and self.early is None:
@@ -116,7 +117,7 @@ class Answering:
         own = 0.0 if known else rows / pace.get(self.ready_digest, math.inf)
         others = [each for name, each in pace.items() if name != self.ready_digest]
         slowest = min(others or pace.values(), default=math.inf)
-        return own + finalists * (rows / slowest + self.timing_seconds + 1.0)
+        return own + finalists * (rows / slowest + self.race_seconds + 1.0)
 
     def reserve(self) -> float:
         """Seconds to keep back for the certificate, the contributions and the bundle."""
@@ -125,6 +126,14 @@ class Answering:
         slowest = min(self.lab.pace.values(), default=math.inf)
         look = LOOK_SECONDS + 2.0 + STEP_ROWS / slowest
         return self.test_seconds(min(len(chain), 2)) + look * (steps + 1) + 3.0
+
+    @property
+    def race_seconds(self) -> float:
+        """About how long the rounds of one finalist take."""
+        calls = [each.figures.get("original.latency", math.inf) for each in self.trials]
+        call = min(calls, default=math.inf)
+        turn = max(min(TURN_SECONDS, MOST_CALLS * call), call) + 2 * call
+        return min(self.timing_seconds, 3 * ROUNDS * turn)
 
     @property
     def timing_seconds(self) -> float:
@@ -281,14 +290,16 @@ class Answering:
         entries = shown.finalist.trial.recipe
         self.lab.build(recipe(self.ready.original.kind, entries), models)
         rows = min(STEP_ROWS, len(self.ready.data.search))
-        steps = [{"title": "original", "figures": self.lab.looked_at(self.ready.original, rows)}]
+        title = f"original ({rows} search rows)"
+        steps = [{"title": title, "figures": self.lab.looked_at(self.ready.original, rows)}]
         for model, step in zip(models, recipe(self.ready.original.kind, entries), strict=True):
             title = f"+ {describe((step,))}"
             steps.append({"title": title, "figures": self.lab.looked_at(model, rows)})
         figures = {} if own is shown.finalist.trial else self._figures(shown)
         if figures:
             which = "chosen" if shown.status == "certified" else "nearest"
-            steps.append({"title": f"{which}, on the holdout", "figures": figures})
+            steps.append({"title": "original (holdout)", "figures": _own(figures)})
+            steps.append({"title": f"{which} (holdout)", "figures": figures})
         return steps
 
     def _figures(self, row: Row) -> dict[str, float]:
@@ -348,6 +359,7 @@ class Answering:
                 "certificate": certificate,
             },
             self.ready.data.search.inputs(slice(0, 64)),
+            self.ready.data.fingerprints,
             self.ready.target,
             card(
                 f"{Path(str(original.payload)).stem}, tailored", self.title(trial), message,
@@ -403,9 +415,8 @@ class Answering:
         )
 
 
-def ledger_path(spec: Spec) -> Path:
-    """Beside the data where they are a file or folder of their own; else with the user's state."""
-    if isinstance(spec.data, (str, Path)) and Path(spec.data).exists():
-        data = Path(spec.data).resolve()
-        return data.with_name(f"{data.name}.sartor-ledger")
-    return Path.home() / ".local" / "state" / "sartor" / "ledger"
+def _own(figures: Mapping[str, float]) -> dict[str, float]:
+    """The original's figures out of a candidate's, as a row of its own."""
+    own = {name.removeprefix("original."): v for name, v in figures.items() if "original." in name}
+    own |= {f"original.{name}": value for name, value in own.items()}
+    return own | ({"latency.ratio": 1.0} if "latency" in own else {})

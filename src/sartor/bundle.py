@@ -30,13 +30,19 @@ def file_digest(path: Path) -> str:
 
 
 def write(
-    model: Model, folder: Path, facts: Mapping[str, Any], sample: Arrays, target: Target, card: str
+    model: Model,
+    folder: Path,
+    facts: Mapping[str, Any],
+    sample: Arrays,
+    fingerprints: np.ndarray,
+    target: Target,
+    card: str,
 ) -> None:
     """Writes the bundle into the new folder `folder`.
 
     `facts` goes into `sartor.json` as it is (task, recipe, certificate, data fingerprints ...);
     `sample` (some rows of real inputs) only gives the ranges of made-up reference inputs: no row
-    of the data enters the bundle."""
+    of the data enters the bundle, only 32 bits of each one's hash (`fingerprints`)."""
     folder.mkdir(parents=True)
     engine = runtime(model.kind)
     file = engine.save(model, folder)
@@ -46,6 +52,7 @@ def write(
     kept = {f"input.{k}": v for k, v in inputs.items()}
     kept |= {f"output.{k}": np.asarray(v) for k, v in outputs.items()}
     np.savez_compressed(folder / "parity.npz", allow_pickle=False, **kept)
+    np.save(folder / "rows.npy", fingerprints, allow_pickle=False)
     (folder / "card.md").write_text(card, encoding="utf-8")
     listed = {name: file_digest(folder / name) for name in files(folder)}
     entry = {

@@ -28,6 +28,7 @@ from sartor.verdicts import EXACT, Evidence, better, judge_all, nearest, objecti
 Status = Literal["certified", "not certified", "untested"]
 
 MOST = 8  # finalists
+CLOSE = 0.02  # objectives that differ by less are taken for equal: latencies are never exact
 SURE = 1e-4  # p-values on the search split below this are as good as each other
 RESERVE = 0.1  # of the level, for the original where its own limits need the holdout
 
@@ -94,10 +95,19 @@ def freeze(trials: Iterable[Trial], most: int = MOST) -> tuple[Finalist, ...]:
         if each.state == "done" and each.recipe and each.figures.get("objective", math.inf) < 1
     ]
     hopeful = [each for each in known if each.p_value <= 0.5] or known
-    hopeful.sort(key=lambda t: (max(t.p_value, SURE), t.figures["objective"], t.number))
+    # Of those that are equally sure and equally good the shortest recipe: a step that brings
+    # nothing is left out.
+    hopeful.sort(
+        key=lambda t: (
+            max(t.p_value, SURE),
+            _grade(t.figures["objective"]),
+            len(t.recipe),
+            t.number,
+        )
+    )
     front: list[Trial] = []
     for trial in hopeful:
-        if not front or trial.figures["objective"] < front[-1].figures["objective"]:
+        if not front or _grade(trial.figures["objective"]) < _grade(front[-1].figures["objective"]):
             front.append(trial)
     if len(front) > most:
         step = (len(front) - 1) / (most - 1)
@@ -111,6 +121,11 @@ def check_holdout(sealed: Sealed, task: Task) -> None:
     label = sealed.open().label
     if task.labelled and label is not None:
         check_labels(task, np.asarray(label), "the holdout")
+
+
+def _grade(objective: float) -> int:
+    """Steps of CLOSE on the scale of ratios."""
+    return math.floor(math.log(max(objective, 1e-9)) / CLOSE)
 
 
 @dataclass(frozen=True)
@@ -178,7 +193,8 @@ class Certifier:
             own = self._own(original, part, level * share if chain else level)
         if opening is not None:
             self.ledger.close(opening, bool(certified))
-        best = min(certified, key=lambda row: row.value, default=None)
+        # The first of those that are as good: it stands earlier, since it was surer.
+        best = min(certified, key=lambda row: _grade(row.value), default=None)
         kept = (early, *rows) if early else tuple(rows)
         return Certification(kept, best, own, level, opening is not None)
 

@@ -37,6 +37,10 @@ class Failed(RuntimeError):
     """A trial could not be carried out; the sentence stands in the journal as its reason."""
 
 
+class Unneeded(Failed):
+    """A technique finds, only while it is applied, that there is nothing for it to do."""
+
+
 @dataclass(frozen=True)
 class Port:
     """One named input or output. `shape` has None where a size is free; dtype is numpy's name."""
@@ -173,7 +177,8 @@ class Technique(ABC):
     def apply(self, model: Model, bench: Bench) -> Model:
         """The changed model, with one more Step in its lineage. Pure in (self, model, bench).
 
-        Raises Failed with a sentence where it turns out to be impossible."""
+        Raises Unneeded where it turns out that there is nothing to do, Failed with a sentence
+        where it is impossible."""
 
 
 STAGES = ("structure", "weights", "graph", "precision", "storage")

@@ -131,6 +131,7 @@ class Sealed:
     digest: str
     rows: int
     _part: Part = field(repr=False)
+    dropped: int = 0
 
     def open(self) -> Part:
         """The rows. Whoever calls this writes it in the ledger first."""
@@ -140,13 +141,14 @@ class Sealed:
 @dataclass(frozen=True)
 class Data:
     """The three parts. `facts` (JSON) say what was read: rows by part, how it was split, casts,
-    duplicates, leaks, mask, warnings."""
+    duplicates, leaks, mask, warnings. `fingerprints` [N] of uint32 know every row again."""
 
     train: Part | None
     search: Part
     holdout: Sealed
     labelled: bool
     facts: Mapping[str, Any]
+    fingerprints: np.ndarray
 
 
 def read(
@@ -202,6 +204,7 @@ def read(
         _seal(parts["holdout"], keys[picked["holdout"]]),
         table.label is not None,
         facts,
+        by_rows.fingerprints(keys),
     )
 
 
@@ -215,16 +218,25 @@ def fresh(
     group: str | None = None,
     mask: str | None = None,
     trust: bool = False,
+    used: np.ndarray | None = None,
 ) -> Sealed:
     """All rows of a source as a holdout, for `sartor verify --data`. A `split` column is not
-    looked at. Raises WrongRequest as `read` does."""
+    looked at. Rows among the fingerprints `used` are left out (`Sealed.dropped`): what chose an
+    artifact cannot certify it. Raises WrongRequest as `read` does, and where no row is left."""
     with _scratch(folder) as scratch:
         columns = Columns(label, tuple(segments), group)
         table, facts = _checked(source, signature, columns, scratch, mask, trust)
         keys = by_rows.digests(table.inputs)
         order = np.argsort(by_rows.places(keys, 0), kind="stable")
+        if used is not None:
+            order = order[~by_rows.known(keys[order], used)]
+        if not len(order):
+            raise WrongRequest(
+                f"all {len(keys):,} rows belong to the run that made this bundle: data that chose "
+                "or certified it once cannot certify it again; write --data with fresh rows"
+            )
         part = _write(folder / "sealed", table, keys, order, facts["mask"]["trims"])
-    return _seal(part, keys[order])
+    return _seal(part, keys[order], len(keys) - len(order))
 
 
 def _scratch(folder: Path) -> tempfile.TemporaryDirectory[str]:
@@ -302,8 +314,8 @@ def _check_filled(picked: Mapping[str, np.ndarray], facts: Mapping[str, Any]) ->
         raise WrongRequest(f"the part {name} is empty: {why}")
 
 
-def _seal(part: Part, keys: Digests) -> Sealed:
-    return Sealed(by_rows.digest_of_set(keys, part.label), part.rows, part)
+def _seal(part: Part, keys: Digests, dropped: int = 0) -> Sealed:
+    return Sealed(by_rows.digest_of_set(keys, part.label), part.rows, part, dropped)
 
 
 def _write(folder: Path, table: Table, keys: Digests, rows: np.ndarray, mask: str | None) -> Part:

@@ -15,7 +15,8 @@ from sartor.registry import Plugin, plugins, runtime, techniques
 
 def diagnose() -> dict[str, Any]:
     """Plain JSON: the machine, every runtime and every technique, present or missing."""
-    kinds = plugins("runtimes")
+    kinds = [plugin for plugin in plugins("runtimes") if not plugin.internal]
+    shown = {plugin.kind for plugin in kinds}
     return {
         "machine": machine.describe(),
         "runtimes": [_runtime(plugin) for plugin in kinds],
@@ -27,6 +28,7 @@ def diagnose() -> dict[str, Any]:
                 "missing": list(plugin.missing),
             }
             for plugin in plugins("techniques")
+            if plugin.kind in shown
         ],
     }
 

@@ -44,6 +44,14 @@ class Opening:
     again: bool
 
 
+def ledger_path(data: Any) -> Path:
+    """Beside the data where they are a file or folder of their own; else with the user's state."""
+    if isinstance(data, (str, Path)) and Path(data).exists():
+        place = Path(data).resolve()
+        return place.with_name(f"{place.name}.sartor-ledger")
+    return Path.home() / ".local" / "state" / "sartor" / "ledger"
+
+
 class Ledger:
     """The openings of one holdout, `holdout` being its digest; `total` is the error rate that all
     of them share. The file may hold other holdouts too."""

@@ -113,6 +113,8 @@ def search(
             longest = max(longest, trial.seconds)
         progress.trial(trial, title(kind, trial), ready.task.metric)
         seeker.tell(trial)
+        if trial.model:
+            lab.seen.setdefault(trial.model, trial)
         answering.consider(trial)
         number += 1
 

@@ -31,6 +31,9 @@ from sartor.contracts import (
     check_settings,
     technique_name,
 )
+from sartor.references import is_reference, load_function
+
+_STATED = ("suffixes", "takes", "internal")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,7 @@ class Plugin:
     imports: tuple[str, ...]
     suffixes: tuple[str, ...]
     takes: tuple[str, ...] = ()
+    internal: bool = False
 
     @property
     def kind(self) -> str:
@@ -65,7 +69,7 @@ class Plugin:
 def _read(group: str, name: str, module: str, path: Path) -> Plugin:
     tree = ast.parse(path.read_text(encoding="utf-8"))
     imports: dict[str, None] = {}
-    constants: dict[str, tuple[str, ...]] = {}
+    constants: dict[str, Any] = {}
     for node in tree.body:
         if isinstance(node, ast.Import):
             imports.update(dict.fromkeys(alias.name.split(".")[0] for alias in node.names))
@@ -76,12 +80,13 @@ def _read(group: str, name: str, module: str, path: Path) -> Plugin:
     imports.pop("sartor", None)
     return Plugin(
         group, name, module, tuple(imports),
-        constants.get("suffixes", ()), constants.get("takes", ()),
+        constants.get("suffixes", ()), constants.get("takes", ()), constants.get("internal", False),
     )  # fmt: skip
 
 
-def _constants(node: ast.ClassDef) -> dict[str, tuple[str, ...]]:
-    """`suffixes` and `takes` (packages whose live objects it takes) as a class states them."""
+def _constants(node: ast.ClassDef) -> dict[str, Any]:
+    """`suffixes`, `takes` (packages whose live objects it takes) and `internal` (for tests only)
+    as a class states them."""
     found = {}
     for line in node.body:
         if isinstance(line, ast.AnnAssign):
@@ -90,8 +95,8 @@ def _constants(node: ast.ClassDef) -> dict[str, tuple[str, ...]]:
             target = line.targets[0]
         else:
             continue
-        if isinstance(target, ast.Name) and target.id in ("suffixes", "takes") and line.value:
-            found[target.id] = tuple(ast.literal_eval(line.value))
+        if isinstance(target, ast.Name) and target.id in _STATED and line.value:
+            found[target.id] = ast.literal_eval(line.value)
     return found
 
 
@@ -128,7 +133,12 @@ def kind_of(path: Path) -> str:
     for plugin in plugins("runtimes"):
         if path.suffix.lower() in plugin.suffixes:
             return plugin.kind
-    known = ", ".join(suffix for plugin in plugins("runtimes") for suffix in plugin.suffixes)
+    known = ", ".join(
+        suffix
+        for plugin in plugins("runtimes")
+        for suffix in plugin.suffixes
+        if not plugin.internal
+    )
     raise WrongRequest(
         f"{path}: the suffix {path.suffix!r} is no model format that is known here; known: {known}"
     )
@@ -144,6 +154,8 @@ def adopt(given: Any, folder: Path) -> Model:
     `folder` first. Raises WrongRequest where no runtime knows such an object."""
     if isinstance(given, Model):
         return given
+    if isinstance(given, str) and is_reference(given):
+        given = load_function(given)()
     if isinstance(given, (str, Path)):
         return open_model(Path(given))
     package = type(given).__module__.split(".")[0]

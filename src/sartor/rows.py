@@ -78,6 +78,16 @@ def as_given(split: np.ndarray) -> np.ndarray:
     return np.array([PARTS.index(str(part)) for part in known])[inverse.ravel()]
 
 
+def fingerprints(keys: Digests) -> np.ndarray:
+    """32 bits of each row's digest, sorted: enough to know a row again, too few to be it."""
+    return np.unique((keys[:, 0] >> np.uint64(32)).astype(np.uint32))
+
+
+def known(keys: Digests, prints: np.ndarray) -> np.ndarray:
+    """Which rows are among those fingerprints: [N] of bool."""
+    return np.isin((keys[:, 0] >> np.uint64(32)).astype(np.uint32), prints)
+
+
 def repeats(keys: Digests) -> int:
     """How many rows repeat an earlier one."""
     return len(keys) - len(np.unique(keys[:, 0]))

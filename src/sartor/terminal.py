@@ -13,8 +13,7 @@ from rich.console import Console
 from rich.status import Status
 
 from sartor.records import Trial
-
-SIGNS = {"done": "·", "dropped": "-", "refused": "/", "failed": "!"}
+from sartor.report.text import figure
 
 
 class Progress:
@@ -67,13 +66,14 @@ class Progress:
             told.append(f"{figures['size'] / 1e6:.2f} MB")
         if "latency" in figures and "original.latency" in figures:
             gain = figures["original.latency"] / figures["latency"]
-            told.append(f"{figures['latency'] * 1e3:.2f} ms ({gain:.2f}x)")
+            told.append(f"{figure('latency', figures['latency'])} ({gain:.2f}x)")
         if metric in figures:
-            told.append(f"{metric} {figures[metric]:.4f} ({_signed(figures, metric)})")
+            change = _signed(figures, metric)
+            told.append(f"{metric} {figures[metric]:.4f} ({change}) on {trial.examples:,}")
         told.append(f"{trial.seconds:.1f} s")
         if trial.reason:
             told.append(trial.reason)
-        text = f"{SIGNS[trial.state]} {trial.number:3d} {trial.state:8s} {title}: "
+        text = f"{trial.number:3d} {trial.state:8s} {title}: "
         self.say(text + ", ".join(told), None if trial.state == "done" else "dim")
         self.now(self.doing)
 

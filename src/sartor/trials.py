@@ -25,6 +25,7 @@ from sartor.contracts import (
     Target,
     Task,
     Technique,
+    Unneeded,
     WrongRequest,
     technique_name,
     to_json,
@@ -33,8 +34,9 @@ from sartor.data import Part
 from sartor.evaluate import Race, answers, footprint
 from sartor.limits import Limit, Objective, parse_objective
 from sartor.metrics import Truth, find
-from sartor.records import Journal, State, Timing, Trial, Verdict
+from sartor.records import Journal, State, Timing, Trial, Verdict, plain
 from sartor.registry import runtime
+from sartor.report.text import figure, interval
 from sartor.store import Store, key_of, step_to_json
 from sartor.verdicts import Evidence, judge_all, objective_value, together
 from sartor.workers import Pool
@@ -98,6 +100,7 @@ class Laboratory:
         self.race = Race(original, self.target, search, seed, memory=ceiling)
         self.order = np.random.default_rng(seed).permutation(len(search))
         self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`
+        self.seen: dict[str, Trial] = {}  # model digest -> the trial that measured it
         self.timings, self.replayed = _timings(journal), _timings(replay)
         self.pace: dict[str, float] = {}  # model digest -> examples a second, while not timed
         self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
@@ -132,6 +135,8 @@ class Laboratory:
                 apply_step, technique, model, self.bench.on(model, scratch), self.store.folder,
                 key, timeout=self.patience(),
             )  # fmt: skip
+        except Unneeded as nothing:
+            raise Stopped("refused", technique, str(nothing)) from None
         except Failed as failure:
             raise Stopped("failed", technique, str(failure)) from None
         finally:
@@ -224,7 +229,8 @@ class Laboratory:
             model = self.build(recipe)
             steps = tuple(step_to_json(step) for step in model.lineage)
             trial = dataclasses.replace(trial, model=digest(model), steps=steps)
-            trial = self._measure(trial, model)
+            twin = self.seen.get(trial.model)
+            trial = _same_as(twin, trial) if twin else self._measure(trial, model)
         except Stopped as end:
             trial = dataclasses.replace(
                 trial, state=end.state, reason=end.reason, culprit=end.culprit
@@ -281,6 +287,18 @@ class Laboratory:
         if lost:
             trial = dataclasses.replace(trial, state="dropped", reason=_reason(lost[0]))
         return trial
+
+
+def _same_as(twin: Trial, trial: Trial) -> Trial:
+    """A trial whose settings made no difference: it has the figures of the one that had them."""
+    return dataclasses.replace(
+        trial,
+        state="dropped",
+        reason=f"the same artifact as trial {twin.number}",
+        figures=twin.figures,
+        verdicts=twin.verdicts,
+        p_value=twin.p_value,
+    )
 
 
 def digest(model: Model) -> str:
@@ -346,9 +364,10 @@ def _latencies(figures: dict[str, float], timing: Timing) -> None:
 
 
 def _reason(verdict: Verdict) -> str:
+    metric = verdict.limit.split()[0]
     return (
-        f"breaks {verdict.limit}: {verdict.estimate:.4g} "
-        f"({verdict.low:.4g} to {verdict.high:.4g}), bound {verdict.bound:.4g}"
+        f"breaks {verdict.limit}: {interval(metric, plain(verdict))}, must reach "
+        f"{figure(metric, verdict.bound)}"
     )
 
 

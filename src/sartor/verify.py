@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 
 from sartor import bundle, machine
-from sartor.answer import ledger_path
 from sartor.certify import Certifier, Finalist, outcome
 from sartor.contracts import Model, Task, WrongRequest
 from sartor.data import Part, fresh
 from sartor.evaluate import Race, answers, footprint
-from sartor.ledger import Ledger
+from sartor.ledger import Ledger, ledger_path
 from sartor.limits import parse, parse_objective
 from sartor.metrics import check_labels
 from sartor.records import Trial, plain
@@ -88,7 +87,7 @@ def verify(
                 same=runtime(model.kind).digest(model) == facts["original"]["digest"],
             )
 
-        ledger = Ledger(ledger_path_of(data), sealed.digest)
+        ledger = Ledger(ledger_path(data), sealed.digest)
         certifier = Certifier(
             limits, objective, task, measure, sealed, ledger, f"verify-{uuid.uuid4().hex[:12]}"
         )
@@ -139,10 +138,3 @@ def _original(facts: dict[str, Any], given: Any) -> Model:
             "write --original FILE"
         )
     return model
-
-
-def ledger_path_of(data: Any) -> Path:
-    """The ledger of data that are given directly."""
-    from sartor.spec import Spec
-
-    return ledger_path(Spec(data=data))

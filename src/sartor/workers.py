@@ -23,7 +23,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from sartor.contracts import Failed, WrongRequest
+from sartor.contracts import Failed, Unneeded, WrongRequest
 
 Result = TypeVar("Result")
 
@@ -93,6 +93,8 @@ class Worker:
             return value
         if kind == "wrong":
             raise WrongRequest(value)
+        if kind == "unneeded":
+            raise Unneeded(value)
         raise Failed(value)
 
     def _died(self) -> str:
@@ -181,6 +183,8 @@ def serve(pipe: Connection) -> None:
             answer = ("ok", function(*args, **kw))
         except WrongRequest as error:
             answer = ("wrong", str(error))
+        except Unneeded as error:
+            answer = ("unneeded", str(error))
         except Failed as error:
             answer = ("failed", str(error))
         except MemoryError:

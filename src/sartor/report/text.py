@@ -101,12 +101,13 @@ def _limit(table: Table, verdict: Mapping[str, Any], indent: str = "") -> None:
     table.add_row(
         Text(f"{indent}{verdict['limit']}") + evidence,
         Text(verdict["outcome"], style=STYLES[verdict["outcome"]]),
-        _interval(metric, verdict),
+        interval(metric, verdict),
         figure(metric, verdict["bound"]),
     )
 
 
-def _interval(metric: str, verdict: Mapping[str, Any]) -> str:
+def interval(metric: str, verdict: Mapping[str, Any]) -> str:
+    """The estimate with its interval; the figure alone where it was counted."""
     estimate, low, high = (figure(metric, verdict[name]) for name in ("estimate", "low", "high"))
     return estimate if low == high else f"{estimate} [{low}, {high}]"
 

@@ -38,6 +38,7 @@ class Fake:
 
     kind: ClassVar[str] = "fake"
     suffixes: ClassVar[tuple[str, ...]] = (".fake",)
+    internal: ClassVar[bool] = True
 
     def __init__(self) -> None:
         self.clock = FakeClock()

@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.version_converter import ConvertError, convert_version
 
-from sartor.contracts import Bench, Failed, Model, Target
+from sartor.contracts import Bench, Failed, Model, Target, Unneeded
 from sartor.techniques._graph_onnx import Graph, Parts, attribute, peek
 
 MICROSOFT = "com.microsoft"
@@ -193,7 +193,7 @@ def without_lopsided(graph: Graph, parts: Parts) -> Parts:
     for name, reason in parts.skipped:
         kept.skip(name, reason)
     if not kept.touched and parts.touched:
-        raise Failed(f"nothing to quantize: {kept.most_frequent_reason()}")
+        raise Unneeded(f"nothing to quantize: {kept.most_frequent_reason()}")
     return kept
 
 

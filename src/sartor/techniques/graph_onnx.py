@@ -23,7 +23,7 @@ import onnxslim
 from onnxruntime.transformers.fusion_options import FusionOptions
 from onnxruntime.transformers.optimizer import optimize_model
 
-from sartor.contracts import Bench, Failed, Model, Port, Signature, Technique
+from sartor.contracts import Bench, Failed, Model, Port, Signature, Technique, Unneeded
 from sartor.space import choice
 from sartor.techniques._graph_onnx import (
     Graph,
@@ -65,7 +65,7 @@ class Simplify(Technique):
             if name not in after:
                 parts.touch(name)
         if not parts.touched:
-            raise Failed("there is nothing to simplify: no node can be folded or removed")
+            raise Unneeded("there is nothing to simplify: no node can be folded or removed")
         _same_ports(slim, model)
         return finish(model, self, slim, bench, parts)
 
@@ -93,7 +93,7 @@ class OptimizeOffline(Technique):
             after = Graph(onnx.load(os.fspath(path)))
         parts = _gone(before, after)
         if not parts.touched:
-            raise Failed("ONNX Runtime finds nothing to optimize at this level")
+            raise Unneeded("ONNX Runtime finds nothing to optimize at this level")
         _same_ports(after, model)
         return finish(model, self, after, bench, parts)
 
@@ -151,7 +151,7 @@ class FuseTransformer(Technique):
                 reason = f"{what} is off" if off else f"not a form of {what} that is known"
                 parts.skip(node.name, reason)
         if not parts.touched:
-            raise Failed(f"nothing was fused: {parts.most_frequent_reason()}")
+            raise Unneeded(f"nothing was fused: {parts.most_frequent_reason()}")
         _same_ports(fused, model)
         return finish(model, self, fused, bench, parts)
 
@@ -205,7 +205,7 @@ class SeparateNorm(Technique):
                     total.op_type = "Sum"
                     parts.touch(node.name)
         if not parts.touched:
-            raise Failed(f"no residual sum to keep apart: {parts.most_frequent_reason()}")
+            raise Unneeded(f"no residual sum to keep apart: {parts.most_frequent_reason()}")
         return finish(model, self, graph, bench, parts)
 
 

@@ -18,7 +18,7 @@ from onnxruntime.quantization.onnx_quantizer import ONNXQuantizer
 from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode, QuantType, add_infer_metadata
 
-from sartor.contracts import Bench, Failed, Model, Technique
+from sartor.contracts import Bench, Failed, Model, Technique, Unneeded
 from sartor.space import choice
 from sartor.techniques._bias_onnx import correct_biases
 from sartor.techniques._calibration_onnx import Ranges, ranges, scale_of
@@ -193,7 +193,7 @@ class StaticInt8(Technique):
         graph = _folded(upgraded(read(model), _OPSET), bench)
         parts = consider(graph, self._against)
         if not parts.touched:
-            raise Failed(f"nothing to quantize: {parts.most_frequent_reason()}")
+            raise Unneeded(f"nothing to quantize: {parts.most_frequent_reason()}")
         if self.smooth:
             smooth(graph, parts.touched, self.smooth, bench)
         parts = without_lopsided(graph, parts)

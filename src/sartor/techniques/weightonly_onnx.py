@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from sartor.contracts import Bench, Failed, Model, Technique
+from sartor.contracts import Bench, Failed, Model, Technique, Unneeded
 from sartor.space import choice
 from sartor.techniques._graph_onnx import Graph, Parts, attribute, finish, foreign, peek, read
 from sartor.techniques._integers_onnx import (
@@ -85,7 +85,7 @@ class WeightOnly(Technique):
                 graph.replace(node, [self._lookup(graph, node)])
         parts = _joined(products, tables)
         if not parts.touched:
-            raise Failed(f"nothing to quantize: {parts.most_frequent_reason()}")
+            raise Unneeded(f"nothing to quantize: {parts.most_frequent_reason()}")
         return finish(model, self, tidy(graph.proto), bench, parts)
 
     def _products(self, graph: Graph) -> Parts:
