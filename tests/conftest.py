@@ -190,7 +190,7 @@ def diabetes(models: Path) -> Case:
     value = ((value - value.mean()) / value.std()).astype(np.float32)
     rows = np.random.default_rng(0).permutation(len(table))
     layers = _fit(
-        MLPRegressor(hidden_layer_sizes=(64,), max_iter=30, alpha=1.0, random_state=0),
+        MLPRegressor(hidden_layer_sizes=(64, 64), max_iter=30, alpha=1.0, random_state=0),
         table[rows[:140]],
         value[rows[:140]],
     )

@@ -27,7 +27,7 @@ LAYERS = [
     ["registry"],
     ["store", "workers", "verdicts", "profile", "evaluate", "certify", "bundle", "report.*"],
     ["search"],
-    ["optimize", "verify", "compare"],
+    ["optimizing", "verifying", "comparing"],
     ["commands"],
     ["cli"],
 ]

@@ -39,7 +39,7 @@ def optimize(
     folder; `Run.save` copies it. Raises WrongRequest with one sentence for a wrong request."""
     import tempfile
 
-    from sartor.optimize import optimize as run_it
+    from sartor.optimizing import optimize as run_it
     from sartor.spec import request
 
     folder = Path(tempfile.mkdtemp(prefix="sartor-")) / "run" if out is None else Path(out)
@@ -65,13 +65,13 @@ def load(bundle: str | Path, threads: int | None = None) -> Loaded:
 
 def verify(bundle: str | Path, data: Any, **settings: Any) -> dict[str, Any]:
     """A bundle's certificate measured again on this machine, with fresh data."""
-    from sartor.verify import verify as verify_it
+    from sartor.verifying import verify as verify_it
 
     return verify_it(Path(bundle), data=data, **settings)
 
 
 def compare(models: Sequence[str | Path], data: Any, **settings: Any) -> dict[str, Any]:
     """Artifacts side by side, the first as the baseline."""
-    from sartor.compare import compare as compare_them
+    from sartor.comparing import compare as compare_them
 
     return compare_them(list(models), data=data, **settings)

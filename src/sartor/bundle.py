@@ -150,6 +150,11 @@ def _check_fields(folder: Path, entry: Mapping[str, Any]) -> None:
         raise WrongRequest(f"{folder}/sartor.json names an artifact that its files do not list")
 
 
+def fingerprints(folder: Path) -> np.ndarray:
+    """Of the rows that chose and certified the artifact: [N] of uint32, sorted."""
+    return np.asarray(np.load(find(folder) / "rows.npy", allow_pickle=False))
+
+
 def find(folder: Path) -> Path:
     """The bundle's folder: `folder` itself or the `bundle` below a run's."""
     for place in (folder, folder / "bundle"):

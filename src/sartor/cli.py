@@ -69,7 +69,7 @@ def _json(command: argparse.ArgumentParser) -> None:
     command.add_argument("--json", action="store_true", help="print one JSON object last")
 
 
-def _data(command: argparse.ArgumentParser, required: bool) -> None:
+def _data(command: argparse.ArgumentParser, required: bool, task: bool = True) -> None:
     group = command.add_argument_group("data")
     group.add_argument(
         "--data",
@@ -81,6 +81,8 @@ def _data(command: argparse.ArgumentParser, required: bool) -> None:
         "--segment", action="append", dest="segments", metavar="COLUMN", help="a segment column"
     )
     group.add_argument("--group", help="the column with the query of each row, for ranking")
+    if not task:
+        return
     group.add_argument("--output", help="the model's output that answers")
     group.add_argument(
         "--task", choices=("classification", "regression", "ranking", "segmentation", "free")
@@ -108,7 +110,13 @@ def _optimize(commands: Any) -> None:
         help="the target takes fixed shapes only, such as image=1,3,224,224",
     )
     group = command.add_argument_group("request")
-    group.add_argument("--limit", action="append", dest="limits", metavar="LIMIT")
+    group.add_argument(
+        "--limit",
+        action="append",
+        dest="limits",
+        metavar="LIMIT",
+        help="what the artifact must meet, as below; may be given several times",
+    )
     group.add_argument("--minimize", metavar="METRIC", help="default: latency")
     group.add_argument("--maximize", metavar="METRIC")
     group.add_argument(
@@ -156,7 +164,7 @@ def _compare(commands: Any) -> None:
 def _verify(commands: Any) -> None:
     command = _command(commands, "verify", "a bundle's certificate measured again on this machine")
     command.add_argument("bundle")
-    _data(command, required=True)
+    _data(command, required=True, task=False)
     command.add_argument("--original", help="the model it came from, for limits on the baseline")
     command.add_argument("--threads", type=int)
     _json(command)

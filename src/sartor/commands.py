@@ -20,7 +20,7 @@ class Answer:
 
 
 def optimize(json: bool, quiet: bool, model: str, **flags: Any) -> Answer:
-    from sartor.optimize import optimize as run_it
+    from sartor.optimizing import optimize as run_it
     from sartor.report.text import render_answer
     from sartor.spec import from_flags
 
@@ -48,8 +48,8 @@ def profile(json: bool, top: int, model: str, **flags: Any) -> Answer:
 
 
 def compare(json: bool, models: list[str], **flags: Any) -> Answer:
-    from sartor.compare import compare as compare_them
-    from sartor.compare import render
+    from sartor.comparing import compare as compare_them
+    from sartor.comparing import render
 
     found = compare_them(models, Progress(), **flags)
     console(stderr=json).print(render(found))
@@ -58,7 +58,7 @@ def compare(json: bool, models: list[str], **flags: Any) -> Answer:
 
 def verify(json: bool, bundle: str, **flags: Any) -> Answer:
     from sartor.report.text import render_answer
-    from sartor.verify import verify as verify_it
+    from sartor.verifying import verify as verify_it
 
     found = verify_it(Path(bundle), progress=Progress(), **flags)
     console(stderr=json).print(render_answer(found))

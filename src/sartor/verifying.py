@@ -39,7 +39,6 @@ def verify(
     segments: Sequence[str] = (),
     group: str | None = None,
     progress: Progress | None = None,
-    **ignored: Any,
 ) -> dict[str, Any]:
     """Checks hashes and parity, then tests every limit of the certificate on these data.
 
@@ -59,7 +58,13 @@ def verify(
         progress.now("checking parity")
         gap = pool.call(bundle.parity, folder, facts, target, timeout=TIMEOUT)
         sealed = fresh(
-            data, Path(work), model.signature, label=label, segments=segments or (), group=group
+            data,
+            Path(work),
+            model.signature,
+            label=label,
+            segments=segments or (),
+            group=group,
+            used=bundle.fingerprints(folder),
         )
 
         def measure(finalist: Finalist, part: Part | None) -> Evidence:
@@ -120,6 +125,11 @@ def verify(
         "notes": [
             f"hashes are right; parity within {gap:.2g} of the outputs' spread",
             f"{ledger.left():.2%} of these data's error rate is left",
+            *(
+                [f"{sealed.dropped:,} rows of the run's own data were left out"]
+                if sealed.dropped
+                else []
+            ),
         ],
     }
 

@@ -1,0 +1,109 @@
+"""Artifacts side by side: whatever they are, on the same rows, the first as the baseline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from conftest import Case, Said, Tailored
+from onnx import numpy_helper
+
+import sartor as package
+from sartor.contracts import WrongRequest
+
+Sartor = Callable[..., Said]
+
+
+def spoilt(model: Path, folder: Path) -> Path:
+    """The model with its last bias turned round: another answer, the same speed."""
+    proto = onnx.load(model)
+    bias = next(each for each in proto.graph.initializer if each.name == "b2")
+    values = numpy_helper.to_array(bias) + 30 * np.eye(10, dtype=np.float32)[3]
+    bias.CopyFrom(numpy_helper.from_array(values.astype(np.float32), "b2"))
+    onnx.save(proto, folder / "spoilt.onnx")
+    return folder / "spoilt.onnx"
+
+
+@pytest.fixture(scope="module")
+def found(tailored: Tailored, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("compare")
+    original = tailored.case.model
+    models = [original, original, tailored.folder / "bundle", spoilt(original, folder)]
+    return package.compare(models, tailored.case.data(folder))
+
+
+def test_each_model_is_a_row_in_its_place(found: dict[str, Any], tailored: Tailored) -> None:
+    assert [row["model"] for row in found["rows"]][:2] == [str(tailored.case.model)] * 2
+    assert found["metric"] == "accuracy"
+    assert found["examples"] > 200
+    for row in found["rows"]:
+        for name in ("size", "memory", "latency", "latency.p95", "throughput", "accuracy"):
+            assert row["figures"][name] > 0
+            assert row["figures"][f"original.{name}"] > 0
+
+
+def test_the_original_beside_itself(found: dict[str, Any]) -> None:
+    same = found["rows"][1]
+    assert same["figures"]["flips"] == 0
+    assert same["figures"]["size"] == same["figures"]["original.size"]
+    assert same["quality"]["outcome"] == "met"
+
+
+def test_the_bundle_is_smaller_and_as_good(found: dict[str, Any], tailored: Tailored) -> None:
+    row = found["rows"][2]
+    assert row["figures"]["size"] < 0.5 * row["figures"]["original.size"]
+    assert row["figures"]["accuracy"] >= row["figures"]["original.accuracy"] - 0.03
+    assert row["latency"]["low"] <= row["latency"]["estimate"] <= row["latency"]["high"]
+
+
+def test_another_answer_is_seen(found: dict[str, Any]) -> None:
+    row = found["rows"][3]
+    assert row["figures"]["flips"] > 0.5
+    assert row["figures"]["accuracy"] < 0.3
+    assert row["quality"]["outcome"] == "broken"
+
+
+def test_the_holdout_stays_sealed(found: dict[str, Any], tailored: Tailored) -> None:
+    """Comparing spends nothing: rows of the search part only, and no ledger."""
+    assert found["examples"] < 0.4 * len(tailored.case.arrays["label"])
+
+
+def test_on_the_command_line(sartor: Sartor, tailored: Tailored, tmp_path: Path) -> None:
+    data = tailored.case.data(tmp_path)
+    said = sartor("compare", tailored.case.model, tailored.folder, "--data", data, "--json")
+    assert said.status == 0, said.err
+    assert len(said.json["rows"]) == 2
+    assert "Side by side" in said.err
+    assert list(tmp_path.iterdir()) == [Path(data)]
+
+
+def test_a_model_that_does_not_start_is_a_row_with_its_reason(
+    sartor: Sartor, tiny: Case, tmp_path: Path
+) -> None:
+    proto = onnx.load(tiny.model)
+    proto.graph.node[0].attribute.append(onnx.helper.make_attribute("transA", 1))
+    onnx.save(proto, tmp_path / "broken.onnx")
+    data = tiny.data(tmp_path)
+    said = sartor("compare", tiny.model, tmp_path / "broken.onnx", "--data", data, "--json")
+    assert said.status == 0, said.err
+    first, second = said.json["rows"]
+    assert "failed" not in first
+    assert second["failed"]
+    assert "failed" in said.err
+
+
+def test_what_cannot_be_paired(cancer: Case, tiny: Case, tmp_path: Path) -> None:
+    with pytest.raises(WrongRequest, match="other inputs"):
+        package.compare([tiny.model, cancer.model], tiny.data(tmp_path))
+    with pytest.raises(WrongRequest, match="bundle"):
+        package.compare([tiny.model, tmp_path], tiny.data(tmp_path))
+
+
+def test_a_regression_is_compared_by_its_own_metric(diabetes: Case, tmp_path: Path) -> None:
+    found = package.compare([diabetes.model], diabetes.data(tmp_path))
+    assert found["metric"] == "mse"
+    assert found["rows"][0]["quality"]["outcome"] == "met"

@@ -1,0 +1,125 @@
+"""The certificate again: on this machine, with data that the bundle never saw."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import Case, Said, Tailored
+
+import sartor as package
+from sartor import bundle
+from sartor.contracts import WrongRequest
+
+Sartor = Callable[..., Said]
+
+
+@pytest.fixture(scope="module")
+def verified(tailored: Tailored, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    place = tmp_path_factory.mktemp("verify")
+    data = tailored.case.data(place)
+    found = package.verify(tailored.folder / "bundle", data)
+    assert list(place.glob("*.sartor-ledger"))
+    return found
+
+
+def test_a_good_bundle_is_verified(verified: dict[str, Any], tailored: Tailored) -> None:
+    assert verified["status"] == 0, verified
+    assert verified["parity_holds"]
+    limits = {each["limit"]: each for each in verified["limits"]}
+    assert {"accuracy >= baseline - 0.03", "size <= 0.5 x baseline"} <= set(limits)
+    assert {each["outcome"] for each in limits.values()} == {"met"}
+    accuracy = limits["accuracy >= baseline - 0.03"]
+    assert accuracy["examples"] == len(tailored.case.arrays["label"])
+    json.dumps(verified, allow_nan=False)
+
+
+def test_data_that_verified_have_spent_of_their_error_rate(verified: dict[str, Any]) -> None:
+    assert any("error rate is left" in note for note in verified["notes"])
+    assert not any(note.startswith("5.00%") for note in verified["notes"])
+
+
+def test_on_the_command_line(sartor: Sartor, tailored: Tailored, tmp_path: Path) -> None:
+    """The run's folder stands for its bundle; too few rows leave it undecided."""
+    few = {name: each[:40] for name, each in tailored.case.arrays.items()}
+    data = tailored.case.data(tmp_path, **few)
+    said = sartor("verify", tailored.folder, "--data", data, "--json")
+    assert said.status == 4, said.err
+    assert said.json["status"] == 4
+    assert "undecided" in said.json["message"]
+    assert said.json["message"] in said.err
+
+
+def test_labels_that_tell_another_story_break_it(
+    sartor: Sartor, tailored: Tailored, tmp_path: Path
+) -> None:
+    """Where the artifact answers otherwise than the original did, the labels take its side or
+    not: here they are the original's own answers but for what the artifact changed."""
+    import onnxruntime
+
+    case = tailored.case
+    pixels = np.random.default_rng(0).random((3000, 64)).astype(np.float32)
+    session = onnxruntime.InferenceSession(case.model)
+    before = session.run(None, {"pixels": pixels})[0].argmax(1)
+    with package.load(tailored.folder) as model:
+        after = model.predict(pixels)["logits"].argmax(1)
+    differ = np.flatnonzero(before != after)
+    assert len(differ) >= 10  # noise lies on every border
+    rows = np.concatenate([differ, np.flatnonzero(before == after)[: 5 * len(differ)]])
+    data = tmp_path / "odd.npz"
+    thick = np.array(["thin", "thick"])[np.arange(len(rows)) % 2]
+    np.savez(data, pixels=pixels[rows], label=before[rows], thickness=thick)
+    said = sartor("verify", tailored.folder, "--data", data, "--json")
+    assert said.status == 3, said.json
+    assert "accuracy >= baseline - 0.03" in said.json["message"]
+
+
+def test_the_original_is_needed_and_must_be_the_one(
+    tailored: Tailored, tiny: Case, tmp_path: Path
+) -> None:
+    shutil.copytree(tailored.folder / "bundle", tmp_path / "bundle")
+    data = tailored.case.data(tmp_path)
+    with pytest.raises(WrongRequest, match="not the original"):
+        package.verify(tmp_path / "bundle", data, original=tiny.model)
+    facts = json.loads((tmp_path / "bundle" / "sartor.json").read_text())
+    facts["original"]["path"] = str(tmp_path / "gone.onnx")
+    (tmp_path / "bundle" / "sartor.json").write_text(json.dumps(facts))
+    with pytest.raises(WrongRequest, match="--original"):
+        package.verify(tmp_path / "bundle", data)
+    assert not list(tmp_path.glob("*.sartor-ledger"))
+
+
+def test_a_changed_bundle_is_not_measured(tailored: Tailored, tmp_path: Path) -> None:
+    shutil.copytree(tailored.folder / "bundle", tmp_path / "bundle")
+    with (tmp_path / "bundle" / "card.md").open("a") as card:
+        card.write("\nAccuracy: 100 %")
+    with pytest.raises(WrongRequest, match=r"card\.md was changed"):
+        package.verify(tmp_path / "bundle", tailored.case.data(tmp_path))
+
+
+def test_broken_parity_is_said(tailored: Tailored, tmp_path: Path) -> None:
+    """An artifact that answers otherwise here than where it was made, its hashes being right."""
+    place = tmp_path / "bundle"
+    shutil.copytree(tailored.folder / "bundle", place)
+    with np.load(place / "parity.npz") as kept:
+        arrays = {name: kept[name] for name in kept.files}
+    arrays["output.logits"] = arrays["output.logits"] + 1.0
+    np.savez(place / "parity.npz", **arrays)
+    facts = json.loads((place / "sartor.json").read_text())
+    facts["files"]["parity.npz"] = bundle.file_digest(place / "parity.npz")
+    (place / "sartor.json").write_text(json.dumps(facts))
+    few = {name: each[:60] for name, each in tailored.case.arrays.items()}
+    found = package.verify(place, tailored.case.data(tmp_path, **few))
+    assert found["status"] == 3
+    assert not found["parity_holds"]
+    assert "parity" in found["message"]
+
+
+def test_data_of_another_model(tailored: Tailored, cancer: Case, tmp_path: Path) -> None:
+    with pytest.raises(WrongRequest, match="pixels"):
+        package.verify(tailored.folder, cancer.data(tmp_path))
