@@ -23,10 +23,12 @@ FLOAT = TensorProto.FLOAT
 
 @dataclass(frozen=True)
 class Case:
-    """A trained model, the rows that it was not trained on, and figures of its own."""
+    """A trained model and rows that it was not trained on: some for a run, `fresh` ones for
+    another day."""
 
     model: Path
     arrays: dict[str, np.ndarray]
+    fresh: dict[str, np.ndarray]
 
     def data(self, folder: Path, name: str = "eval.npz", **changed: Any) -> str:
         """The rows as a file in a folder of their own: the ledger lies beside the data, and each
@@ -136,14 +138,19 @@ def _digit_case(path: Path, hidden: tuple[int, ...], passes: int) -> Case:
     from sklearn.neural_network import MLPClassifier
 
     pixels, label, thick, rows = _digits()
-    trained, rest = rows[:600], rows[600:]
+    trained, rest = rows[:500], rows[500:]
     layers = _fit(
         MLPClassifier(hidden, max_iter=passes, batch_size=100, random_state=0),
         pixels[trained],
         label[trained],
     )
     save_perceptron(path, layers, ("pixels", "logits"))
-    return Case(path, {"pixels": pixels[rest], "label": label[rest], "thickness": thick[rest]})
+    return _case(path, rest, 1000, pixels=pixels, label=label, thickness=thick)
+
+
+def _case(path: Path, rows: np.ndarray, first: int, **arrays: np.ndarray) -> Case:
+    now, later = rows[:first], rows[first:]
+    return Case(path, *({k: v[some] for k, v in arrays.items()} for some in (now, later)))
 
 
 @pytest.fixture(scope="session")
@@ -176,7 +183,7 @@ def cancer(models: Path) -> Case:
         MLPClassifier((64,), max_iter=60, random_state=0), table[rows[:150]], label[rows[:150]]
     )
     path = save_perceptron(models / "cancer.onnx", layers, ("features", "logit"))
-    return Case(path, {"features": table[rows[150:]], "label": label[rows[150:]]})
+    return _case(path, rows[150:], 350, features=table, label=label)
 
 
 @pytest.fixture(scope="session")
@@ -195,7 +202,7 @@ def diabetes(models: Path) -> Case:
         value[rows[:140]],
     )
     path = save_perceptron(models / "diabetes.onnx", layers, ("features", "value"))
-    return Case(path, {"features": table[rows[140:]], "label": value[rows[140:]]})
+    return _case(path, rows[140:], 250, features=table, label=value)
 
 
 TRIALS = 5

@@ -42,7 +42,9 @@ def facts(place: Path) -> dict[str, Any]:
 
 
 def rewrite(place: Path, **changed: Any) -> None:
-    (place / "sartor.json").write_text(json.dumps({**facts(place), **changed}))
+    """As somebody would who knows how Sartor writes it."""
+    entry = {**facts(place), **changed}
+    (place / "sartor.json").write_text(json.dumps({**entry, "digest": bundle.digest_of(entry)}))
 
 
 # -- what is refused ------------------------------------------------------------------------------
@@ -106,6 +108,9 @@ SPOILT: dict[str, tuple[Spoil, tuple[str, ...]]] = {
     ),
     "empty": (lambda p: (p / "sartor.json").write_text(""), ("cannot be read",)),
     "not text": (lambda p: (p / "sartor.json").write_bytes(b"\xff\xfe\x00"), ("cannot be read",)),
+    "too deep": (
+        lambda p: (p / "sartor.json").write_text("[" * 100_000), ("cannot be read",),
+    ),
     "another JSON": (lambda p: (p / "sartor.json").write_text("[1, 2]"), ("lists no files",)),
     "no files": (lambda p: rewrite(p, files=None), ("lists no files",)),
     "an unknown kind": (lambda p: rewrite(p, kind="magic"), ("'magic'", "onnx")),
@@ -139,6 +144,25 @@ def test_one_changed_byte_in_any_file_is_refused(place: Path) -> None:
                 bundle.read(place)
         (place / name).write_bytes(whole)
     bundle.read(place)
+
+
+def test_one_changed_byte_in_what_it_says_is_refused(place: Path) -> None:
+    """A better figure in the certificate, say."""
+    whole = (place / "sartor.json").read_bytes()
+    rng = np.random.default_rng(0)
+    for at in rng.integers(len(whole), size=200).tolist():
+        spoilt = bytearray(whole)
+        spoilt[at] ^= 1 << int(rng.integers(8))
+        (place / "sartor.json").write_bytes(bytes(spoilt))
+        try:
+            same = json.loads(bytes(spoilt)) == json.loads(whole)  # white space between the words
+        except ValueError:
+            same = False
+        if same:
+            bundle.read(place)
+            continue
+        with pytest.raises(WrongRequest, match=r"sartor\.json"):
+            bundle.read(place)
 
 
 @settings(

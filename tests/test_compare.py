@@ -105,5 +105,5 @@ def test_what_cannot_be_paired(cancer: Case, tiny: Case, tmp_path: Path) -> None
 
 def test_a_regression_is_compared_by_its_own_metric(diabetes: Case, tmp_path: Path) -> None:
     found = package.compare([diabetes.model], diabetes.data(tmp_path))
-    assert found["metric"] == "mse"
+    assert found["metric"] == "mae"
     assert found["rows"][0]["quality"]["outcome"] == "met"

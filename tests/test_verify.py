@@ -19,10 +19,15 @@ from sartor.contracts import WrongRequest
 Sartor = Callable[..., Said]
 
 
+def rewrite(place: Path, facts: dict[str, Any]) -> None:
+    facts["digest"] = bundle.digest_of(facts)
+    (place / "sartor.json").write_text(json.dumps(facts))
+
+
 @pytest.fixture(scope="module")
 def verified(tailored: Tailored, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     place = tmp_path_factory.mktemp("verify")
-    data = tailored.case.data(place)
+    data = tailored.case.data(place, **tailored.case.fresh)
     found = package.verify(tailored.folder / "bundle", data)
     assert list(place.glob("*.sartor-ledger"))
     return found
@@ -35,7 +40,7 @@ def test_a_good_bundle_is_verified(verified: dict[str, Any], tailored: Tailored)
     assert {"accuracy >= baseline - 0.03", "size <= 0.5 x baseline"} <= set(limits)
     assert {each["outcome"] for each in limits.values()} == {"met"}
     accuracy = limits["accuracy >= baseline - 0.03"]
-    assert accuracy["examples"] == len(tailored.case.arrays["label"])
+    assert accuracy["examples"] == len(tailored.case.fresh["label"])
     json.dumps(verified, allow_nan=False)
 
 
@@ -46,7 +51,7 @@ def test_data_that_verified_have_spent_of_their_error_rate(verified: dict[str, A
 
 def test_on_the_command_line(sartor: Sartor, tailored: Tailored, tmp_path: Path) -> None:
     """The run's folder stands for its bundle; too few rows leave it undecided."""
-    few = {name: each[:40] for name, each in tailored.case.arrays.items()}
+    few = {name: each[:40] for name, each in tailored.case.fresh.items()}
     data = tailored.case.data(tmp_path, **few)
     said = sartor("verify", tailored.folder, "--data", data, "--json")
     assert said.status == 4, said.err
@@ -88,10 +93,21 @@ def test_the_original_is_needed_and_must_be_the_one(
         package.verify(tmp_path / "bundle", data, original=tiny.model)
     facts = json.loads((tmp_path / "bundle" / "sartor.json").read_text())
     facts["original"]["path"] = str(tmp_path / "gone.onnx")
-    (tmp_path / "bundle" / "sartor.json").write_text(json.dumps(facts))
+    rewrite(tmp_path / "bundle", facts)
     with pytest.raises(WrongRequest, match="--original"):
         package.verify(tmp_path / "bundle", data)
     assert not list(tmp_path.glob("*.sartor-ledger"))
+
+
+def test_rows_of_the_run_verify_nothing(tailored: Tailored, tmp_path: Path) -> None:
+    """What chose or certified the artifact once cannot certify it again."""
+    with pytest.raises(WrongRequest, match="fresh rows"):
+        package.verify(tailored.folder, tailored.case.data(tmp_path / "own"))
+    own, fresh = tailored.case.arrays, tailored.case.fresh
+    mixed = {name: np.concatenate([own[name], fresh[name][:50]]) for name in own}
+    found = package.verify(tailored.folder, tailored.case.data(tmp_path / "mixed", **mixed))
+    assert {each["examples"] for each in found["limits"] if "accuracy" in each["limit"]} == {50}
+    assert any(f"{len(own['label']):,} rows" in note for note in found["notes"])
 
 
 def test_a_changed_bundle_is_not_measured(tailored: Tailored, tmp_path: Path) -> None:
@@ -112,8 +128,8 @@ def test_broken_parity_is_said(tailored: Tailored, tmp_path: Path) -> None:
     np.savez(place / "parity.npz", **arrays)
     facts = json.loads((place / "sartor.json").read_text())
     facts["files"]["parity.npz"] = bundle.file_digest(place / "parity.npz")
-    (place / "sartor.json").write_text(json.dumps(facts))
-    few = {name: each[:60] for name, each in tailored.case.arrays.items()}
+    rewrite(place, facts)
+    few = {name: each[:60] for name, each in tailored.case.fresh.items()}
     found = package.verify(place, tailored.case.data(tmp_path, **few))
     assert found["status"] == 3
     assert not found["parity_holds"]

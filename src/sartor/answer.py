@@ -25,7 +25,7 @@ from sartor.certify import (
     outcome,
 )
 from sartor.clock import Clock
-from sartor.contracts import Model, describe
+from sartor.contracts import Failed, Model, describe
 from sartor.data import Part
 from sartor.evaluate import MOST_CALLS, TURN_SECONDS, answers
 from sartor.ledger import Ledger, ledger_path
@@ -42,6 +42,7 @@ from sartor.verdicts import Evidence
 EARLY = 0.01  # a candidate is certified early when the search split leaves this little doubt
 EARLY_GAIN = 0.95  # and when it is at least this much better than the original
 ROUNDS = 60
+LEAST_ROUNDS = 12  # fewer cannot certify at the level of an early answer, whatever they show
 STEP_ROWS = 512  # examples on which the contribution of a step is looked at
 FRONTIER = 5
 
@@ -94,12 +95,21 @@ class Answering:
             alpha=found.alpha,
         )
         if row.status == "certified":
-            self._bundle(row, Answer(0, "an early answer; the search went on"), [], found.alpha)
+            self._bundle(row, Answer(0, "an early answer; the search went on"), [])
             self.progress.say(
                 f"first certified answer after {self.clock.elapsed():.0f} s: {self.title(trial)}, "
                 f"{row.value:.3f} x the original's {self.spec.objective} ({self.folder.bundle})",
                 "green",
             )
+
+    def frozen(self) -> int | None:
+        """After how many trials an earlier session of this run froze its finalists: the holdout
+        may have been opened since, so that no further trial may be made."""
+        last = None
+        for entry in self.folder.journal:
+            if entry["event"] in ("frozen", "answer"):
+                last = entry["trials"] if entry["event"] == "frozen" else None
+        return last
 
     def best_trial(self) -> Trial | None:
         hopeful = [
@@ -169,7 +179,7 @@ class Answering:
         self.progress.now(f"certifying {title}: timing")
         # A resumed run measures anew: its certificate rests on no latency of an earlier answer.
         purpose = f"certify {len(self.folder.journal.events('answer'))}"
-        timing = self.lab.timing(model, purpose, ROUNDS, self.timing_seconds)
+        timing = self.lab.timing(model, purpose, ROUNDS, self.timing_seconds, LEAST_ROUNDS)
         evidence = dataclasses.replace(
             self.lab.evidence(model), timing=timing, same=finalist.digest == self.ready_digest
         )
@@ -203,15 +213,22 @@ class Answering:
 
     def conclude(self) -> None:
         """Certifies, explains, writes bundle, frontier and answer."""
+        self.lab.patience = lambda: APPLY_SECONDS  # what was found is not lost to the clock
         chain = freeze(self.trials)
-        self.folder.journal.add("frozen", finalists=[each.digest for each in chain])
+        self.folder.journal.add(
+            "frozen",
+            session=self.clock.session,
+            elapsed=self.clock.elapsed(),
+            trials=len(self.trials),
+            finalists=[each.digest for each in chain],
+        )
         found = self.certifier.final(chain, self.early)
         answer = outcome(found, self.ready.limits, self.trials)
         shown = self._shown(found)
         self.progress.now("measuring what each step contributed")
         steps = self._steps(shown)
         if answer.status == 0 and shown is not None:
-            self._bundle(shown, answer, steps, found.alpha)
+            self._bundle(shown, answer, steps)
         else:
             discard(self.folder.bundle)
         self.progress.now("writing the frontier")
@@ -275,7 +292,9 @@ class Answering:
     def _notes(self) -> list[str]:
         states = [each.state for each in self.trials]
         told = [f"{states.count(s)} {s}" for s in ("done", "dropped", "refused", "failed")]
+        replayed = [f"latencies were taken from {self.spec.replay}, not measured here"]
         return [
+            *(replayed if self.spec.replay else ()),
             f"{len(states)} trials ({', '.join(told)}) in {self.clock.elapsed():.0f} s",
             f"{self.ledger.left():.2%} of this holdout's error rate is left for further runs",
         ]
@@ -291,16 +310,23 @@ class Answering:
         self.lab.build(recipe(self.ready.original.kind, entries), models)
         rows = min(STEP_ROWS, len(self.ready.data.search))
         title = f"original ({rows} search rows)"
-        steps = [{"title": title, "figures": self.lab.looked_at(self.ready.original, rows)}]
+        steps = [{"title": title, "figures": self._look(self.ready.original, rows)}]
         for model, step in zip(models, recipe(self.ready.original.kind, entries), strict=True):
             title = f"+ {describe((step,))}"
-            steps.append({"title": title, "figures": self.lab.looked_at(model, rows)})
+            steps.append({"title": title, "figures": self._look(model, rows)})
         figures = {} if own is shown.finalist.trial else self._figures(shown)
         if figures:
             which = "chosen" if shown.status == "certified" else "nearest"
             steps.append({"title": "original (holdout)", "figures": _own(figures)})
             steps.append({"title": f"{which} (holdout)", "figures": figures})
         return steps
+
+    def _look(self, model: Model, rows: int) -> dict[str, float]:
+        """Figures of a model on the way; none where it does not run: the answer stands without."""
+        try:
+            return self.lab.looked_at(model, rows)
+        except Failed:
+            return {}
 
     def _figures(self, row: Row) -> dict[str, float]:
         """What was measured of a finalist when it was certified, be it before the run was
@@ -319,10 +345,12 @@ class Answering:
             "verdicts": row.verdicts,
             "value": row.value,
             "p_value": row.p_value,
+            "alpha": row.alpha,
+            "reason": row.reason,
             "figures": self._figures(row),
         }
 
-    def _bundle(self, row: Row, answer: Answer, steps: list[dict[str, Any]], alpha: float) -> None:
+    def _bundle(self, row: Row, answer: Answer, steps: list[dict[str, Any]]) -> None:
         trial = row.finalist.trial
         model = self.model_of(trial)
         facts = environment(self.ready.original)
@@ -333,7 +361,7 @@ class Answering:
         certificate = {
             "message": message,
             "limits": row.verdicts,
-            "level": alpha,
+            "level": row.alpha,
             "objective": self.spec.objective,
             "ratio": row.value,
             "limits_asked": [each.text for each in self.ready.limits],
@@ -356,6 +384,12 @@ class Answering:
                     "bytes": runtime(original.kind).size(original),
                 },
                 "data": self.ready.request["data"],
+                "columns": {
+                    "label": self.spec.label,
+                    "segments": self.spec.segments,
+                    "group": self.spec.group,
+                    "mask": self.spec.mask,
+                },
                 "certificate": certificate,
             },
             self.ready.data.search.inputs(slice(0, 64)),
@@ -412,6 +446,7 @@ class Answering:
             tuple(verdict_from_json(each) for each in row["verdicts"]),
             row["value"],
             row["p_value"],
+            row["alpha"],
         )
 
 

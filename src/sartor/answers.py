@@ -21,21 +21,28 @@ _TINY = float(np.finfo(np.float32).eps)  # answers are float32: a probability of
 class Truth:
     """What answers are held against: labels, and the original's answers (`reference`, of the same
     shape as the candidate's). `group` joins examples that are ranked together; `segments` are
-    columns by name. All arrays have one row per example."""
+    columns by name; `unit` numbers the independent units where rows repeat, for the statistics
+    alone. All arrays have one row per example."""
 
     label: np.ndarray | None = None
     reference: np.ndarray | None = None
     group: np.ndarray | None = None
     segments: Mapping[str, np.ndarray] = field(default_factory=dict)
+    unit: np.ndarray | None = None
 
     def take(self, rows: np.ndarray | slice) -> Truth:
         """The truth of these rows, in this order."""
-        label, reference, group = (
+        label, reference, group, unit = (
             None if each is None else each[rows]
-            for each in (self.label, self.reference, self.group)
+            for each in (self.label, self.reference, self.group, self.unit)
         )
         segments = {name: column[rows] for name, column in self.segments.items()}
-        return Truth(label, reference, group, segments)
+        return Truth(label, reference, group, segments, unit)
+
+    @property
+    def units(self) -> np.ndarray | None:
+        """[N]: rows that share a number are not independent; None where all are."""
+        return self.group if self.unit is None else self.unit
 
 
 def form_of(answers: np.ndarray) -> Form:

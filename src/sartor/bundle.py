@@ -29,6 +29,13 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def digest_of(entry: Mapping[str, Any]) -> str:
+    """Of all that `sartor.json` says: it lists the hashes of the other files and this one of its
+    own. It shows damage and slips of an editor, not who wrote it."""
+    told = {name: value for name, value in entry.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
 def write(
     model: Model,
     folder: Path,
@@ -66,7 +73,8 @@ def write(
         **facts,
         "files": listed,
     }
-    text = json.dumps(plain(entry), indent=1, allow_nan=False)
+    entry = plain(entry)
+    text = json.dumps({**entry, "digest": digest_of(entry)}, indent=1, allow_nan=False)
     (folder / "sartor.json").write_text(text + "\n", encoding="utf-8")
 
 
@@ -104,7 +112,7 @@ def read(folder: Path) -> dict[str, Any]:
     folder = find(folder)
     try:
         entry = json.loads((folder / "sartor.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise WrongRequest(f"{folder}/sartor.json cannot be read: {error}") from None
     if not isinstance(entry, dict) or not isinstance(entry.get("files"), dict):
         raise WrongRequest(f"{folder}/sartor.json is not a bundle's: it lists no files")
@@ -113,6 +121,10 @@ def read(folder: Path) -> dict[str, Any]:
         raise WrongRequest(
             f"{folder} has bundle format {version!r}; this version reads up to {FORMAT}: "
             "write pip install -U sartor"
+        )
+    if entry.get("digest") != digest_of(entry):
+        raise WrongRequest(
+            f"{folder}: sartor.json was changed since the bundle was written (its hash differs)"
         )
     _check_fields(folder, entry)
     for name, expected in entry["files"].items():

@@ -17,13 +17,22 @@ from typing import Literal
 
 import numpy as np
 
-from sartor.contracts import Task
+from sartor.contracts import Failed, Task, WrongRequest
 from sartor.data import Part, Sealed
 from sartor.ledger import EarlyUsed, Ledger, Opening, Stage
 from sartor.limits import PERFORMANCE, Limit, Objective
 from sartor.metrics import check_labels
 from sartor.records import Trial, Verdict
-from sartor.verdicts import EXACT, Evidence, better, judge_all, nearest, objective_value, together
+from sartor.verdicts import (
+    EXACT,
+    Evidence,
+    better,
+    guards,
+    judge_all,
+    nearest,
+    objective_value,
+    together,
+)
 
 Status = Literal["certified", "not certified", "untested"]
 
@@ -44,13 +53,16 @@ class Finalist:
 @dataclass(frozen=True)
 class Row:
     """What certification says of one finalist. `verdicts`: of every limit, and last that of the
-    objective; `value`: the objective as a ratio to the original's."""
+    objective; `value`: the objective as a ratio to the original's; `alpha`: the level it was tested
+    at; `reason`: why it could not be measured, where it could not."""
 
     finalist: Finalist
     status: Status
     verdicts: tuple[Verdict, ...] = ()
     value: float = math.nan
     p_value: float = 1.0
+    alpha: float = 0.0
+    reason: str = ""
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
 
 
@@ -219,27 +231,37 @@ class Certifier:
             yield row
 
     def _test(self, finalist: Finalist, part: Part | None, level: float) -> Row:
-        evidence = self.measure(finalist, part)
+        try:
+            evidence = self.measure(finalist, part)
+        except (Failed, WrongRequest) as failure:
+            return Row(finalist, "not certified", alpha=level, reason=str(failure))
         verdicts = (
             *judge_all(self.limits, evidence, self.task, level, self.seed),
             better(self.objective, evidence, self.task, level, self.seed),
         )
         outcome, p = together(verdicts)
+        worse = judge_all(guards(self.limits), evidence, self.task, level, self.seed)
+        verdicts += tuple(each for each in worse if each.outcome == "broken")
+        passed = outcome == "met" and not any(each.outcome == "broken" for each in worse)
         return Row(
             finalist,
-            "certified" if outcome == "met" else "not certified",
+            "certified" if passed else "not certified",
             verdicts,
             objective_value(self.objective, evidence, self.task),
             p,
-            evidence,
+            level,
+            evidence=evidence,
         )
 
     def _own(self, original: Finalist, part: Part | None, level: float) -> Row:
-        evidence = replace(self.measure(original, part), same=True)
+        try:
+            evidence = replace(self.measure(original, part), same=True)
+        except (Failed, WrongRequest) as failure:
+            return Row(original, "not certified", alpha=level, reason=str(failure))
         verdicts = judge_all(self.limits, evidence, self.task, level, self.seed)
         outcome, p = together(verdicts)
         status: Status = "certified" if outcome == "met" else "not certified"
-        return Row(original, status, verdicts, 1.0, p, evidence)
+        return Row(original, status, verdicts, 1.0, p, level, evidence=evidence)
 
     def _free(self) -> bool:
         """Whether the original's own verdicts need no test on the holdout."""

@@ -138,7 +138,7 @@ def _optimize(commands: Any) -> None:
         help="continue a finished run; --budget is on top of what it had",
     )
     group.add_argument(
-        "--replay", metavar="JOURNAL", help="take latencies from this run.jsonl, measure none"
+        "--replay", metavar="JOURNAL", help="take latencies from this run.jsonl where it has them"
     )
     group.add_argument("--quiet", action="store_true", help="only the answer")
     _json(command)

@@ -76,6 +76,12 @@ class Part:
         return self._load_optional("group")
 
     @cached_property
+    def unit(self) -> np.ndarray | None:
+        """[N]: rows with the same number are not independent, since they repeat one another (or
+        their groups share a row); None where the rows, or the groups, are the units."""
+        return self._load_optional("unit")
+
+    @cached_property
     def segments(self) -> dict[str, np.ndarray]:
         """Column name -> [N]."""
         names = json.loads((self.folder / "segments.json").read_text())
@@ -172,7 +178,7 @@ def read(
     with _scratch(folder) as scratch:
         table, facts = _checked(source, signature, columns, scratch, mask, trust)
         keys = by_rows.digests(table.inputs)
-        unit = keys if table.group is None else by_rows.digests({"group": _hashable(table.group)})
+        unit = _units(keys, table, facts)
         place = by_rows.places(unit, seed)
         if table.split is None:
             part = by_rows.by_content(place)
@@ -182,7 +188,7 @@ def read(
         else:
             part = by_rows.as_given(table.split)
             facts["split"] = "given"
-        part = _without_leaks(unit, part, facts)
+        part = _without_leaks(unit, keys, part, facts)
         _describe(keys, part, table, facts)
         order = np.lexsort((by_rows.places(keys, seed), place))
         picked = {name: order[part[order] == index] for index, name in enumerate(PARTS)}
@@ -192,6 +198,7 @@ def read(
                 folder / ("sealed" if name == "holdout" else name),
                 table,
                 keys,
+                unit,
                 rows,
                 facts["mask"]["trims"],
             )
@@ -235,7 +242,8 @@ def fresh(
                 f"all {len(keys):,} rows belong to the run that made this bundle: data that chose "
                 "or certified it once cannot certify it again; write --data with fresh rows"
             )
-        part = _write(folder / "sealed", table, keys, order, facts["mask"]["trims"])
+        unit = _units(keys, table, facts)
+        part = _write(folder / "sealed", table, keys, unit, order, facts["mask"]["trims"])
     return _seal(part, keys[order], len(keys) - len(order))
 
 
@@ -265,14 +273,27 @@ def _checked(
     return table, facts
 
 
-def _hashable(group: np.ndarray) -> np.ndarray:
-    return group.astype(np.str_)
+def _units(keys: Digests, table: Table, facts: dict[str, Any]) -> Digests:
+    """What stays in one part: rows that are equal; with a group the whole group, and groups that
+    share a row with it."""
+    if table.group is None:
+        return keys
+    group = by_rows.digests({"group": table.group.astype(np.str_)})
+    joined = by_rows.joined(group, keys)
+    if joined is None:
+        facts["warnings"].append(
+            "most groups share rows with one another: such groups are not kept in one part"
+        )
+        return group
+    return joined
 
 
-def _without_leaks(unit: Digests, part: np.ndarray, facts: dict[str, Any]) -> np.ndarray:
+def _without_leaks(
+    unit: Digests, keys: Digests, part: np.ndarray, facts: dict[str, Any]
+) -> np.ndarray:
     """The parts with what is in the holdout too taken out of the others (-1); never the other
     way round, since that would choose what certifies."""
-    leaked = by_rows.leaks(unit, part)
+    leaked = by_rows.leaks(unit, part) | by_rows.leaks(keys, part)
     facts["leaks"] = {
         name: int((leaked & (part == index)).sum()) for index, name in enumerate(PARTS[:2])
     }
@@ -318,7 +339,9 @@ def _seal(part: Part, keys: Digests, dropped: int = 0) -> Sealed:
     return Sealed(by_rows.digest_of_set(keys, part.label), part.rows, part, dropped)
 
 
-def _write(folder: Path, table: Table, keys: Digests, rows: np.ndarray, mask: str | None) -> Part:
+def _write(
+    folder: Path, table: Table, keys: Digests, unit: Digests, rows: np.ndarray, mask: str | None
+) -> Part:
     """Writes rows of the table as a Part, in this order."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -332,6 +355,10 @@ def _write(folder: Path, table: Table, keys: Digests, rows: np.ndarray, mask: st
             _copy(folder / f"{stem}.npy", column, rows)
             content.update(f"{stem} {column.dtype.str} {column.shape[1:]}".encode())
             content.update(np.ascontiguousarray(column[rows]).tobytes())
+    if (
+        index := by_rows.repeated(unit[rows], None if table.group is None else table.group[rows])
+    ) is not None:
+        np.save(folder / "unit.npy", index)
     (folder / "segments.json").write_text(json.dumps(list(table.segments)))
     described = [(n, a.dtype.str, a.shape[1:]) for n, a in table.inputs.items()]
     content.update(repr((described, list(table.segments), mask)).encode())

@@ -89,10 +89,16 @@ class Race:
         self._workers: dict[str, Worker] = {}
         self._opened = (0.0, 0.0)  # the original's seconds to load, and of a call
 
-    def time(self, candidate: Model, rounds: int, seconds: float | None = None) -> Timing:
-        """Times the candidate until `rounds` rounds are done or `seconds` have passed (5 rounds at
-        least). Raises Failed where the candidate crashes, hangs or runs out of memory; the race
-        goes on with the next one."""
+    def time(
+        self,
+        candidate: Model,
+        rounds: int,
+        seconds: float | None = None,
+        least: int = LEAST_ROUNDS,
+    ) -> Timing:
+        """Times the candidate until `rounds` rounds are done or `seconds` have passed (`least`
+        rounds at least). Raises Failed where the candidate crashes, hangs or runs out of memory;
+        the race goes on with the next one."""
         for name in ("original", "twin"):
             self._resident(name)
         load, call = self._opened
@@ -103,17 +109,17 @@ class Race:
                     lanes.open_lane, candidate, self.target, self.part, self.rows,
                     timeout=self.allowance + PATIENCE * (load + 20 * call),
                 )  # fmt: skip
-                return self._rounds(rounds, seconds)
+                return self._rounds(rounds, seconds, least)
             finally:
                 del self._workers["candidate"]
 
-    def _rounds(self, rounds: int, seconds: float | None) -> Timing:
+    def _rounds(self, rounds: int, seconds: float | None, least: int) -> Timing:
         calls, warm = turn_size(self._opened[1], len(self.rows))
         taken: dict[str, list[np.ndarray]] = {"original": [], "twin": [], "candidate": []}
         began = time.monotonic()
-        for number in range(max(rounds, LEAST_ROUNDS)):
+        for number in range(max(rounds, least)):
             passed = time.monotonic() - began
-            if seconds is not None and number >= LEAST_ROUNDS and passed >= seconds:
+            if seconds is not None and number >= least and passed >= seconds:
                 break
             if self.pin and number % SAME_CORE == 0:
                 self.core = machine.idlest_core()

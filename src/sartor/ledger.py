@@ -67,8 +67,10 @@ class Ledger:
             return self._left(_entries(file, self.path))
 
     def check(self) -> None:
-        """Raises WrongRequest where too little is left for one more run: to be told beforehand."""
-        self._check_left(self.left())
+        """Raises WrongRequest where too little is left for one more run, or where nothing can be
+        recorded: to be told beforehand."""
+        with self._locked() as file:
+            self._check_left(self._left(_entries(file, self.path)))
 
     def _check_left(self, left: float) -> None:
         if left < FLOOR:

@@ -14,7 +14,7 @@ from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.records import Journal, Trial
 from sartor.registry import portfolio, recipe
 from sartor.run import Run, RunFolder
-from sartor.search import GuidedSearch
+from sartor.search import GuidedSearch, key_of
 from sartor.spec import Spec
 from sartor.store import Store
 from sartor.terminal import Progress
@@ -96,11 +96,14 @@ def search(
     first += portfolio(ready.original, lab.bench)
     seeker = GuidedSearch(kind, known, first, trials=spec.trials, seed=spec.seed)
     finished = folder.trials()
+    frozen = answering.frozen()
     progress.deadline, progress.trials = clock.deadline, clock.trials
     lab.patience = lambda: min(APPLY_SECONDS, max(clock.left() - answering.reserve(), LEAST))
     number = 0
     longest = 0.0
     while True:
+        if number == frozen:
+            return
         if number >= len(finished) and clock.left() < answering.reserve() + longest / 2 and number:
             return
         asked = seeker.ask()
@@ -108,6 +111,10 @@ def search(
             return
         if number < len(finished):
             trial = finished[number]
+            if trial.key != key_of(asked[0]):
+                seeker.waiting.insert(
+                    0, asked[0]
+                )  # another version asked otherwise: its turn comes
         else:
             trial = _try(lab, folder, progress, clock, number, asked[0])
             longest = max(longest, trial.seconds)

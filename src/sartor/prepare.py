@@ -17,7 +17,7 @@ from sartor import machine
 from sartor.certify import check_holdout
 from sartor.contracts import Arrays, Failed, Model, Target, Task, WrongRequest
 from sartor.data import Data, Part, read
-from sartor.limits import Limit, Objective, parse, parse_objective
+from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import check_labels, default_limit, find, infer_task
 from sartor.registry import adopt, runtime, techniques
 from sartor.spec import Spec
@@ -85,6 +85,8 @@ def prepare(spec: Spec, work: Path) -> Prepared:
     for each in limits:
         if each.quality:
             find(each.metric, task)
+    if objective.metric not in PERFORMANCE:
+        find(objective.metric, task)
     _segments(limits, data.search)
     request = _request(spec, original, data, task, limits)
     return Prepared(original, data, task, target, limits, objective, tuple(notes), request)
@@ -150,6 +152,8 @@ def _request(
         "fixed": spec.fixed,
         "seed": spec.seed,
         "confidence": spec.confidence,
+        "recipes": spec.recipes,
+        "machine": {name: machine.describe()[name] for name in ("cpu", "cores")},
         "techniques": sorted(allowed(spec, original.kind)),
     }
 

@@ -71,7 +71,8 @@ class Verdict:
 class Trial:
     """One recipe tried. `figures` are point estimates by metric name ("accuracy", "size",
     "latency", "latency.p95", "latency.ratio" ...); `reason` says why where state is not "done", and
-    `culprit` names the technique that refused or failed."""
+    `culprit` names the technique that refused or failed; `same` says that the artifact is that of
+    an earlier trial, whose figures these are."""
 
     number: int
     recipe: tuple[Mapping[str, Any], ...]
@@ -84,6 +85,7 @@ class Trial:
     examples: int = 0
     seconds: float = 0.0
     culprit: str = ""
+    same: bool = False
     model: str = ""
     steps: tuple[Mapping[str, Any], ...] = ()
 

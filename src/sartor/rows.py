@@ -11,6 +11,8 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
+from scipy.sparse import bmat, csr_matrix
+from scipy.sparse.csgraph import connected_components
 
 from sartor.contracts import WrongRequest
 from sartor.table import SPLITS
@@ -91,6 +93,33 @@ def known(keys: Digests, prints: np.ndarray) -> np.ndarray:
 def repeats(keys: Digests) -> int:
     """How many rows repeat an earlier one."""
     return len(keys) - len(np.unique(keys[:, 0]))
+
+
+def joined(group: Digests, keys: Digests, most: float = 0.1) -> Digests | None:
+    """The digest of each row's group, groups that share a row taken for one (that of its first
+    row). None where this would make one of more than `most` of the rows out of several groups,
+    as rows that say nothing (all zeros) do: nothing could be split then."""
+    groups, first, at = np.unique(group[:, 0], return_index=True, return_inverse=True)
+    rows, key = np.unique(keys[:, 0], return_inverse=True)
+    ones = np.ones(len(keys), dtype=np.int8)
+    shape = (len(groups), len(rows))
+    shared = csr_matrix((ones, (at.ravel(), key.ravel())), shape=shape)
+    both = bmat([[None, shared], [shared.T, None]], format="csr")
+    component = connected_components(both, directed=False)[1][: len(groups)]
+    lead = first[np.unique(component, return_index=True)[1]]  # a row of the first group in each
+    mine = component[at.ravel()]
+    sizes = np.bincount(mine)
+    several = np.bincount(component) > 1
+    if (sizes[several] > max(most * len(keys), 1)).any():
+        return None
+    return group[lead[mine]]
+
+
+def repeated(unit: Digests, group: np.ndarray | None) -> np.ndarray | None:
+    """[N] the number of each row's unit; None where units are single rows or just the groups."""
+    names, index = np.unique(unit[:, 0], return_inverse=True)
+    expected = len(unit) if group is None else len(np.unique(group))
+    return None if len(names) == expected else index.ravel().astype(np.int64)
 
 
 def leaks(keys: Digests, part: np.ndarray) -> np.ndarray:

@@ -197,7 +197,7 @@ def _loss(trial: Trial) -> float:
     """What the study minimizes: the objective's ratio to the original where the limits hold;
     above 1, by how improbable that is, where they do not."""
     value = trial.figures.get("objective", math.inf)
-    if trial.state != "done" or not math.isfinite(value):
+    if not math.isfinite(value) or (trial.state != "done" and not trial.same):
         return 3.0
     broken = sum(each.outcome == "broken" for each in trial.verdicts)
     return value if trial.p_value <= 0.5 and not broken else 1.0 + trial.p_value + broken

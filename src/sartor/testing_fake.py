@@ -69,7 +69,9 @@ class FakeRace:
         self.load_seconds = 0.0
         self.timed: list[str] = []  # digests of the candidates, in the order of their races
 
-    def time(self, candidate: Model, rounds: int, seconds: float | None = None) -> Timing:
+    def time(
+        self, candidate: Model, rounds: int, seconds: float | None = None, least: int = 5
+    ) -> Timing:
         engine = runtime("fake")
         self.timed.append(engine.digest(candidate))
         clock = engine.clock  # type: ignore[attr-defined]

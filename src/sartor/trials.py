@@ -8,6 +8,7 @@ soon as the evidence is against the candidate.
 from __future__ import annotations
 
 import dataclasses
+import math
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -38,7 +39,7 @@ from sartor.records import Journal, State, Timing, Trial, Verdict, plain
 from sartor.registry import runtime
 from sartor.report.text import figure, interval
 from sartor.store import Store, key_of, step_to_json
-from sartor.verdicts import Evidence, judge_all, objective_value, together
+from sartor.verdicts import Evidence, guards, judge_all, objective_value, together
 from sartor.workers import Pool
 
 SAMPLES = (256, 1024, 4096)  # examples after which a candidate's quality is looked at
@@ -48,7 +49,7 @@ LOOK_ROUNDS, LOOK_SECONDS = 5, 2.0
 APPLY_SECONDS = 900.0
 
 
-class Stopped(Exception):
+class Stopped(Failed):
     """A technique of the recipe refused, or failed; the trial ends as `state`."""
 
     def __init__(self, state: State, technique: Technique, reason: str) -> None:
@@ -67,9 +68,11 @@ def apply_step(
 
 
 def count_flops(model: Model, part: Part) -> float:
-    """In a child: floating-point operations of one example, two for each multiply-add."""
-    counted = runtime(model.kind).parts(model, part.example(0))
-    return 2.0 * sum(each.macs or 0 for each in counted)
+    """In a child: floating-point operations of one example, two for each multiply-add; NaN where
+    some part's cannot be counted."""
+    counted = [each.macs for each in runtime(model.kind).parts(model, part.example(0))]
+    known = [each for each in counted if each is not None]
+    return 2.0 * sum(known) if len(known) == len(counted) else math.nan
 
 
 class Laboratory:
@@ -155,13 +158,15 @@ class Laboratory:
 
     # -- measuring ----------------------------------------------------------------------------
 
-    def timing(self, model: Model, purpose: str, rounds: int, seconds: float) -> Timing:
+    def timing(
+        self, model: Model, purpose: str, rounds: int, seconds: float, least: int = 5
+    ) -> Timing:
         """Interleaved rounds with the original; out of another journal where they are replayed.
         Either way they stand in this run's own."""
         key = (digest(model), purpose)
         if key not in self.timings:
             known = self.replayed.get(key)
-            timing = self.race.time(model, rounds, seconds) if known is None else known
+            timing = self.race.time(model, rounds, seconds, least) if known is None else known
             self.timings[key] = timing
             self.journal.add(
                 "timing", model=key[0], purpose=purpose, replayed=known is not None,
@@ -251,6 +256,11 @@ class Laboratory:
             pair = (self.memory(self.original), self.memory(model))
             evidence = dataclasses.replace(evidence, memories=pair)
         trial = self._judged(trial, evidence, performance_limits(self.limits))
+        for each in judge_all(guards(self.limits), evidence, self.task, seed=self.seed):
+            if each.outcome == "broken" and trial.recipe and trial.state != "dropped":
+                trial = dataclasses.replace(
+                    trial, state="dropped", reason=f"worse than the original: {_reason(each)}"
+                )
         worse = trial.figures["objective"] > 1.0 and trial.recipe
         if worse and trial.state != "dropped":
             how = f"{self.objective.metric} {trial.figures['objective']:.2f} x the original's"
@@ -294,6 +304,7 @@ def _same_as(twin: Trial, trial: Trial) -> Trial:
     return dataclasses.replace(
         trial,
         state="dropped",
+        same=True,
         reason=f"the same artifact as trial {twin.number}",
         figures=twin.figures,
         verdicts=twin.verdicts,
@@ -326,6 +337,7 @@ def truth_of(part: Part, reference: np.ndarray, rows: np.ndarray | None = None) 
         reference=reference,
         group=None if part.group is None else np.asarray(part.group)[picked],
         segments={name: np.asarray(values)[picked] for name, values in part.segments.items()},
+        unit=None if part.unit is None else np.asarray(part.unit)[picked],
     )
 
 
