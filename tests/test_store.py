@@ -127,3 +127,16 @@ def test_a_stored_model_answers_alike(model: Model, tiny: Case, tmp_path: Path) 
         engine.start(read_model(tmp_path / "it"), Target()) as other,
     ):
         np.testing.assert_array_equal(one(batch)["logits"], other(batch)["logits"])
+
+
+def test_what_was_longest_unused_goes_first(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", most=0)
+    for number in range(12):
+        entry = store.folder / f"{number:02d}"
+        entry.mkdir()
+        (entry / "weights").write_bytes(b"x" * 100)
+        os.utime(entry, (number, number))
+    store._trim()
+    assert sorted(each.name for each in store.folder.iterdir()) == [
+        f"{number:02d}" for number in range(4, 12)
+    ]

@@ -20,14 +20,13 @@ import numpy as np
 from sartor.contracts import Failed, Task, WrongRequest
 from sartor.data import Part, Sealed
 from sartor.ledger import EarlyUsed, Ledger, Opening, Stage
-from sartor.limits import PERFORMANCE, Limit, Objective
+from sartor.limits import PERFORMANCE, Limit, Objective, parse
 from sartor.metrics import check_labels
 from sartor.records import Trial, Verdict
 from sartor.verdicts import (
     EXACT,
     Evidence,
     better,
-    guards,
     judge_all,
     nearest,
     objective_value,
@@ -94,6 +93,15 @@ class Answer:
     binding: Verdict | None = None
     nearest: str | None = None
     needs: int | None = None
+
+
+def guards(limits: Iterable[Limit]) -> tuple[Limit, ...]:
+    """What no answer may be shown to break, asked for or not: slower or bigger than the original.
+    A limit of the user's on the same metric takes the guard's place."""
+    named = {"latency" if each.metric == "throughput" else each.metric for each in limits}
+    return tuple(
+        parse(f"{metric} <= baseline") for metric in ("size", "latency") if metric not in named
+    )
 
 
 def freeze(trials: Iterable[Trial], most: int = MOST) -> tuple[Finalist, ...]:

@@ -6,12 +6,13 @@ Nothing here runs a model in the driver: a crash, a hang or a kill is one trial'
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 
 import numpy as np
 
 from sartor import lanes, machine
-from sartor.contracts import Arrays, Failed, Model, Target, Task
+from sartor.contracts import Arrays, Failed, Model, Signature, Target, Task
 from sartor.data import Part
 from sartor.records import Timing
 from sartor.registry import runtime
@@ -49,6 +50,18 @@ def answers(
     )
 
 
+def natural_batch(signature: Signature) -> int | None:
+    """How many rows the model insists on at a time; None where it takes any number."""
+    return lanes.natural_batch(signature)
+
+
+def answering(signature: Signature, sample: Mapping[str, np.ndarray]) -> Signature:
+    """The signature with those outputs alone that answer row by row, as `lanes.sample_outputs`
+    found them: what a task may be about."""
+    outputs = tuple(port for port in signature.outputs if port.name in sample)
+    return replace(signature, outputs=outputs)
+
+
 def footprint(
     model: Model, target: Target, example: Arrays, timeout: float = 10 * ALLOWANCE
 ) -> int:
@@ -56,6 +69,41 @@ def footprint(
     it on `example` (a batch)."""
     with Worker("footprint") as worker:
         return worker.call(lanes.footprint, model, target, dict(example), timeout=timeout)
+
+
+def heaviest(part: Part, signature: Signature, target: Target) -> Arrays:
+    """One batch of the longest rows, as many as the target asks for or the model insists on."""
+    order = np.arange(len(part))
+    if part.lengths is not None:
+        order = np.argsort(-np.asarray(part.lengths), kind="stable")
+    rows = np.resize(order, natural_batch(signature) or target.batch)  # too few rows: repeated
+    return lanes.feed(part, rows, signature)
+
+
+def footprints(
+    original: Model, candidate: Model, target: Target, part: Part, repeats: int = 3
+) -> tuple[np.ndarray, np.ndarray]:
+    """Bytes of `footprint` on the heaviest batch, `repeats` times each in turn, every time in a
+    fresh process: two arrays [repeats]."""
+    pair = (original, candidate)
+    batches = [heaviest(part, model.signature, target) for model in pair]
+    taken = np.empty((2, repeats), np.int64)
+    for turn in range(repeats):
+        for which in (0, 1) if turn % 2 == 0 else (1, 0):
+            taken[which, turn] = footprint(pair[which], target, batches[which])
+    return taken[0], taken[1]
+
+
+def memory_pair(original: Model, candidate: Model, target: Target, part: Part) -> tuple[int, int]:
+    """What a limit on memory is judged by: the least that the original took in three runs and the
+    most that the candidate took. Peaks vary from run to run by pages and by the allocator's mood;
+    this pair errs on the side of the limit. The original beside itself takes what it takes: its
+    most, twice."""
+    first, second = footprints(original, candidate, target, part)
+    if digest(original) == digest(candidate):
+        most = int(max(first.max(), second.max()))
+        return most, most
+    return int(first.min()), int(second.max())
 
 
 class Race:

@@ -77,7 +77,7 @@ def _padded(array: np.ndarray, port: Port) -> np.ndarray:
     return np.pad(array, wanted) if len(wanted) == array.ndim else array
 
 
-def _fixed_batch(signature: Signature) -> int | None:
+def natural_batch(signature: Signature) -> int | None:
     """How many rows the model insists on at a time; None where it takes any number."""
     sizes = {port.shape[0] for port in signature.inputs if port.shape}
     return next((size for size in sizes if size is not None), None)
@@ -97,12 +97,7 @@ class Answerer:
 
     def __call__(self, rows: np.ndarray) -> np.ndarray:
         """[len(rows), ...] for at least one row, by one call."""
-        fixed = _fixed_batch(self.model.signature)
-        asked = rows
-        if fixed is not None and len(rows) < fixed:
-            asked = np.concatenate([rows, np.repeat(rows[-1:], fixed - len(rows))])
-        batch = feed(self.part, asked, self.model.signature)
-        found = self.run(batch)
+        asked, batch, found = self._call(rows)
         if self.output not in found:
             raise Failed(f"the model has no output {self.output!r}; it has {', '.join(found)}")
         answer = np.asarray(found[self.output])
@@ -111,13 +106,31 @@ class Answerer:
                 f"the output {self.output!r} has the shape {list(answer.shape)} for {len(asked)} "
                 "rows; its first axis must be the batch"
             )
-        return self._widened(answer, batch)[: len(rows)]
+        return self._widened(self.output, answer, batch)[: len(rows)]
 
-    def _widened(self, answer: np.ndarray, batch: Arrays) -> np.ndarray:
+    def every(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """All outputs that have one answer for each row, as `__call__` gives its own."""
+        asked, batch, found = self._call(rows)
+        return {
+            name: self._widened(name, np.asarray(answer), batch)[: len(rows)]
+            for name, answer in found.items()
+            if np.shape(answer)[:1] == asked.shape
+        }
+
+    def _call(self, rows: np.ndarray) -> tuple[np.ndarray, Arrays, Arrays]:
+        """Rows (the last one repeated where the model insists on more), inputs and outputs."""
+        fixed = natural_batch(self.model.signature)
+        asked = rows
+        if fixed is not None and len(rows) < fixed:
+            asked = np.concatenate([rows, np.repeat(rows[-1:], fixed - len(rows))])
+        batch = feed(self.part, asked, self.model.signature)
+        return asked, batch, self.run(batch)
+
+    def _widened(self, name: str, answer: np.ndarray, batch: Arrays) -> np.ndarray:
         """One answer a token: zeros up to the data's width, so that all rows are of one shape."""
         if self.part.mask is None or answer.ndim < 2:
             return answer
-        port = next((p for p in self.model.signature.outputs if p.name == self.output), None)
+        port = next((p for p in self.model.signature.outputs if p.name == name), None)
         trimmed = batch[self.part.mask].shape[1]
         free = port is not None and len(port.shape) == answer.ndim and port.shape[1] is None
         if not free or answer.shape[1] != trimmed:
@@ -187,8 +200,47 @@ def answer_rows(
     return answers
 
 
+def sample_outputs(model: Model, target: Target, part: Part, rows: int) -> dict[str, np.ndarray]:
+    """Every output that answers row by row, for the first `rows` rows of the part: [rows, ...].
+
+    Outputs whose width differs from batch to batch are filled up with zeros. What does not have
+    the batch as its first axis is left out; Failed where no output has it."""
+    rows = min(rows, len(part))
+    size = natural_batch(model.signature) or target.batch
+    found: dict[str, list[np.ndarray]] = {}
+    with runtime(model.kind).start(model, target) as run:
+        answerer = Answerer(model, run, part, "")
+        for at in range(0, rows, size):
+            for name, answer in answerer.every(np.arange(at, min(at + size, rows))).items():
+                found.setdefault(name, []).append(answer)
+    # An axis of the right length by chance, in the last batch say, is no batch axis.
+    whole = {name: each for name, each in found.items() if sum(map(len, each)) == rows}
+    if not whole:
+        raise Failed("no output has the batch as its first axis")
+    return {name: _joined(each) for name, each in whole.items()}
+
+
+def _joined(pieces: list[np.ndarray]) -> np.ndarray:
+    """The pieces one after the other, zeros behind what is narrower than the widest."""
+    if len({piece.shape[1:] for piece in pieces}) == 1:
+        return np.concatenate(pieces)
+    widest = np.max([piece.shape[1:] for piece in pieces], axis=0)
+    return np.concatenate(
+        [
+            np.pad(
+                piece,
+                [
+                    (0, 0),
+                    *((0, most - got) for most, got in zip(widest, piece.shape[1:], strict=True)),
+                ],
+            )
+            for piece in pieces
+        ]
+    )
+
+
 def _groups(run: Answerer, key: str, rows: np.ndarray, batch: int) -> list[np.ndarray]:
-    fixed = _fixed_batch(run.model.signature)
+    fixed = natural_batch(run.model.signature)
     if fixed is None and len(rows) > 1:
         known = (key, run.part.digest)
         if known not in _independent:

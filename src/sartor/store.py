@@ -23,6 +23,10 @@ from sartor.registry import from_json, runtime
 ASIDE = ".old-"  # prefix of folders on their way out
 
 
+MOST_BYTES = 8_000_000_000  # what applied models may take on disk
+KEPT = 8  # entries that stay whatever they take: longer than any recipe
+
+
 def key_of(**facts: Any) -> str:
     """A hex key over everything that decides a result."""
     text = json.dumps(plain(facts), sort_keys=True)
@@ -99,8 +103,8 @@ class Store:
     """A cache of models below `folder`. Half-written entries are never seen: an entry is made
     aside and renamed."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, most: int = MOST_BYTES) -> None:
+        self.folder, self.most = folder, most
         folder.mkdir(parents=True, exist_ok=True)
 
     def scratch(self) -> Path:
@@ -108,13 +112,31 @@ class Store:
 
     def get(self, key: str) -> Model | None:
         place = self.folder / key
-        return read_model(place) if (place / "model.json").exists() else None
+        if not (place / "model.json").exists():
+            return None
+        os.utime(place)  # used again: among the last to go
+        return read_model(place)
 
     def put(self, key: str, model: Model) -> Model:
         made = self.scratch()
         write_model(model, made)
         publish(made, self.folder / key)
+        self._trim()
         return read_model(self.folder / key)
+
+    def _trim(self) -> None:
+        """Removes the entries longest unused until what is left takes no more than `most`. The
+        last few stay whatever their size: a recipe is being built on them."""
+        entries = sorted(
+            (each for each in self.folder.iterdir() if not each.name.startswith(".")),
+            key=lambda each: each.stat().st_mtime,
+            reverse=True,
+        )
+        taken = 0
+        for place, entry in enumerate(entries):
+            taken += sum(each.stat().st_size for each in entry.rglob("*") if each.is_file())
+            if taken > self.most and place >= KEPT:
+                shutil.rmtree(entry, ignore_errors=True)
 
     def sweep(self) -> None:
         """Removes what killed processes left half-made."""

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from sartor.bench import LocalBench
-from sartor.certify import SURE
+from sartor.certify import SURE, guards
 from sartor.contracts import (
     Failed,
     Model,
@@ -39,7 +39,7 @@ from sartor.records import Journal, State, Timing, Trial, Verdict, plain
 from sartor.registry import runtime
 from sartor.report.text import figure, interval
 from sartor.store import Store, key_of, step_to_json
-from sartor.verdicts import Evidence, guards, judge_all, objective_value, together
+from sartor.verdicts import Evidence, judge_all, objective_value, together
 from sartor.workers import Pool
 
 SAMPLES = (256, 1024, 4096)  # examples after which a candidate's quality is looked at
