@@ -15,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from sartor.contracts import Arrays, Model, Port, Session, Signature, Target, WrongRequest
+from sartor.contracts import (
+    Arrays,
+    Failed,
+    Model,
+    Port,
+    Runtime,
+    Session,
+    Signature,
+    Target,
+    WrongRequest,
+)
 from sartor.records import plain
 from sartor.registry import runtime
 
@@ -54,8 +64,7 @@ def write(
     engine = runtime(model.kind)
     file = engine.save(model, folder)
     inputs = reference_inputs(sample, model.signature)
-    with engine.start(model, target) as session:
-        outputs = session(inputs)
+    outputs = _answered(model, inputs, target)
     kept = {f"input.{k}": v for k, v in inputs.items()}
     kept |= {f"output.{k}": np.asarray(v) for k, v in outputs.items()}
     np.savez_compressed(folder / "parity.npz", allow_pickle=False, **kept)
@@ -85,7 +94,9 @@ def files(folder: Path) -> list[str]:
 
 
 def reference_inputs(sample: Arrays, signature: Signature, seed: int = 0) -> dict[str, np.ndarray]:
-    """Inputs made up within the ranges of the sample: (rows, ...) arrays as the signature wants."""
+    """Inputs made up within the ranges of the sample: (rows, ...) arrays as the signature wants.
+    Numbers lie where the sample's lie; text is random letters, as long as the sample's texts are:
+    not one value of a text is the data's."""
     rng = np.random.default_rng(seed)
     made: dict[str, np.ndarray] = {}
     for port in signature.inputs:
@@ -100,9 +111,32 @@ def reference_inputs(sample: Arrays, signature: Signature, seed: int = 0) -> dic
         elif seen.dtype.kind == "f":
             made[port.name] = rng.normal(seen.mean(), seen.std() or 1.0, shape).astype(seen.dtype)
         else:
-            values = np.unique(seen)
-            made[port.name] = values[rng.integers(len(values), size=shape)]
+            made[port.name] = _letters(seen, shape, rng)
     return made
+
+
+def _letters(seen: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Random lower-case letters, of a length between the shortest and the longest text seen."""
+    lengths = [len(str(each)) for each in seen.flat]
+    low, high = min(lengths, default=1), max(lengths, default=1)
+    alphabet = np.array(list("abcdefghijklmnopqrstuvwxyz"))
+    texts = [
+        "".join(rng.choice(alphabet, rng.integers(low, high + 1)))
+        for _ in range(int(np.prod(shape)))
+    ]
+    return np.array(texts, dtype=np.str_).reshape(shape)
+
+
+def _answered(model: Model, inputs: Arrays, target: Target) -> Arrays:
+    """The outputs for the made-up inputs; none where the model gives up on text that is none of
+    its own (a table of categories, say): real text may not stand in a bundle."""
+    with runtime(model.kind).start(model, target) as session:
+        try:
+            return session(inputs)
+        except Failed:
+            if all(np.asarray(each).dtype.kind not in "UO" for each in inputs.values()):
+                raise
+            return {}
 
 
 def read(folder: Path) -> dict[str, Any]:
@@ -193,8 +227,24 @@ def open_model(folder: Path, entry: Mapping[str, Any] | None = None) -> Model:
     """The artifact of a checked bundle as a model at rest."""
     entry = read(folder) if entry is None else entry
     path = find(folder) / entry["file"]
-    model = runtime(entry["kind"]).open(path, signature_of(entry))
+    engine = runtime(entry["kind"])
+    model = engine.open(path, signature_of(entry))
+    _check_reads(engine, model, entry)
     return dataclasses.replace(model, settings=entry["settings"])
+
+
+def _check_reads(engine: Runtime, model: Model, entry: Mapping[str, Any]) -> None:
+    """Raises WrongRequest where the artifact would read a file that the bundle does not list.
+
+    A runtime whose files may name others says which by `reads(model)`."""
+    reads = getattr(engine, "reads", None)
+    for name in reads(model) if reads is not None else ():
+        listed = (PurePosixPath(entry["file"]).parent / name).as_posix()
+        if listed not in entry["files"]:
+            raise WrongRequest(
+                f"{entry['file']} reads its weights from {name!r}, which is not among the files of "
+                "the bundle"
+            )
 
 
 def signature_of(facts: Mapping[str, Any]) -> Signature:
@@ -284,11 +334,14 @@ def _cast(port: Port, array: np.ndarray) -> np.ndarray:
 
 def parity(folder: Path, facts: Mapping[str, Any], target: Target) -> float:
     """The largest difference of the artifact's answers here from those in the bundle, as a share
-    of the outputs' spread; above PARITY_TOLERANCE the artifact does not run here as it did."""
+    of the outputs' spread; above PARITY_TOLERANCE the artifact does not run here as it did. NaN where the bundle
+    holds no answers to compare with."""
     model = open_model(folder, facts)
     with np.load(find(folder) / "parity.npz", allow_pickle=False) as kept:
         inputs = {k[6:]: kept[k] for k in kept.files if k.startswith("input.")}
         outputs = {k[7:]: kept[k] for k in kept.files if k.startswith("output.")}
+    if not outputs:
+        return float("nan")
     with runtime(model.kind).start(model, target) as session:
         answers = session(inputs)
     worst = 0.0

@@ -198,7 +198,6 @@ def read(
                 folder / ("sealed" if name == "holdout" else name),
                 table,
                 keys,
-                unit,
                 rows,
                 facts["mask"]["trims"],
             )
@@ -242,8 +241,7 @@ def fresh(
                 f"all {len(keys):,} rows belong to the run that made this bundle: data that chose "
                 "or certified it once cannot certify it again; write --data with fresh rows"
             )
-        unit = _units(keys, table, facts)
-        part = _write(folder / "sealed", table, keys, unit, order, facts["mask"]["trims"])
+        part = _write(folder / "sealed", table, keys, order, facts["mask"]["trims"])
     return _seal(part, keys[order], len(keys) - len(order))
 
 
@@ -275,17 +273,31 @@ def _checked(
 
 def _units(keys: Digests, table: Table, facts: dict[str, Any]) -> Digests:
     """What stays in one part: rows that are equal; with a group the whole group, and groups that
-    share a row with it."""
+    share a row with it. A given split is not to be joined: what leaks is taken out there."""
     if table.group is None:
         return keys
-    group = by_rows.digests({"group": table.group.astype(np.str_)})
+    group = _group_keys(table.group)
+    if table.split is not None:
+        return group
     joined = by_rows.joined(group, keys)
     if joined is None:
         facts["warnings"].append(
-            "most groups share rows with one another: such groups are not kept in one part"
+            "many groups share rows with one another: such groups are not kept in one part"
         )
-        return group
-    return joined
+    return group if joined is None else joined
+
+
+def _group_keys(group: np.ndarray) -> Digests:
+    return by_rows.digests({"group": group.astype(np.str_)})
+
+
+def _repeated(keys: Digests, group: np.ndarray | None) -> np.ndarray | None:
+    """[N] the number of each row's independent unit; None where units are single rows or just
+    the groups."""
+    if group is None:
+        return by_rows.repeated(keys, len(keys))
+    joined = by_rows.joined(_group_keys(group), keys)
+    return None if joined is None else by_rows.repeated(joined, len(np.unique(group)))
 
 
 def _without_leaks(
@@ -339,9 +351,7 @@ def _seal(part: Part, keys: Digests, dropped: int = 0) -> Sealed:
     return Sealed(by_rows.digest_of_set(keys, part.label), part.rows, part, dropped)
 
 
-def _write(
-    folder: Path, table: Table, keys: Digests, unit: Digests, rows: np.ndarray, mask: str | None
-) -> Part:
+def _write(folder: Path, table: Table, keys: Digests, rows: np.ndarray, mask: str | None) -> Part:
     """Writes rows of the table as a Part, in this order."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
@@ -355,10 +365,9 @@ def _write(
             _copy(folder / f"{stem}.npy", column, rows)
             content.update(f"{stem} {column.dtype.str} {column.shape[1:]}".encode())
             content.update(np.ascontiguousarray(column[rows]).tobytes())
-    if (
-        index := by_rows.repeated(unit[rows], None if table.group is None else table.group[rows])
-    ) is not None:
-        np.save(folder / "unit.npy", index)
+    unit = _repeated(keys[rows], None if table.group is None else table.group[rows])
+    if unit is not None:
+        np.save(folder / "unit.npy", unit)
     (folder / "segments.json").write_text(json.dumps(list(table.segments)))
     described = [(n, a.dtype.str, a.shape[1:]) for n, a in table.inputs.items()]
     content.update(repr((described, list(table.segments), mask)).encode())

@@ -9,11 +9,14 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from sartor import stats
+from sartor.contracts import Task
+from sartor.definitions import lookup
 from sartor.limits import Limit
 from sartor.metrics import Truth
 from sartor.records import Interval, Outcome, Timing, Verdict
 from sartor.stats import Comparison
 
+COUNTED = frozenset({"size", "memory", "flops"})  # figures without scatter
 EXACT = "exact"  # the method of a verdict that is a count and no estimate
 
 
@@ -75,9 +78,31 @@ def broken(limit: Limit, note: str, examples: int) -> Verdict:
 
 
 def identical(limit: Limit, value: float, examples: int) -> Verdict:
-    """The original itself under a limit relative to it: arithmetic."""
-    found = fact(limit, holds_for_original(limit), value, limit.bound.resolve(value))
-    return replace(found, examples=examples, note="the original itself")
+    """The original itself under a limit relative to it, or on a metric that holds answers against
+    the original's: arithmetic."""
+    bound = limit.bound.resolve(value)
+    met = holds_for_original(limit)
+    if limit.bound.kind == "absolute":
+        met = value >= bound if limit.higher else value <= bound
+    return replace(fact(limit, met, value, bound), examples=examples, note="the original itself")
+
+
+def own_value(metric: str) -> float | None:
+    """What a metric that holds answers against the original's says of the original's own; None
+    for all other metrics and for a function of the user's."""
+    found = lookup(metric)
+    if found is None or found.labelled:
+        return None
+    if found.bounds is None:
+        return 0.0
+    return found.bounds[1] if found.higher else found.bounds[0]
+
+
+def free_for_original(limit: Limit, task: Task) -> bool:
+    """Whether the verdict on the original itself needs no data: the limit is relative to it, or
+    about what is counted, or about answers held against the original's."""
+    relative = limit.bound.kind != "absolute"
+    return relative or limit.metric in COUNTED or own_value(limit.metric) is not None
 
 
 def verdict_of(

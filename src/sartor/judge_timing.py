@@ -31,6 +31,8 @@ def timing_verdict(limit: Limit, evidence: Evidence, alpha: float, seed: int) ->
     floor = 0.0 if timing.twin is None else stats.noise_floor(timing.baseline, timing.twin)
     strict, plain, figures, bound = _timed(limit, timing, statistic, floor, seed)
     verdict = verdict_of(limit, strict, figures, bound, alpha, "runs")
+    if verdict.outcome == "undecided" and (short := _too_few(limit, timing, statistic, alpha)):
+        return replace(verdict, needs=short[0], note=short[1])
     if timing.twin is None:
         return replace(verdict, note="; ".join(filter(None, (verdict.note, "no A/A control"))))
     if verdict.outcome == "undecided" and min(plain.above, plain.below) <= alpha:
@@ -39,6 +41,24 @@ def timing_verdict(limit: Limit, evidence: Evidence, alpha: float, seed: int) ->
     if verdict.outcome == "undecided" and not verdict.note and verdict.needs is None:
         return replace(verdict, note="too few runs")
     return verdict
+
+
+def _too_few(limit: Limit, timing: Timing, statistic: str, alpha: float) -> tuple[int, str] | None:
+    """How many more runs it takes before anything can be decided, in words too; None where there
+    are enough, so that it is the figures that leave it open."""
+    rounds, calls = timing.candidate.shape
+    if statistic in ("mean", "p50") and limit.bound.kind != "absolute":
+        least = stats.least_rounds(alpha)
+        what = f"{least} rounds"
+    else:
+        if statistic == "mean":
+            return None
+        q = _share(statistic)
+        runs = max(stats.quantile_runs(q, alpha), stats.quantile_runs(1 - q, alpha))
+        least, what = math.ceil(runs / calls), f"{runs} runs"
+    if rounds >= least:
+        return None
+    return (least - rounds) * calls, f"too few rounds: {rounds}; it takes {what} to decide anything"
 
 
 def _figure(limit: Limit, lane: Floats, statistic: str, timing: Timing) -> float:
@@ -114,6 +134,17 @@ def log_ratio(timing: Timing, statistic: str, border: float, seed: int) -> Compa
         return float(np.log(np.quantile(new[rounds], q) / np.quantile(old[rounds], q)))
 
     return stats.bootstrap(effect, len(new), border, resamples=500, seed=seed)
+
+
+def ratio(timing: Timing, statistic: str) -> float:
+    """Estimate of candidate / original, however few runs there are: no verdict hangs on it."""
+    found = log_ratio(timing, statistic, 0.0, 0) if statistic in ("mean", "p50") else None
+    if found is not None and math.isfinite(found.interval.estimate):
+        return math.exp(found.interval.estimate)
+    old, new = (
+        _figure(_LATENCY, x, statistic, timing) for x in (timing.baseline, timing.candidate)
+    )
+    return new / old if old > 0 else math.nan
 
 
 def _medians(lane: Floats) -> Floats:

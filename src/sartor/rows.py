@@ -115,10 +115,9 @@ def joined(group: Digests, keys: Digests, most: float = 0.1) -> Digests | None:
     return group[lead[mine]]
 
 
-def repeated(unit: Digests, group: np.ndarray | None) -> np.ndarray | None:
-    """[N] the number of each row's unit; None where units are single rows or just the groups."""
+def repeated(unit: Digests, expected: int) -> np.ndarray | None:
+    """[N] the number of each row's unit; None where there are as many units as expected."""
     names, index = np.unique(unit[:, 0], return_inverse=True)
-    expected = len(unit) if group is None else len(np.unique(group))
     return None if len(names) == expected else index.ravel().astype(np.int64)
 
 

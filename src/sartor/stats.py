@@ -161,6 +161,12 @@ def quantile_runs(q: float, alpha: float = 0.05) -> int:
     return math.ceil(math.log(alpha) / math.log(q))
 
 
+def least_rounds(alpha: float = 0.05) -> int:
+    """The fewest rounds in which a difference that shows in every one is decided, and one more:
+    the smallest p-value of signed ranks over n rounds is 2**-n."""
+    return math.ceil(math.log2(1 / alpha)) + 1
+
+
 def effective_size(samples: Floats, q: float) -> float:
     """How many independent calls the calls in rounds [rounds, calls] are worth where their
     q-quantile is concerned (Kish's design effect; Korn and Graubard 1998 for few rounds). The

@@ -11,9 +11,17 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sartor.contracts import Task
-from sartor.evidence import EXACT, Evidence, counted, fact, together, unknown
+from sartor.evidence import (
+    EXACT,
+    Evidence,
+    counted,
+    fact,
+    free_for_original,
+    together,
+    unknown,
+)
 from sartor.judge_quality import quality
-from sartor.judge_timing import log_ratio, timing_verdict
+from sartor.judge_timing import ratio, timing_verdict
 from sartor.limits import PERFORMANCE, Bound, Limit, Objective, higher_is_better
 from sartor.metrics import find
 from sartor.records import Verdict
@@ -22,6 +30,7 @@ __all__ = [
     "EXACT",
     "Evidence",
     "better",
+    "free_for_original",
     "judge",
     "judge_all",
     "nearest",
@@ -43,6 +52,8 @@ def judge(
         return unknown(limit, f"{limit.metric} was not measured")
     before, after = pair
     bound = limit.bound.resolve(before)
+    if math.isnan(after) or math.isnan(bound):
+        return unknown(limit, f"{limit.metric} is not known")
     met = after >= bound if limit.higher else after <= bound
     return fact(limit, met, after, bound)
 
@@ -68,6 +79,8 @@ def better(
         text=f"{objective.figure} better than the original's",
     )
     pair = counted(objective.metric, evidence)
+    if pair is not None and any(map(math.isnan, pair)):
+        return unknown(limit, f"{objective.metric} is not known")
     if pair is not None:
         return fact(limit, pair[1] < pair[0], pair[1], pair[0])
     if evidence.original:
@@ -83,7 +96,7 @@ def objective_value(objective: Objective, evidence: Evidence, task: Task) -> flo
         if evidence.timing is None:
             return math.nan
         statistic = "mean" if objective.metric == "throughput" else objective.statistic or "p50"
-        return math.exp(log_ratio(evidence.timing, statistic, 0.0, 0).interval.estimate)
+        return ratio(evidence.timing, statistic)
     if objective.metric in PERFORMANCE:
         pair = counted(objective.metric, evidence)
         return pair[1] / pair[0] if pair and pair[0] else math.nan

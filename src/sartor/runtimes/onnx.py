@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from types import ModuleType
@@ -65,6 +65,11 @@ class Onnx:
             if not (made.exists() and made.samefile(path.parent / name)):
                 shutil.copyfile(path.parent / name, made)
         return folder / path.name
+
+    def reads(self, model: Model) -> tuple[str, ...]:
+        """The external data that the file names, as it names them, whether or not they are there.
+        Needs no onnx package: a bundle is asked this whenever it is loaded."""
+        return external_names(Path(model.payload).read_bytes())
 
     def digest(self, model: Model) -> str:
         _check(model.settings)
@@ -161,6 +166,67 @@ class OnnxSession:
 
     def __exit__(self, *exc: object) -> None:
         self.session = None
+
+
+# The fields of onnx.proto on the way to a tensor's external data: message -> field -> message.
+_FIELDS: dict[str, dict[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+    "entry": {1: "key", 2: "value"},
+}
+
+
+def external_names(data: bytes) -> tuple[str, ...]:
+    """The locations of external data in an ONNX file's bytes, each once. Reads protobuf's wire
+    format and skips all else, weights included. Raises WrongRequest where it is not well-formed."""
+    found: dict[str, None] = {}
+    view, waiting = memoryview(data), [("model", 0, len(data))]
+    while waiting:
+        message, start, end = waiting.pop()
+        entry: dict[str, str] = {}
+        for field, first, last in _chunks(view, start, end):
+            inner = _FIELDS[message].get(field)
+            if message == "entry" and inner is not None:
+                entry[inner] = bytes(view[first:last]).decode(errors="replace")
+            elif inner is not None:
+                waiting.append((inner, first, last))
+        if entry.get("key") == "location":
+            found[entry.get("value", "")] = None
+    return tuple(found)
+
+
+def _chunks(view: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
+    """(field, start, end) of everything with a length in a message: texts, bytes, messages."""
+    while at < end:
+        tag, at = _varint(view, at, end)
+        field, wire = tag >> 3, tag & 7
+        if wire == 0:
+            _, at = _varint(view, at, end)
+        elif wire in (1, 5):
+            at += 8 if wire == 1 else 4
+        elif wire == 2:
+            length, at = _varint(view, at, end)
+            yield field, at, min(at + length, end)
+            at += length
+        if at > end or wire not in (0, 1, 2, 5):
+            raise WrongRequest("the artifact is not an ONNX file or was cut short")
+
+
+def _varint(view: memoryview, at: int, end: int) -> tuple[int, int]:
+    value = shift = 0
+    while at < end and shift < 70:
+        byte = view[at]
+        value |= (byte & 127) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 128:
+            return value, at
+    raise WrongRequest("the artifact is not an ONNX file or was cut short")
 
 
 def _options(settings: Mapping[str, Any], target: Target) -> ort.SessionOptions:
