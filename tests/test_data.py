@@ -434,6 +434,18 @@ def test_duplicates_stay_together(tmp_path, arrays):
     assert data.facts["conflicting"] <= 1
 
 
+def test_repeated_rows_are_one_unit(tmp_path, arrays):
+    assert read(arrays, tmp_path / "1", X).search.unit is None
+    doubled = {k: np.concatenate([v, v]) for k, v in arrays.items()}
+    data = read(doubled, tmp_path / "2", X)
+    parts = [*rows_of(data).values(), fresh(doubled, tmp_path / "3", X).open()]
+    for part in parts:
+        x = [row.tobytes() for row in part.inputs(slice(None))["x"]]
+        pairs = set(zip(x, part.unit.tolist(), strict=True))
+        assert len(pairs) == len(set(x)) == len(set(part.unit.tolist())) == len(part) // 2
+        assert part.group is None
+
+
 def test_conflicts_are_counted_outside_the_holdout(tmp_path, arrays):
     doubled = {k: np.concatenate([v, v]) for k, v in arrays.items()}
     doubled["label"][N:] = (doubled["label"][:N] + 1) % 3
@@ -476,6 +488,36 @@ def test_groups_stay_together(tmp_path, arrays):
     split = np.array(["search", "holdout"] * (N // 2))
     with pytest.raises(WrongRequest, match="search is empty"):
         read({**arrays, "group": group, "split": split}, tmp_path, X)
+
+
+def contents(part):
+    return {x.tobytes() for x in part.inputs(slice(None))["x"]}
+
+
+def test_groups_that_share_a_row_stay_together(tmp_path, arrays):
+    group = np.repeat(np.arange(60), 5)
+    for one in range(0, 60, 3):  # the first two of every three groups share a row
+        arrays["x"][5 * one] = arrays["x"][5 * one + 7]
+    data = read({**arrays, "group": group}, tmp_path, X)
+    parts = list(rows_of(data).values())
+    assert data.facts["leaks"] == {"train": 0, "search": 0}
+    assert sum(len(part) for part in parts) == N
+    for part in parts:
+        there = set(part.group.tolist())
+        assert all((one in there) == (one + 1 in there) for one in range(0, 60, 3))
+        assert len(set(part.unit.tolist())) < len(there)
+
+
+def test_a_group_does_not_hide_a_leak(tmp_path, arrays):
+    group, split = np.arange(N), np.array(["train", "search", "holdout"] * (N // 3))
+    arrays["x"][0], arrays["x"][4] = arrays["x"][2], arrays["x"][5]
+    data = read({**arrays, "group": group, "split": split}, tmp_path / "1", X)
+    assert data.facts["leaks"] == {"train": 1, "search": 1}
+    assert not (contents(data.train) | contents(data.search)) & contents(data.holdout.open())
+    arrays["x"][::5] = 0  # a row that says nothing, in every group: no split could keep them whole
+    data = read({**arrays, "group": np.repeat(np.arange(60), 5)}, tmp_path / "2", X)
+    assert any("share rows" in each for each in data.facts["warnings"])
+    assert not (contents(data.train) | contents(data.search)) & contents(data.holdout.open())
 
 
 def test_the_holdout_is_known_by_its_rows_and_labels(tmp_path, arrays):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from sartor import stats
 from sartor.contracts import Task, WrongRequest
 from sartor.limits import Limit, parse, parse_objective
 from sartor.metrics import Truth
@@ -15,6 +16,7 @@ from sartor.records import Timing, Verdict
 from sartor.verdicts import (
     Evidence,
     better,
+    free_for_original,
     judge,
     judge_all,
     nearest,
@@ -179,6 +181,48 @@ def test_whole_set_metric_with_no_change_seen_needs_rows_too() -> None:
     assert verdict("balanced_accuracy >= baseline - 0.01", many).outcome == "met"
 
 
+def rare(flips: int, positives: int = 40, n: int = 4000) -> Evidence:
+    """Nothing seen to change in the rare class, `flips` in the other."""
+    label = np.zeros(n, dtype=np.int64)
+    label[:positives] = 1
+    after = label.copy()
+    after[positives : positives + flips] = 1
+    return Evidence((2, 1), answers=(label.copy(), after), truth=Truth(label, label))
+
+
+@pytest.mark.parametrize("metric", ["recall", "balanced_accuracy", "recall_macro", "f1", "auc"])
+@pytest.mark.parametrize("bound", ["baseline - 0.01", "0.95"])
+def test_40_rows_of_a_class_cannot_show_a_point_of_it(metric: str, bound: str) -> None:
+    """Flips in the other class say nothing of it, and that no draw of a bootstrap differs is no
+    proof either."""
+    limit = f"{metric} >= {bound}" if bound != "0.95" else f"{metric} >= 0.99"
+    task = replace(TASK, form="probabilities")
+    for flips in (0, 12):
+        evidence = rare(flips)
+        assert evidence.answers is not None
+        if metric == "auc":
+            before, after = (each.astype(np.float64) for each in evidence.answers)
+            evidence = replace(evidence, answers=(before, after))
+        found = verdict(limit, evidence, task)
+        assert found.outcome != "met"
+        assert found.p_value > 0.3
+
+
+def test_means_within_classes_are_tested_as_such() -> None:
+    evidence = rare(12, positives=2000)
+    recall = verdict("recall >= baseline - 0.01", evidence)
+    assert (recall.outcome, recall.examples) == ("met", 2000)
+    assert recall.method == "exact unconditional test"
+    assert verdict("recall >= 0.99", evidence).method == "exact binomial"
+    balanced = verdict("balanced_accuracy >= baseline - 0.01", evidence)
+    assert balanced.outcome == "met"
+    assert balanced.estimate == pytest.approx(1 - 12 / 2000 / 2)
+    assert verdict("balanced_accuracy >= 0.99", evidence).outcome == "met"
+    assert verdict("balanced_accuracy >= 0.999", evidence).outcome == "broken"
+    weighted = verdict("recall_weighted >= baseline - 0.01", evidence)
+    assert weighted.p_value == verdict("accuracy >= baseline - 0.01", evidence).p_value
+
+
 def test_single_class_has_no_auc() -> None:
     rng = np.random.default_rng(0)
     scores = rng.random(100)
@@ -226,6 +270,55 @@ def test_groups_of_rows_count_as_one() -> None:
     assert found.high - found.low > 1.5 * (independent.high - independent.low)
 
 
+def test_rows_that_repeat_count_once() -> None:
+    unit = np.repeat(np.arange(200), 10)
+    alone, repeated = answered(2000, 0, 0), answered(2000, 0, 0, unit=unit)
+    assert verdict("accuracy >= baseline - 0.01", alone).outcome == "met"
+    found = verdict("accuracy >= baseline - 0.01", repeated)
+    assert (found.outcome, found.examples) == ("undecided", 200)
+    assert verdict("balanced_accuracy >= baseline - 0.01", repeated).outcome == "undecided"
+    assert repeated.truth is not None
+    assert repeated.truth.take(np.arange(20)).units.tolist() == [0] * 10 + [1] * 10
+
+
+# --- the original itself
+
+
+@pytest.mark.parametrize(
+    ("text", "outcome"),
+    [
+        ("agreement >= 99 %", "met"),
+        ("agreement@sex >= 99 %", "met"),
+        ("agreement >= 101 %", "broken"),
+        ("flips <= 0.1 %", "met"),
+        ("cosine >= 0.999", "met"),
+        ("kl <= 0.001", "met"),
+        ("rel_error <= 1 %", "met"),
+        ("neg_kl >= -0.001", "met"),
+    ],
+)
+def test_the_original_agrees_with_itself(text: str, outcome: str) -> None:
+    answers = np.random.default_rng(0).random((88, 2)).astype(np.float32)
+    column = np.array(["f"] * 80 + ["m"] * 8)
+    evidence = Evidence(
+        (1, 1), answers=(answers, answers), truth=Truth(None, answers, None, {"sex": column})
+    )
+    task = Task("free", "answer", "agreement", labelled=False)
+    for each in (evidence, replace(evidence, same=True)):
+        found = verdict(text, each, task)
+        assert (found.outcome, found.p_value) == (outcome, float(outcome == "broken"))
+    assert free_for_original(parse(text), task)
+    if "@" not in text:
+        assert verdict(text, Evidence((1, 1), same=True), task).outcome == outcome
+
+
+def test_what_is_free_for_the_original() -> None:
+    free = ("accuracy >= baseline - 1 %", "size <= 1 MB", "latency <= baseline", "flops <= 1 G")
+    assert all(free_for_original(parse(text), TASK) for text in free)
+    tested = ("accuracy >= 0.9", "latency <= 1 ms", "metrics.py:mine >= 0.9")
+    assert not any(free_for_original(parse(text), TASK) for text in tested)
+
+
 # --- segments
 
 
@@ -247,6 +340,26 @@ def test_every_segment_must_pass() -> None:
     assert found.outcome == "met"
     assert [part.outcome for part in found.parts] == ["met", "met"]
     assert found.p_value == max(part.p_value for part in found.parts)
+
+
+def test_the_original_under_segments_is_a_fact() -> None:
+    evidence = replace(segmented({"f": (2000, 5, 8), "m": (12, 0, 0)}), same=True)
+    assert verdict("accuracy@sex >= baseline + 0.01", evidence).outcome == "broken"
+    assert verdict("accuracy@sex >= baseline - 0.01", evidence).outcome == "met"
+
+
+def test_nan_in_one_segment_breaks_it() -> None:
+    rng = np.random.default_rng(0)
+    label = np.array([0, 1] * 200)
+    before = rng.random((400, 2)).astype(np.float32)
+    after = before.copy()
+    after[:, 1] = np.where(np.arange(400) < 200, np.inf, after[:, 1])
+    column = np.repeat(["f", "m"], 200)
+    evidence = Evidence(
+        (2, 1), answers=(before, after), truth=Truth(label, before, None, {"s": column})
+    )
+    found = verdict("auc@s >= baseline - 0.5", evidence, replace(TASK, form="logits"))
+    assert found.outcome == "broken"
 
 
 def test_the_worst_segment_is_named() -> None:
@@ -359,10 +472,42 @@ def test_a_noisy_machine_decides_nothing() -> None:
     assert verdict("latency <= baseline", timed(0.6, twin=1.10)).outcome == "met"
 
 
+@pytest.mark.parametrize("text", ["latency <= 0.6 x baseline", "throughput >= 1.5 x baseline"])
+def test_too_few_rounds_to_decide_anything_are_named(text: str) -> None:
+    assert stats.least_rounds(0.05) == 6
+    for ratio in (0.5, 1.5):
+        found = verdict(text, timed(ratio, rounds=4))
+        assert (found.outcome, found.needs) == ("undecided", 2 * 20)
+        assert "too few rounds: 4; it takes 6 rounds" in found.note
+        assert verdict(text, timed(ratio, rounds=6)).outcome != "undecided"
+    strict = verdict(text, timed(0.5, rounds=6), alpha=0.001)
+    assert strict.needs == (stats.least_rounds(0.001) - 6) * 20
+
+
+def test_too_few_runs_for_a_quantile_are_named() -> None:
+    found = verdict("latency.p99 <= 0.9 x baseline", timed(0.5, rounds=10, calls=10))
+    assert (found.outcome, found.needs) == ("undecided", 200)
+    assert "299 runs" in found.note
+    assert verdict("latency.p99 <= 9 ms", timed(0.5, rounds=10, calls=10)).needs == 200
+
+
 def test_few_rounds_are_undecided_and_say_so() -> None:
     found = verdict("latency <= 0.6 x baseline", timed(0.5, rounds=4))
     assert found.outcome == "undecided"
     assert found.needs or found.note
+
+
+# --- what is counted
+
+
+@pytest.mark.parametrize("pair", [(math.nan, 5.0), (9.0, math.nan), (math.nan, math.nan)])
+def test_unknown_counts_are_undecided_never_facts(pair: tuple[float, float]) -> None:
+    evidence = Evidence((2, 1), flops=pair)
+    found = verdict("flops <= 0.9 x baseline", evidence)
+    assert (found.outcome, found.p_value) == ("undecided", 1.0)
+    assert "flops is not known" in found.note
+    assert better(parse_objective("flops"), evidence, TASK).outcome == "undecided"
+    assert math.isnan(objective_value(parse_objective("flops"), evidence, TASK))
 
 
 # --- better, objective, nearest
@@ -400,6 +545,9 @@ def test_objective_value_is_a_ratio_where_lower_is_better() -> None:
     assert objective_value(parse_objective("accuracy"), answered(100, 10, 0), TASK) < 1
     assert objective_value(parse_objective("mse"), regressed(1.2), REGRESSION) > 1
     assert objective_value(parse_objective("neg_mse"), regressed(1.2), REGRESSION) > 1
+    for text in ("latency.p95", "latency.p99", "latency", "throughput"):
+        few = timed(0.5, rounds=1, calls=10)
+        assert objective_value(parse_objective(text), few, TASK) == pytest.approx(0.5, rel=0.1)
     assert math.isnan(objective_value(latency, Evidence((10, 5)), TASK))
     assert objective_value(latency, replace(timed(0.5), same=True), TASK) == 1.0
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,8 @@ from conftest import Case, Said, Tailored
 
 import sartor as package
 from sartor import bundle
-from sartor.contracts import WrongRequest
+from sartor.contracts import Target, WrongRequest
+from sartor.registry import open_model, runtime
 
 Sartor = Callable[..., Said]
 
@@ -139,3 +141,109 @@ def test_broken_parity_is_said(tailored: Tailored, tmp_path: Path) -> None:
 def test_data_of_another_model(tailored: Tailored, cancer: Case, tmp_path: Path) -> None:
     with pytest.raises(WrongRequest, match="pixels"):
         package.verify(tailored.folder, cancer.data(tmp_path))
+
+
+# -- columns and labels ---------------------------------------------------------------------------
+
+
+def copied(tailored: Tailored, place: Path, **changed: Any) -> Path:
+    """The bundle with other words in `sartor.json`, its hash being right."""
+    shutil.copytree(tailored.folder / "bundle", place)
+    rewrite(place, {**bundle.read(place), **changed})
+    return place
+
+
+def test_columns_are_those_of_the_run(tailored: Tailored, tmp_path: Path) -> None:
+    """A label of another name and a segment are found again without being named anew; a segment
+    that no limit is about need not be there."""
+    facts = bundle.read(tailored.folder)
+    asked = ["accuracy@thickness >= 0.1", "size <= 0.5 x baseline"]
+    place = copied(
+        tailored, tmp_path / "bundle",
+        columns={"label": "truth", "segments": ["thickness", "city"], "group": None, "mask": None},
+        certificate={**facts["certificate"], "limits_asked": asked},
+    )  # fmt: skip
+    few = {name: each[:60] for name, each in tailored.case.fresh.items()}
+    truth = few.pop("label")
+    data = tailored.case.data(tmp_path, **few, label=None, truth=truth)
+    found = package.verify(place, data)
+    limits = {each["limit"]: each for each in found["limits"]}
+    assert limits["accuracy@thickness >= 0.1"]["outcome"] != "broken"
+    parts = json.dumps(limits["accuracy@thickness >= 0.1"]["parts"])
+    assert "thin" in parts
+    assert "thick" in parts
+    other = tailored.case.data(tmp_path / "other", **few, label=None, mine=truth)
+    with pytest.raises(WrongRequest, match="truth"):
+        package.verify(place, other)
+    assert package.verify(place, other, label="mine")["limits"]
+
+
+def test_data_without_labels_are_refused_before_they_spend_anything(
+    sartor: Sartor, tailored: Tailored, tmp_path: Path
+) -> None:
+    data = tailored.case.data(tmp_path, **{**tailored.case.fresh, "label": None})
+    said = sartor("verify", tailored.folder, "--data", data)
+    assert said.status == 2, said.err
+    assert "accuracy" in said.err
+    assert "--label" in said.err
+    assert "Traceback" not in said.err
+    assert not list(tmp_path.glob("*.sartor-ledger"))
+
+
+def test_a_segment_that_is_not_there(tailored: Tailored, tmp_path: Path) -> None:
+    facts = bundle.read(tailored.folder)
+    asked = {**facts["certificate"], "limits_asked": ["accuracy@city >= 0.1"]}
+    place = copied(tailored, tmp_path / "bundle", certificate=asked, columns={})
+    with pytest.raises(WrongRequest, match="no segment column 'city'"):
+        package.verify(place, tailored.case.data(tmp_path, **tailored.case.fresh))
+
+
+def test_mask_and_trust_are_taken(sartor: Sartor, tailored: Tailored, tmp_path: Path) -> None:
+    few = {name: each[:40] for name, each in tailored.case.fresh.items()}
+    path = tmp_path / "data.pkl"
+    path.write_bytes(pickle.dumps(few))
+    said = sartor("verify", tailored.folder, "--data", path)
+    assert said.status == 2
+    assert "--trust" in said.err
+    said = sartor("verify", tailored.folder, "--data", path, "--trust", "--mask", "gone")
+    assert said.status == 2
+    assert "no input 'gone'" in said.err
+    said = sartor("verify", tailored.folder, "--data", path, "--trust", "--json")
+    assert said.status == 4, said.err
+
+
+@pytest.mark.parametrize(
+    ("limit", "rows", "status"),
+    [
+        ("accuracy >= 0.5", 150, 0),
+        ("accuracy >= {own}", 60, 4),
+        ("accuracy >= 0.999", 200, 3),
+        ("accuracy >= baseline - 0.01", 60, 0),
+    ],
+)
+def test_an_original_that_was_kept_is_judged_by_its_limits_alone(
+    limit: str, rows: int, status: int, tailored: Tailored, tmp_path: Path
+) -> None:
+    """It need not be better than itself, and what is undecided is not broken."""
+    case, facts = tailored.case, bundle.read(tailored.folder)
+    model = open_model(case.model)
+    few = {name: each[:rows] for name, each in case.fresh.items()}
+    with runtime("onnx").start(model, Target()) as run:
+        right = run({"pixels": few["pixels"]})["logits"].argmax(1) == few["label"]
+    text = limit.format(own=round(float(right.mean()) - 0.01, 3))
+    kept = ("task", "original", "data")
+    bundle.write(
+        model, tmp_path / "bundle",
+        {
+            **{name: facts[name] for name in kept},
+            "recipe": [],
+            "certificate": {"limits_asked": [text], "objective": "latency"},
+        },
+        {"pixels": case.arrays["pixels"][:8]}, np.zeros(0, np.uint32), Target(), "the original",
+    )  # fmt: skip
+    found = package.verify(tmp_path / "bundle", case.data(tmp_path, **few))
+    assert found["status"] == status, found
+    assert [each["limit"] for each in found["limits"]] == [text]
+    told = {0: "met", 3: "broken", 4: "undecided"}[status]
+    assert found["limits"][0]["outcome"] == told
+    assert ("verified" if status == 0 else text) in found["message"]

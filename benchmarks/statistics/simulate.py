@@ -27,7 +27,7 @@ from sartor.ledger import Ledger
 from sartor.limits import parse, parse_objective
 from sartor.metrics import Truth
 from sartor.records import Trial
-from sartor.verdicts import Evidence
+from sartor.verdicts import Evidence, judge
 
 BORDER = -0.01  # accuracy >= baseline - 0.01
 LIMITS = (parse("accuracy >= baseline - 0.01"),)
@@ -151,6 +151,83 @@ def bootstrap_auc(n: int, repetitions: int, resamples: int = 1000) -> tuple[floa
         wrong += found.above <= 0.05
         covered += found.interval.low <= truth <= found.interval.high
     return wrong / repetitions, covered / repetitions
+
+
+@dataclass(frozen=True)
+class Rare:
+    """A class of which there are few rows, and a candidate that breaks the limit just so: it loses
+    `drop` of the rare class that the original has right, and errs in `flips` of the other."""
+
+    text: str
+    rows: int
+    positives: int
+    drop: float
+    flips: float = 0.005
+    wrong: float = 0.0  # share of the rare class that the original has wrong
+
+    def draw(self, rng: np.random.Generator) -> Evidence:
+        label = (rng.random(self.rows) < self.positives / self.rows).astype(np.int64)
+        u = rng.random(self.rows)
+        before = np.where(label == 1, u >= self.wrong, 0).astype(np.int64)
+        lost = np.where(label == 1, u < self.wrong + self.drop, rng.random(self.rows) < self.flips)
+        after = np.where(lost, 1 - label, label)
+        return Evidence((2, 1), answers=(before, after), truth=Truth(label, before))
+
+
+RARE = {
+    "recall, 40 of 4,000": Rare("recall >= baseline - 0.01", 4000, 40, 0.02),
+    "recall, 20 of 1,000": Rare("recall >= baseline - 0.01", 1000, 20, 0.05, 0.02),
+    "balanced accuracy, 20 of 2,000": Rare(
+        "balanced_accuracy >= baseline - 0.01", 2000, 20, 0.04, 0.0
+    ),
+    "balanced accuracy, 20 of 2,000, flips": Rare(
+        "balanced_accuracy >= baseline - 0.01", 2000, 20, 0.03, 0.01
+    ),
+    "recall >= 0.9, 10 of 100": Rare("recall >= 0.9", 100, 10, 0.15, 0.0),
+    "F1, 40 of 4,000": Rare("f1 >= baseline - 0.01", 4000, 40, 0.0205, 0.0),
+    "F1, 300 of 3,000": Rare("f1 >= baseline - 0.03", 3000, 300, 0.021, 0.00225),
+    "precision, 40 of 4,000": Rare("precision >= baseline - 0.02", 4000, 40, 0.3, 0.000145),
+    "precision, 300 of 3,000": Rare("precision >= baseline - 0.02", 3000, 300, 0.1, 0.0021),
+    "precision >= 0.9, 30 of 1,000": Rare("precision >= 0.9", 1000, 30, 0.1, 0.0031),
+    "F1 >= 0.9, 30 of 1,000": Rare("f1 >= 0.9", 1000, 30, 0.1, 0.0031),
+}
+
+
+def rare_level(world: Rare, repetitions: int) -> float:
+    """How often a limit that does not hold is called met."""
+    rng, limit = np.random.default_rng(0), parse(world.text)
+    met = (judge(limit, world.draw(rng), TASK).outcome == "met" for _ in range(repetitions))
+    return sum(met) / repetitions
+
+
+def rare_auc_level(rows: int, positives: int, repetitions: int) -> float:
+    """The same for an AUC that lies 0.02 lower since 4 % of the rare class are answered at
+    random; the limit allows 0.01, and all other answers change a little."""
+    rng, limit, met = np.random.default_rng(0), parse("auc >= baseline - 0.01"), 0
+    for _ in range(repetitions):
+        label = (rng.random(rows) < positives / rows).astype(np.int64)
+        score = rng.normal(size=rows) + 6 * label
+        lost = (label == 1) & (rng.random(rows) < 0.04)
+        after = np.where(lost, rng.normal(size=rows), score + 0.01 * rng.normal(size=rows))
+        before, after = (1 / (1 + np.exp(3 - each)) for each in (score, after))
+        evidence = Evidence((2, 1), answers=(before, after), truth=Truth(label, before))
+        met += judge(limit, evidence, TASK).outcome == "met"
+    return met / repetitions
+
+
+def copies_level(rows: int, copies: int, repetitions: int, *, uneven: bool = False) -> float:
+    """How often "at most one point worse" is called met where the loss is 1.01 points and each of
+    the rows stands there several times (`uneven`: from once to twice as often)."""
+    rng, met = np.random.default_rng(0), 0
+    for _ in range(repetitions):
+        times = rng.integers(1, 2 * copies, rows) if uneven else np.full(rows, copies)
+        unit = np.repeat(np.arange(rows), times)
+        after = (rng.random(rows) < 0.0101).astype(np.int64)[unit]
+        before = np.zeros(len(unit), np.int64)
+        truth = Truth(before, before, unit=unit)
+        evidence = Evidence((2, 1), answers=(before, after), truth=truth)
+        met += judge(LIMITS[0], evidence, TASK).outcome == "met"
+    return met / repetitions
 
 
 def latency_samples(rng: np.random.Generator, rounds: int, calls: int, drift: float) -> np.ndarray:
@@ -361,6 +438,15 @@ def _table(many: int) -> Iterator[str]:
     for n in (200, 1000):
         level, covered = bootstrap_auc(n, many // 20)
         yield f"bootstrap of AUC, n {n}: level {level:.3f}, coverage {covered:.3f}"
+    for name, rare in RARE.items():
+        yield f"rare class, {name}: level {rare_level(rare, many // 20):.3f}"
+    for rows, positives in ((4000, 40), (3000, 300)):
+        level = rare_auc_level(rows, positives, many // 50)
+        yield f"rare class, AUC, {positives} of {rows}: level {level:.3f}"
+    for rows in (200, 1000):
+        for uneven in (False, True):
+            level = copies_level(rows, 10, many // 10, uneven=uneven)
+            yield f"{rows} rows, {'1 to 19' if uneven else '10'} copies: level {level:.3f}"
     for q, rounds, calls in ((0.5, 20, 20), (0.95, 20, 50), (0.95, 40, 20), (0.99, 40, 50)):
         for drift in (0.0, 0.05):
             ours = quantile_coverage(q, rounds, calls, drift, many // 5)

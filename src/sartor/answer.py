@@ -185,8 +185,7 @@ class Answering:
         )
         wanted = {self.ready.objective.metric, *(each.metric for each in self.ready.limits)}
         if "memory" in wanted:
-            pair = (self.lab.memory(self.ready.original), self.lab.memory(model))
-            evidence = dataclasses.replace(evidence, memories=pair)
+            evidence = dataclasses.replace(evidence, memories=self.lab.memories(model))
         if part is None:
             return evidence
         self.progress.now(f"certifying {title}: {len(part):,} examples of the holdout")

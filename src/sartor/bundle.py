@@ -334,8 +334,8 @@ def _cast(port: Port, array: np.ndarray) -> np.ndarray:
 
 def parity(folder: Path, facts: Mapping[str, Any], target: Target) -> float:
     """The largest difference of the artifact's answers here from those in the bundle, as a share
-    of the outputs' spread; above PARITY_TOLERANCE the artifact does not run here as it did. NaN where the bundle
-    holds no answers to compare with."""
+    of the outputs' spread; above PARITY_TOLERANCE the artifact does not run here as it did. NaN
+    where the bundle holds no answers to compare with."""
     model = open_model(folder, facts)
     with np.load(find(folder) / "parity.npz", allow_pickle=False) as kept:
         inputs = {k[6:]: kept[k] for k in kept.files if k.startswith("input.")}

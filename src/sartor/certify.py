@@ -27,6 +27,7 @@ from sartor.verdicts import (
     EXACT,
     Evidence,
     better,
+    free_for_original,
     judge_all,
     nearest,
     objective_value,
@@ -273,10 +274,7 @@ class Certifier:
 
     def _free(self) -> bool:
         """Whether the original's own verdicts need no test on the holdout."""
-        return all(
-            each.bound.kind != "absolute" or each.metric in ("size", "memory", "flops")
-            for each in self.limits
-        )
+        return all(free_for_original(each, self.task) for each in self.limits)
 
 
 def certify(

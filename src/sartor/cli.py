@@ -55,9 +55,11 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
-def _command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
+def _command(commands: Any, name: str, about: str, usage: str = "") -> argparse.ArgumentParser:
+    """`usage`: what comes after the command's name, where argparse's own order would mislead."""
     made: argparse.ArgumentParser = commands.add_parser(
         name,
+        usage=f"sartor {name} {usage}" if usage else None,
         help=about,
         description=about,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -81,6 +83,10 @@ def _data(command: argparse.ArgumentParser, required: bool, task: bool = True) -
         "--segment", action="append", dest="segments", metavar="COLUMN", help="a segment column"
     )
     group.add_argument("--group", help="the column with the query of each row, for ranking")
+    group.add_argument("--mask", help="the input that marks padding (default: attention_mask)")
+    group.add_argument(
+        "--trust", action="store_true", default=None, help="allow pickles, which can run any code"
+    )
     if not task:
         return
     group.add_argument("--output", help="the model's output that answers")
@@ -97,9 +103,16 @@ def _target(command: argparse.ArgumentParser) -> None:
 
 
 def _optimize(commands: Any) -> None:
-    command = _command(commands, "optimize", "find, certify and bundle the best artifact")
+    command = _command(
+        commands,
+        "optimize",
+        "find, certify and bundle the best artifact",
+        "MODEL --data DATA [--limit LIMIT ...] [--budget TIME] [--out FOLDER] [OPTION ...]",
+    )
     command.epilog = LIMITS + STATUSES
-    command.add_argument("model", help="a model file, or a .toml with the whole request")
+    command.add_argument(
+        "model", metavar="MODEL", help="a model file, or a .toml with the whole request"
+    )
     _data(command, required=False)
     _target(command)
     command.add_argument(
@@ -123,9 +136,6 @@ def _optimize(commands: Any) -> None:
         "--technique", action="append", dest="techniques", metavar="NAME", help="use only these"
     )
     group.add_argument("--without", action="append", metavar="NAME", help="leave this one out")
-    group.add_argument(
-        "--trust", action="store_true", default=None, help="allow pickles, which can run any code"
-    )
     group = command.add_argument_group("run")
     group.add_argument("--budget", help="time to spend, such as 30s, 10m, 1h (default: 10m)")
     group.add_argument("--trials", type=int, help="number of trials instead of a time")
@@ -145,8 +155,13 @@ def _optimize(commands: Any) -> None:
 
 
 def _profile(commands: Any) -> None:
-    command = _command(commands, "profile", "where a model's time, bytes and operations sit")
-    command.add_argument("model")
+    command = _command(
+        commands,
+        "profile",
+        "where a model's time, bytes and operations sit",
+        "MODEL --data DATA [OPTION ...]",
+    )
+    command.add_argument("model", metavar="MODEL", help="a model file")
     _data(command, required=True)
     _target(command)
     command.add_argument("--top", type=int, default=20, help="rows shown (default: %(default)s)")
@@ -154,7 +169,12 @@ def _profile(commands: Any) -> None:
 
 
 def _compare(commands: Any) -> None:
-    command = _command(commands, "compare", "artifacts side by side, the first as the baseline")
+    command = _command(
+        commands,
+        "compare",
+        "artifacts side by side, the first as the baseline",
+        "MODEL [MODEL ...] --data DATA [OPTION ...]",
+    )
     command.add_argument("models", nargs="+", metavar="MODEL", help="model files or bundles")
     _data(command, required=True)
     _target(command)
@@ -162,11 +182,16 @@ def _compare(commands: Any) -> None:
 
 
 def _verify(commands: Any) -> None:
-    command = _command(commands, "verify", "a bundle's certificate measured again on this machine")
-    command.add_argument("bundle")
+    command = _command(
+        commands,
+        "verify",
+        "a bundle's certificate measured again on this machine",
+        "BUNDLE --data DATA [--original MODEL] [OPTION ...]",
+    )
+    command.add_argument("bundle", metavar="BUNDLE", help="a bundle, or the folder of its run")
     _data(command, required=True, task=False)
     command.add_argument("--original", help="the model it came from, for limits on the baseline")
-    command.add_argument("--threads", type=int)
+    command.add_argument("--threads", type=int, help="the most threads (default: the bundle's)")
     _json(command)
 
 

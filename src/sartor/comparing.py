@@ -4,7 +4,6 @@ what it shows are estimates with intervals, not a certificate."""
 
 from __future__ import annotations
 
-import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,13 +14,12 @@ from rich import box
 from rich.console import RenderableType
 from rich.table import Table
 
-from sartor import bundle, machine
+from sartor import bundle, lanes, machine
 from sartor.contracts import Failed, Model, Target, Task, WrongRequest
-from sartor.data import Part, read
-from sartor.evaluate import Race, answers, footprint
+from sartor.data import read
+from sartor.evaluate import Race, answering, answers, memory_pair, natural_batch
 from sartor.limits import parse
 from sartor.metrics import check_labels, find, infer_task
-from sartor.prepare import run_sample
 from sartor.records import plain
 from sartor.registry import adopt, runtime
 from sartor.report.text import figure
@@ -32,6 +30,7 @@ from sartor.workers import Pool
 
 ROUNDS, SECONDS = 40, 10.0
 TIMEOUT = 900.0
+SAMPLE = 512  # examples on which the task is told
 
 
 def compare(
@@ -42,6 +41,8 @@ def compare(
     label: str | None = None,
     segments: Sequence[str] = (),
     group: str | None = None,
+    mask: str | None = None,
+    trust: bool | None = None,
     output: str | None = None,
     task: str | None = None,
     metric: str | None = None,
@@ -59,31 +60,21 @@ def compare(
         baseline = opened[0]
         part = read(
             data, work / "data", baseline.signature,
-            label=label, segments=segments or (), group=group,
+            label=label, segments=segments or (), group=group, mask=mask, trust=bool(trust),
         ).search  # fmt: skip
-        target = Target("cpu", threads or 1, batch or 1, machine.features())
-        sample = pool.call(run_sample, baseline, target, part, min(512, len(part)), timeout=TIMEOUT)
-        found = infer_task(
-            baseline.signature, part, sample, metric=metric, output=output, kind=task
-        )
+        batch = batch or natural_batch(baseline.signature) or 1
+        target = Target("cpu", threads or 1, batch, machine.features())
+        sample = pool.call(lanes.sample_outputs, baseline, target, part, SAMPLE, timeout=TIMEOUT)
+        known = answering(baseline.signature, sample)
+        found = infer_task(known, part, sample, metric=metric, output=output, kind=task)
         if found.labelled:
             check_labels(found, np.asarray(part.label))
-        bench = _Bench(pool, part, found, target, baseline)
         rows = []
         with Race(baseline, target, part, 0) as race:
             for name, model in zip(models, opened, strict=True):
                 progress.now(f"measuring {name}")
-                rows.append(_row(str(name), model, bench, race))
+                rows.append(_row(str(name), model, pool, race, found))
     return {"metric": found.metric, "rows": rows, "examples": len(part)}
-
-
-@dataclasses.dataclass(frozen=True)
-class _Bench:
-    pool: Pool
-    part: Part
-    task: Task
-    target: Target
-    baseline: Model
 
 
 def _open(given: Any, work: Path) -> Model:
@@ -92,39 +83,52 @@ def _open(given: Any, work: Path) -> Model:
     return adopt(given, work)
 
 
-def _row(name: str, model: Model, bench: _Bench, race: Race) -> dict[str, Any]:
-    if {port.name for port in model.signature.inputs} != {
-        port.name for port in bench.baseline.signature.inputs
-    }:
+def measure_pair(
+    pool: Pool,
+    race: Race,
+    model: Model,
+    task: Task,
+    time: tuple[int, float],
+    timeout: float,
+    memory: bool = True,
+) -> Evidence:
+    """A model beside the original of a race, on all rows of the race's part.
+
+    `time`: the rounds of the race and the seconds after which no more begin; `timeout`: the
+    seconds that answering may take; `memory`: whether memory is measured, which takes some fresh
+    processes. Raises Failed where either model does not get through."""
+    original, target, part = race.original, race.target, race.part
+    rows = np.arange(len(part))
+    before, after = (
+        answers(pool, each, part, rows, task, target, timeout=timeout) for each in (original, model)
+    )
+    engines = runtime(original.kind), runtime(model.kind)
+    return Evidence(
+        (engines[0].size(original), engines[1].size(model)),
+        memories=memory_pair(original, model, target, part) if memory else None,
+        timing=race.time(model, *time),
+        answers=(before, after),
+        truth=truth_of(part, before),
+        same=engines[0].digest(original) == engines[1].digest(model),
+    )
+
+
+def _row(name: str, model: Model, pool: Pool, race: Race, task: Task) -> dict[str, Any]:
+    names, first = (
+        {port.name for port in each.signature.inputs} for each in (model, race.original)
+    )
+    if names != first:
         raise WrongRequest(f"{name} takes other inputs than the first model: they cannot be paired")
-    engine = runtime(model.kind)
-    rows = np.arange(len(bench.part))
-    same = engine.digest(model) == runtime(bench.baseline.kind).digest(bench.baseline)
     try:
-        pair = tuple(
-            answers(bench.pool, each, bench.part, rows, bench.task, bench.target, timeout=TIMEOUT)
-            for each in (bench.baseline, model)
-        )
-        example = bench.part.example(0)
-        evidence = Evidence(
-            (runtime(bench.baseline.kind).size(bench.baseline), engine.size(model)),
-            memories=(
-                footprint(bench.baseline, bench.target, example),
-                footprint(model, bench.target, example),
-            ),
-            timing=race.time(model, ROUNDS, SECONDS),
-            answers=(pair[0], pair[1]),
-            truth=truth_of(bench.part, pair[0]),
-            same=same,
-        )
+        evidence = measure_pair(pool, race, model, task, (ROUNDS, SECONDS), TIMEOUT)
     except Failed as failure:
         return {"model": name, "failed": str(failure)}
-    higher = find(bench.task.metric, bench.task).higher
-    texts = ("latency <= baseline", f"{bench.task.metric} {'>=' if higher else '<='} baseline")
-    verdicts = [judge(parse(text), evidence, bench.task) for text in texts]
+    higher = find(task.metric, task).higher
+    texts = ("latency <= baseline", f"{task.metric} {'>=' if higher else '<='} baseline")
+    verdicts = [judge(parse(text), evidence, task) for text in texts]
     return {
         "model": name,
-        "figures": plain(figures_of(evidence, bench.task)),
+        "figures": plain(figures_of(evidence, task)),
         "latency": plain(verdicts[0]),
         "quality": plain(verdicts[1]),
     }

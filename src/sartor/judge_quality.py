@@ -11,20 +11,34 @@ import numpy as np
 
 from sartor import means, paired, stats
 from sartor.contracts import Task, WrongRequest
-from sartor.evidence import Evidence, broken, ends, identical, together, unknown, verdict_of
+from sartor.evidence import (
+    Evidence,
+    broken,
+    ends,
+    free_for_original,
+    identical,
+    own_value,
+    together,
+    unknown,
+    verdict_of,
+)
+from sartor.judge_whole import class_weights, resampled
 from sartor.limits import Limit
 from sartor.metrics import Metric, Truth, find
 from sartor.records import Interval, Verdict
-from sartor.stats import Comparison
+from sartor.stats import Comparison, Floats
 
 FEWEST = 20  # rows below which a segment is not judged
 
 
 def quality(limit: Limit, evidence: Evidence, task: Task, alpha: float, seed: int) -> Verdict:
     metric = find(limit.metric, task)
+    own = own_value(limit.metric)
+    if evidence.original and own is not None and limit.segment is None:
+        return identical(limit, own, 0 if evidence.answers is None else len(evidence.answers[0]))
     if evidence.answers is None or evidence.truth is None:
-        if evidence.same and limit.bound.kind != "absolute":
-            return identical(limit, math.nan, 0)
+        if evidence.same and free_for_original(limit, task):
+            return identical(limit, math.nan if own is None else own, 0)
         return unknown(limit, f"{limit.metric} was not measured")
     before, after = evidence.answers
     if len(after) != len(before):
@@ -33,8 +47,8 @@ def quality(limit: Limit, evidence: Evidence, task: Task, alpha: float, seed: in
     if lost:
         return broken(limit, f"NaN in {lost} of {len(after)} answers", len(after))
     if limit.segment is None:
-        return _whole(limit, metric, evidence, alpha, seed)
-    return _segments(limit, metric, evidence, alpha, seed)
+        return _whole(limit, metric, evidence, task, alpha, seed)
+    return _segments(limit, metric, evidence, task, alpha, seed)
 
 
 def _nan_rows(answers: np.ndarray) -> np.ndarray:
@@ -43,24 +57,27 @@ def _nan_rows(answers: np.ndarray) -> np.ndarray:
     return np.asarray(np.isnan(answers).reshape(len(answers), -1).any(1))
 
 
-def _segments(limit: Limit, metric: Metric, evidence: Evidence, alpha: float, seed: int) -> Verdict:
+def _segments(
+    limit: Limit, metric: Metric, evidence: Evidence, task: Task, alpha: float, seed: int
+) -> Verdict:
     """One verdict per value of the column (per crossing of values of several): met when every one
     is. Parts that are named broken are so after Holm's correction."""
     truth, answers = evidence.truth, evidence.answers
     if truth is None or answers is None:
         raise ValueError("segments need answers")
     parts, against = [], []
+    free = evidence.original and free_for_original(limit, task)
     for name, rows in _crossings(limit, truth):
         one = replace(limit, text=f"{limit.text} [{name}]")
-        if len(rows) < FEWEST:
+        if len(rows) < FEWEST and not free:
             note = f"too few examples: {len(rows)}, {FEWEST - len(rows)} more to look at it at all"
             part = replace(unknown(one, note, len(rows)), needs=FEWEST - len(rows))
             below = 1.0
         else:
             some = (answers[0][rows], answers[1][rows])
             within = replace(evidence, answers=some, truth=truth.take(rows), same=evidence.original)
-            part = _whole(one, metric, within, alpha, seed)
-            below = _whole(one, metric, within, alpha, seed, against=True).p_value
+            part = _whole(one, metric, within, task, alpha, seed)
+            below = _whole(one, metric, within, task, alpha, seed, against=True).p_value
         parts.append(part)
         against.append(below)
     if not parts:
@@ -100,6 +117,7 @@ def _whole(
     limit: Limit,
     metric: Metric,
     evidence: Evidence,
+    task: Task,
     alpha: float,
     seed: int,
     *,
@@ -112,16 +130,20 @@ def _whole(
         raise ValueError("a verdict on quality needs answers")
     rows = len(answers[0])
     before, after = (metric.value(each, truth) for each in answers)
+    own = own_value(limit.metric)
+    if evidence.original and own is not None:
+        return _certain(identical(limit, own, rows), against)
     if math.isnan(after) and not math.isnan(before):
-        return broken(limit, f"{metric.name} of the candidate is not a number", rows)
+        lost = broken(limit, f"{metric.name} of the candidate is not a number", rows)
+        return _certain(lost, against)
     relative = limit.bound.kind != "absolute"
     if math.isnan(after) or (relative and not math.isfinite(before)):
         return unknown(limit, f"{metric.name} cannot be computed on these {rows} rows", rows)
     if evidence.original and relative:
-        return identical(limit, before, rows)
+        return _certain(identical(limit, before, rows), against)
     sign = 1.0 if limit.higher else -1.0
     share, border = _linear(limit, before)
-    found = _compare(metric, evidence, sign, share, border, seed)
+    found = _compare(metric, evidence, task, sign, share, border, seed)
     if math.isnan(found.interval.estimate):
         return unknown(limit, f"{metric.name} varies too little or too wildly here", rows)
     effect = found if limit.higher else found.negated()
@@ -129,6 +151,10 @@ def _whole(
     figures = Interval(estimate, low, high, found.interval.level)
     verdict = verdict_of(limit, found, figures, limit.bound.resolve(before), alpha, "examples")
     return replace(verdict, p_value=found.below) if against else verdict
+
+
+def _certain(verdict: Verdict, against: bool) -> Verdict:
+    return replace(verdict, p_value=1 - verdict.p_value) if against else verdict
 
 
 def _linear(limit: Limit, before: float) -> tuple[float, float]:
@@ -143,71 +169,71 @@ def _linear(limit: Limit, before: float) -> tuple[float, float]:
 
 
 def _compare(
-    metric: Metric, evidence: Evidence, sign: float, share: float, border: float, seed: int
+    metric: Metric,
+    evidence: Evidence,
+    task: Task,
+    sign: float,
+    share: float,
+    border: float,
+    seed: int,
 ) -> Comparison:
     """sign x (candidate - share x original) against sign x border."""
     truth, answers = evidence.truth, evidence.answers
     if truth is None or answers is None:
         raise ValueError("a comparison needs answers")
-    border = sign * border
-    if metric.scale == "whole":
-        return _resampled(metric, truth, answers, sign, share, border, seed)
-    old, new = (metric.scores(each, truth) for each in answers)
-    values = sign * (new - share * old)
-    if not np.isfinite(values).all():
-        return stats.nothing("mean")
-    group = truth.group if truth.group is not None and len(truth.group) == len(old) else None
-    if group is not None and len(np.unique(group)) < len(group):
-        spread = float(np.ptp(np.concatenate([old, new])))
-        return means.real_mean(means.by_group(values, group, border), border, spread)
-    binary = metric.scale == "binary" and bool(np.isin(np.concatenate([old, new]), (0, 1)).all())
-    if binary and share == 1.0:
-        gains, losses = int((values > 0).sum()), int((values < 0).sum())
-        return paired.compare(gains, losses, len(values), border)
-    if binary and share == 0.0:
-        found = stats.proportion(float(new.sum()), len(new), sign * border)
-        return found if sign > 0 else found.negated()
-    if metric.bounds is None:
-        spread = float(np.ptp(np.concatenate([old, new])))
-        return means.real_mean(values, border, spread)
-    low, high = metric.bounds
-    if min(old.min(), new.min()) < low - 1e-9 or max(old.max(), new.max()) > high + 1e-9:
-        raise WrongRequest(
-            f"{metric.name} gives scores outside {low:g} to {high:g}: declare its scale as real"
-        )
-    corners = [sign * (c - share * b) for c in (low, high) for b in (low, high)]
-    return means.bounded_mean(values, min(corners), max(corners), border)
+    if metric.scale != "whole":
+        return _scored(metric, truth, answers, sign, share, sign * border)
+    weights = class_weights(metric, truth, answers, task)
+    if weights is None:
+        return resampled(metric, truth, answers, task, sign, share, sign * border, seed)
+    rows = np.flatnonzero(weights)
+    truth, answers = truth.take(rows), (answers[0][rows], answers[1][rows])
+    right = find("accuracy", task)
+    weights = weights[rows] * (len(rows) / len(weights))
+    return _scored(right, truth, answers, sign, share, sign * border, weights)
 
 
-def _resampled(
+def _scored(
     metric: Metric,
     truth: Truth,
     answers: tuple[np.ndarray, np.ndarray],
     sign: float,
     share: float,
     border: float,
-    seed: int,
+    weights: Floats | None = None,
 ) -> Comparison:
-    """A figure of the whole set, by the bootstrap over rows, or over groups where there are."""
-    units = None
-    if truth.group is not None:
-        _, index = np.unique(truth.group, return_inverse=True)
-        order = np.argsort(index, kind="stable")
-        units = np.split(order, np.flatnonzero(np.diff(index[order])) + 1)
-
-    def effect(rows: np.ndarray) -> float:
-        some = truth.take(rows)
-        old = metric.value(answers[0][rows], some) if share else 0.0
-        return sign * (metric.value(answers[1][rows], some) - share * old)
-
-    found = stats.bootstrap(effect, len(answers[0]), border, units=units, seed=seed)
-    changed = int((answers[0] != answers[1]).reshape(len(answers[0]), -1).any(1).sum())
-    if share and changed < 10:
-        # Resampling cannot see changes too rare to have occurred; the share of changed answers
-        # bounds what they can do to a figure between 0 and 1.
-        unseen = stats.binomial_above(
-            len(answers[0]) - changed, len(answers[0]), 1 - min(abs(border), 1.0)
+    """A mean of scores, or a weighted one (weights of mean 1)."""
+    old, new = (metric.scores(each, truth) for each in answers)
+    values = sign * (new - share * old)
+    if not np.isfinite(values).all():
+        return stats.nothing("mean")
+    even = weights is None or bool(np.ptp(weights) < 1e-9)
+    if weights is not None and not even:
+        values = values * weights
+    units = truth.units if truth.units is not None and len(truth.units) == len(old) else None
+    if units is not None and len(np.unique(units)) == len(units):
+        units = None
+    binary = metric.scale == "binary" and bool(np.isin(np.concatenate([old, new]), (0, 1)).all())
+    if binary and even and units is None and share == 1.0:
+        gains, losses = int((values > 0).sum()), int((values < 0).sum())
+        return paired.compare(gains, losses, len(values), border)
+    if binary and even and units is None and share == 0.0:
+        found = stats.proportion(float(new.sum()), len(new), sign * border)
+        return found if sign > 0 else found.negated()
+    if metric.bounds is None:
+        spread = float(np.ptp(np.concatenate([old, new])))
+        changed = int(np.count_nonzero(values))
+        values = values if units is None else means.by_group(values, units, border)
+        return means.real_mean(values, border, spread, changed)
+    low, high = metric.bounds
+    if min(old.min(), new.min()) < low - 1e-9 or max(old.max(), new.max()) > high + 1e-9:
+        raise WrongRequest(
+            f"{metric.name} gives scores outside {low:g} to {high:g}: declare its scale as real"
         )
-        z = found.z if math.isfinite(found.z) else 0.0
-        found = replace(found, above=max(found.above, unseen), below=1.0, z=z)
-    return found
+    most = 1.0 if weights is None else float(weights.max())
+    corners = [most * sign * (c - share * b) for c in (low, high) for b in (low, high)]
+    worst, best = min(corners), max(corners)
+    if units is not None:  # sums over large units may lie beyond what a mean unit can reach
+        values = means.by_group(values, units, border)
+        worst, best = min(worst, float(values.min())), max(best, float(values.max()))
+    return means.bounded_mean(values, worst, best, border)

@@ -54,7 +54,7 @@ def _too_few(limit: Limit, timing: Timing, statistic: str, alpha: float) -> tupl
         if statistic == "mean":
             return None
         q = _share(statistic)
-        runs = max(stats.quantile_runs(q, alpha), stats.quantile_runs(1 - q, alpha))
+        runs = stats.quantile_runs(max(q, 1 - q), min(alpha, 0.05))
         least, what = math.ceil(runs / calls), f"{runs} runs"
     if rounds >= least:
         return None

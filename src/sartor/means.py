@@ -57,14 +57,17 @@ def bounded_mean(
     return _mean(values, low, high, border, level, "Gaffke's bound")
 
 
-def real_mean(values: Floats, border: float, spread: float, level: float = 0.95) -> Comparison:
+def real_mean(
+    values: Floats, border: float, spread: float, changed: int | None = None, level: float = 0.95
+) -> Comparison:
     """Mean of unbounded values against `border`, as `bounded_mean` with the worst value seen in
     place of the bound. In simulations with lognormal losses it errs in 6 % of the samples of 50
     and in less than 5 % of those of 200, where the t test errs in 14 % and 9 % and the studentized
     bootstrap in 8 %; losses so rare that none was seen nobody can exclude. `spread` (the range of
-    the scores) stands in for the worst value while fewer than 10 values differ from 0."""
+    the scores) stands in for the worst value while fewer than 10 values differ from 0 (`changed`,
+    where `values` are not single scores)."""
     worst, best = (float(values.min()), float(values.max())) if len(values) else (0.0, 0.0)
-    if np.count_nonzero(values) < 10:
+    if (np.count_nonzero(values) if changed is None else changed) < 10:
         worst, best = min(worst, -spread), max(best, spread)
     return _mean(values, worst, best, border, level, "self-bounded mean")
 

@@ -17,6 +17,7 @@ from sartor import machine
 from sartor.certify import check_holdout
 from sartor.contracts import Arrays, Failed, Model, Target, Task, WrongRequest
 from sartor.data import Data, Part, read
+from sartor.lanes import natural_batch, sample_outputs
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import check_labels, default_limit, find, infer_task
 from sartor.registry import adopt, runtime, techniques
@@ -39,16 +40,6 @@ class Prepared:
     request: Mapping[str, Any]
 
 
-def run_sample(model: Model, target: Target, part: Part, rows: int) -> dict[str, np.ndarray]:
-    """In a child: every output of the model for the first `rows` examples."""
-    found: dict[str, list[np.ndarray]] = {}
-    with runtime(model.kind).start(model, target) as session:
-        for batch in part.batches(target.batch, most=rows):
-            for name, values in session(batch).items():
-                found.setdefault(name, []).append(np.asarray(values))
-    return {name: np.concatenate(each) for name, each in found.items() if each[0].ndim}
-
-
 def prepare(spec: Spec, work: Path) -> Prepared:
     """Opens and checks everything. Raises WrongRequest with one sentence."""
     if spec.model is None:
@@ -67,7 +58,9 @@ def prepare(spec: Spec, work: Path) -> Prepared:
         mask=spec.mask,
         trust=spec.trust,
     )  # split without the seed: another seed must not turn rows that chose into rows that certify
-    target = Target("cpu", spec.threads, spec.batch, machine.features(), spec.fixed)
+    # A model that insists on a batch is asked for that many unless the request says otherwise.
+    batch = natural_batch(original.signature) if spec.batch == 1 else None
+    target = Target("cpu", spec.threads, batch or spec.batch, machine.features(), spec.fixed)
     objective = parse_objective(spec.objective)
     limits = tuple(parse(text) for text in spec.limits)
     if "energy" in {objective.metric, *(each.metric for each in limits)}:
@@ -88,14 +81,14 @@ def prepare(spec: Spec, work: Path) -> Prepared:
     if objective.metric not in PERFORMANCE:
         find(objective.metric, task)
     _segments(limits, data.search)
-    request = _request(spec, original, data, task, limits)
+    request = _request(spec, original, data, task, limits, target)
     return Prepared(original, data, task, target, limits, objective, tuple(notes), request)
 
 
 def _sampled(original: Model, target: Target, part: Part) -> dict[str, np.ndarray]:
     with Pool() as pool:
         try:
-            return pool.call(run_sample, original, target, part, SAMPLE, timeout=600)
+            return pool.call(sample_outputs, original, target, part, SAMPLE, timeout=600)
         except Failed as failure:
             raise WrongRequest(f"the original model does not run on its data: {failure}") from None
 
@@ -133,7 +126,12 @@ def _look(task: Task, part: Part, sample: Arrays) -> list[str]:
 
 
 def _request(
-    spec: Spec, original: Model, data: Data, task: Task, limits: tuple[Limit, ...]
+    spec: Spec,
+    original: Model,
+    data: Data,
+    task: Task,
+    limits: tuple[Limit, ...],
+    target: Target,
 ) -> dict[str, Any]:
     """What decides the answer, budget apart: two runs with the same request are the same run."""
     return {
@@ -148,7 +146,7 @@ def _request(
         "limits": [each.text for each in limits],
         "objective": spec.objective,
         "threads": spec.threads,
-        "batch": spec.batch,
+        "batch": target.batch,
         "fixed": spec.fixed,
         "seed": spec.seed,
         "confidence": spec.confidence,

@@ -20,7 +20,7 @@ from sartor import lanes, machine
 from sartor.contracts import Model, Target
 from sartor.contracts import Part as Counted
 from sartor.data import Part, read
-from sartor.evaluate import footprint, timed_rows, turn_size
+from sartor.evaluate import footprint, heaviest, natural_batch, timed_rows, turn_size
 from sartor.records import plain
 from sartor.registry import adopt, runtime
 from sartor.workers import Worker
@@ -99,7 +99,7 @@ def profile(model: Model, part: Part, target: Target, seed: int = 0) -> Profile:
         parameters=sum(row.parameters for row in listed),
         size=engine.size(model),
         macs=sum(row.macs or 0 for row in listed),
-        memory=footprint(model, target, lanes.feed(part, rows[0], model.signature)),
+        memory=footprint(model, target, heaviest(part, model.signature, target)),
         latency=latency,
         explained=sum(seconds.values()) / latency,
         batch=target.batch,
@@ -172,6 +172,8 @@ def profile_model(
     label: str | None = None,
     segments: Sequence[str] | None = None,
     group: str | None = None,
+    mask: str | None = None,
+    trust: bool | None = None,
     output: str | None = None,
     task: str | None = None,
     metric: str | None = None,
@@ -184,9 +186,10 @@ def profile_model(
         opened = adopt(model, Path(place) / "model")
         part = read(
             data, Path(place) / "data", opened.signature,
-            label=label, segments=segments or (), group=group,
+            label=label, segments=segments or (), group=group, mask=mask, trust=bool(trust),
         ).search  # fmt: skip
-        return profile(opened, part, Target("cpu", threads or 1, batch or 1, machine.features()))
+        batch = batch or natural_batch(opened.signature) or 1
+        return profile(opened, part, Target("cpu", threads or 1, batch, machine.features()))
 
 
 def to_json(found: Profile) -> dict[str, Any]:
@@ -215,10 +218,15 @@ def _totals(found: Profile) -> RenderableType:
         ("multiply-adds", _count(found.macs) + unknown),
         ("peak memory", _count(found.memory, "B") + " of a fresh process"),
         ("latency", f"{_seconds(found.latency)} {how}"),
-        ("explained", f"{found.explained:.0%} of the latency is in the parts below"),
+        ("explained", _explained(found.explained)),
     ):
         table.add_row(name, value)
     return table
+
+
+def _explained(share: float) -> str:
+    costs = ": timing each part costs time itself" if share > 1 else ""
+    return f"the parts below add up to {share:.0%} of the latency{costs}"
 
 
 def _by_operator(found: Profile, top: int) -> Table:

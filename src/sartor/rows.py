@@ -112,7 +112,8 @@ def joined(group: Digests, keys: Digests, most: float = 0.1) -> Digests | None:
     several = np.bincount(component) > 1
     if (sizes[several] > max(most * len(keys), 1)).any():
         return None
-    return group[lead[mine]]
+    found: Digests = group[lead[mine]]
+    return found
 
 
 def repeated(unit: Digests, expected: int) -> np.ndarray | None:

@@ -32,7 +32,7 @@ from sartor.contracts import (
     to_json,
 )
 from sartor.data import Part
-from sartor.evaluate import Race, answers, footprint
+from sartor.evaluate import Race, answers, memory_pair
 from sartor.limits import Limit, Objective, parse_objective
 from sartor.metrics import Truth, find
 from sartor.records import Journal, State, Timing, Trial, Verdict, plain
@@ -207,8 +207,9 @@ class Laboratory:
     def _flops(self, model: Model) -> float:
         return self.pool.call(count_flops, model, self.search, timeout=self.patience())
 
-    def memory(self, model: Model) -> int:
-        return footprint(model, self.target, self.search.example(0))
+    def memories(self, model: Model) -> tuple[int, int]:
+        """Peak bytes of original and model: the original's best run and the model's worst."""
+        return memory_pair(self.original, model, self.target, self.search)
 
     def looked_at(self, model: Model, rows: int) -> dict[str, float]:
         """Figures of a model on the way, from a few rounds and the first rows of the search."""
@@ -253,8 +254,7 @@ class Laboratory:
             evidence, timing=self.timing(model, "screen", SCREEN_ROUNDS, SCREEN_SECONDS)
         )
         if self.objective.metric == "memory" or performance_limits(self.limits, {"memory"}):
-            pair = (self.memory(self.original), self.memory(model))
-            evidence = dataclasses.replace(evidence, memories=pair)
+            evidence = dataclasses.replace(evidence, memories=self.memories(model))
         trial = self._judged(trial, evidence, performance_limits(self.limits))
         for each in judge_all(guards(self.limits), evidence, self.task, seed=self.seed):
             if each.outcome == "broken" and trial.recipe and trial.state != "dropped":

@@ -2,31 +2,58 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import uuid
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sartor import bundle, machine
-from sartor.certify import Certifier, Finalist, outcome
-from sartor.contracts import Model, Task, WrongRequest
-from sartor.data import Part, fresh
-from sartor.evaluate import Race, answers, footprint
+from sartor.certify import Certification, Certifier, Finalist, Row, check_holdout, outcome
+from sartor.comparing import measure_pair
+from sartor.contracts import Model, Target, Task, WrongRequest
+from sartor.data import Part, Sealed, fresh
+from sartor.evaluate import Race
 from sartor.ledger import Ledger, ledger_path
-from sartor.limits import parse, parse_objective
-from sartor.metrics import check_labels
+from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
+from sartor.metrics import find
 from sartor.records import Trial, plain
 from sartor.registry import adopt, runtime
 from sartor.terminal import Progress
-from sartor.trials import truth_of
 from sartor.verdicts import Evidence
 from sartor.workers import Pool
 
 ROUNDS, SECONDS = 60, 15.0
 TIMEOUT = 1800.0
+
+
+@dataclass(frozen=True)
+class _Claim:
+    """What a bundle says of its artifact, and the two models that it says it of."""
+
+    facts: dict[str, Any]
+    artifact: Model
+    original: Model
+    target: Target
+    task: Task
+    limits: tuple[Limit, ...]
+    objective: Objective
+
+    @property
+    def kept(self) -> bool:
+        """Whether the artifact is the original itself: it need not be better than itself then."""
+        digest = runtime(self.artifact.kind).digest(self.artifact)
+        return bool(digest == self.facts["original"]["digest"])
+
+    @property
+    def quality(self) -> list[str]:
+        """The quality metrics that it is about."""
+        asked = [*(each.metric for each in self.limits), self.objective.metric]
+        return [name for name in asked if name not in PERFORMANCE]
 
 
 def verify(
@@ -38,100 +65,44 @@ def verify(
     label: str | None = None,
     segments: Sequence[str] = (),
     group: str | None = None,
+    mask: str | None = None,
+    trust: bool | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Checks hashes and parity, then tests every limit of the certificate on these data.
 
-    Returns plain JSON with `status` 0 (all met), 4 (undecided) or 3 (broken). The data count as a
-    holdout of their own: the ledger beside them spends their 5 %. Raises WrongRequest for a bundle
-    that was changed, data that do not fit, or where the original is needed and not there."""
+    Columns that are not named are those of the run. Returns plain JSON with `status` 0 (all met),
+    4 (undecided) or 3 (broken). The data count as a holdout of their own: the ledger beside them
+    spends their 5 %. Raises WrongRequest for a bundle that was changed, data that do not fit, and
+    where the original is needed and not there."""
     progress = progress or Progress(quiet=True)
-    facts = bundle.read(folder)
-    model = bundle.open_model(folder, facts)
-    before = _original(facts, original)
-    target = bundle.target_of(facts, threads)
-    asked = facts["certificate"]
-    limits = tuple(parse(text) for text in asked["limits_asked"])
-    objective = parse_objective(asked["objective"])
-    task = Task(**facts["task"])
+    claim = _claim(folder, original, threads)
+    columns = _columns(claim, label, segments, group, mask)
     with tempfile.TemporaryDirectory(prefix="sartor-verify-") as work, progress, Pool() as pool:
         progress.now("checking parity")
-        gap = pool.call(bundle.parity, folder, facts, target, timeout=TIMEOUT)
+        gap = pool.call(bundle.parity, folder, claim.facts, claim.target, timeout=TIMEOUT)
         sealed = fresh(
-            data,
-            Path(work),
-            model.signature,
-            label=label,
-            segments=segments or (),
-            group=group,
+            data, Path(work), claim.artifact.signature, **columns, trust=bool(trust),
             used=bundle.fingerprints(folder),
-        )
-
-        def measure(finalist: Finalist, part: Part | None) -> Evidence:
-            if part is None:
-                part = sealed.open()  # nothing is asked of the answers: rows serve for timing only
-            if task.labelled:
-                check_labels(task, np.asarray(part.label), "the data")
-            progress.now(f"answering {len(part):,} examples, original and artifact")
-            rows = np.arange(len(part))
-            first, second = (
-                answers(pool, each, part, rows, task, target, timeout=TIMEOUT)
-                for each in (before, model)
-            )
-            progress.now("timing original and artifact")
-            with Race(before, target, part, 0) as race:
-                timing = race.time(model, ROUNDS, SECONDS)
-            return Evidence(
-                (runtime(before.kind).size(before), runtime(model.kind).size(model)),
-                memories=tuple(
-                    footprint(each, target, part.example(0)) for each in (before, model)
-                ),  # type: ignore[arg-type]
-                timing=timing,
-                answers=(first, second),
-                truth=truth_of(part, first),
-                same=runtime(model.kind).digest(model) == facts["original"]["digest"],
-            )
-
-        ledger = Ledger(ledger_path(data), sealed.digest)
-        certifier = Certifier(
-            limits, objective, task, measure, sealed, ledger, f"verify-{uuid.uuid4().hex[:12]}"
-        )
-        digest = runtime(model.kind).digest(model)
-        trial = Trial(number=0, recipe=tuple(facts["recipe"]), state="done", model=digest)
-        found = certifier.final([Finalist(digest, trial)])
-    row = found.rows[0]
-    answer = outcome(found, limits)
-    status = answer.status
-    verdicts = row.verdicts
-    if digest == facts["original"]["digest"]:
-        # The original was kept: it need not be better than itself.
-        verdicts = verdicts[:-1]
-        if all(each.outcome == "met" for each in verdicts):
-            status = 0
-    parity = gap <= bundle.PARITY_TOLERANCE
-    message = "verified: every limit is met here" if status == 0 else answer.message
-    if not parity:
-        status, message = 3, (
-            f"parity is broken: the artifact's answers here differ by {gap:.2g} of their spread "
-            "from those in the bundle"
         )  # fmt: skip
-    return {
-        "status": status,
-        "message": message,
-        "limits": plain(verdicts),
-        "parity": gap if np.isfinite(gap) else None,
-        "parity_holds": parity,
-        "machine": machine.describe(),
-        "notes": [
-            f"hashes are right; parity within {gap:.2g} of the outputs' spread",
-            f"{ledger.left():.2%} of these data's error rate is left",
-            *(
-                [f"{sealed.dropped:,} rows of the run's own data were left out"]
-                if sealed.dropped
-                else []
-            ),
-        ],
-    }
+        _check(claim, sealed)
+        ledger = Ledger(ledger_path(data), sealed.digest)
+        found = _tested(claim, sealed, ledger, pool, progress)
+    return _told(claim, found, gap, sealed, ledger)
+
+
+def _claim(folder: Path, original: Any, threads: int | None) -> _Claim:
+    facts = bundle.read(folder)
+    asked = facts["certificate"]
+    return _Claim(
+        facts,
+        bundle.open_model(folder, facts),
+        _original(facts, original),
+        bundle.target_of(facts, threads),
+        Task(**facts["task"]),
+        tuple(parse(text) for text in asked["limits_asked"]),
+        parse_objective(asked["objective"]),
+    )
 
 
 def _original(facts: dict[str, Any], given: Any) -> Model:
@@ -148,3 +119,106 @@ def _original(facts: dict[str, Any], given: Any) -> Model:
             "write --original FILE"
         )
     return model
+
+
+def _columns(
+    claim: _Claim, label: str | None, segments: Sequence[str], group: str | None, mask: str | None
+) -> dict[str, Any]:
+    """Which columns are what: those of the run but for what is named otherwise. Of its segments
+    only those that a limit is about must be there again."""
+    known = claim.facts.get("columns", {})
+    needed = {column for each in claim.limits for column in each.segments}
+    return {
+        "label": label or known.get("label"),
+        "segments": tuple(segments or [s for s in known.get("segments", ()) if s in needed]),
+        "group": group or known.get("group"),
+        "mask": mask or known.get("mask"),
+    }
+
+
+def _check(claim: _Claim, sealed: Sealed) -> None:
+    """Raises WrongRequest where the data cannot say what the certificate is about: told before
+    they spend anything."""
+    part = sealed.open()
+    labelled = [name for name in claim.quality if find(name, claim.task).labelled]
+    if labelled and part.label is None:
+        raise WrongRequest(
+            f"the certificate is about {labelled[0]}, which needs labels, and the data have none: "
+            "write --label with the name of their array or column"
+        )
+    check_holdout(sealed, claim.task)
+    for each in claim.limits:
+        for column in each.segments:
+            if column not in part.segments:
+                raise WrongRequest(
+                    f"{each.text}: the data have no segment column {column!r}; write --segment "
+                    f"with its name there ({', '.join(part.segments) or 'there is none'})"
+                )
+
+
+def _tested(
+    claim: _Claim, sealed: Sealed, ledger: Ledger, pool: Pool, progress: Progress
+) -> Certification:
+    wanted = {claim.objective.metric, *(each.metric for each in claim.limits)}
+
+    def measure(_: Finalist, part: Part | None) -> Evidence:
+        # Without a part nothing is asked of the answers: the rows serve for timing only.
+        rows = part or sealed.open()
+        progress.now(f"measuring original and artifact on {len(rows):,} examples")
+        with Race(claim.original, claim.target, rows, 0) as race:
+            return measure_pair(
+                pool, race, claim.artifact, claim.task, (ROUNDS, SECONDS), TIMEOUT,
+                memory="memory" in wanted,
+            )  # fmt: skip
+
+    engine = runtime(claim.artifact.kind)
+    trial = Trial(
+        number=0,
+        recipe=tuple(claim.facts["recipe"]),
+        state="done",
+        model=engine.digest(claim.artifact),
+    )
+    only = Finalist(trial.model, trial)
+    certifier = Certifier(
+        claim.limits, claim.objective, claim.task, measure, sealed, ledger,
+        f"verify-{uuid.uuid4().hex[:12]}", original=only if claim.kept else None,
+    )  # fmt: skip
+    return certifier.final([] if claim.kept else [only])
+
+
+def _told(
+    claim: _Claim, found: Certification, gap: float, sealed: Sealed, ledger: Ledger
+) -> dict[str, Any]:
+    row = found.original if claim.kept else found.rows[0]
+    status, message = _status(claim, found, row)
+    broken = not math.isnan(gap) and gap > bundle.PARITY_TOLERANCE
+    if broken:
+        status, message = 3, (
+            f"parity is broken: the artifact's answers here differ by {gap:.2g} of their spread "
+            "from those in the bundle"
+        )  # fmt: skip
+    parity = f"parity within {gap:.2g} of the outputs' spread"
+    notes = [
+        f"hashes are right; {'it holds no answers for parity' if math.isnan(gap) else parity}",
+        f"{ledger.left():.2%} of these data's error rate is left",
+    ]
+    if sealed.dropped:
+        notes.append(f"{sealed.dropped:,} rows of the run's own data were left out")
+    return {
+        "status": status,
+        "message": message,
+        "limits": plain(row.verdicts if row else ()),
+        "parity": gap if np.isfinite(gap) else None,
+        "parity_holds": not broken,
+        "machine": machine.describe(),
+        "notes": notes,
+    }
+
+
+def _status(claim: _Claim, found: Certification, row: Row | None) -> tuple[int, str]:
+    if row is not None and row.reason:
+        return 3, f"broken: original or artifact cannot be measured here: {row.reason}"
+    answer = outcome(found, claim.limits)
+    if answer.status == 0:
+        return 0, "verified: every limit is met here"
+    return answer.status, answer.message

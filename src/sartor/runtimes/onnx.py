@@ -7,6 +7,8 @@ A session needs onnxruntime alone: that is all a bundle imports to run. What rea
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 import shutil
 import tempfile
@@ -69,7 +71,10 @@ class Onnx:
     def reads(self, model: Model) -> tuple[str, ...]:
         """The external data that the file names, as it names them, whether or not they are there.
         Needs no onnx package: a bundle is asked this whenever it is loaded."""
-        return external_names(Path(model.payload).read_bytes())
+        with Path(model.payload).open("rb") as file:
+            empty = file.seek(0, os.SEEK_END) == 0
+            data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return external_names(data)
 
     def digest(self, model: Model) -> str:
         _check(model.settings)
@@ -182,7 +187,7 @@ _FIELDS: dict[str, dict[int, str]] = {
 }
 
 
-def external_names(data: bytes) -> tuple[str, ...]:
+def external_names(data: bytes | mmap.mmap) -> tuple[str, ...]:
     """The locations of external data in an ONNX file's bytes, each once. Reads protobuf's wire
     format and skips all else, weights included. Raises WrongRequest where it is not well-formed."""
     found: dict[str, None] = {}
