@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from conftest import Case, Tailored
 from hypothesis import HealthCheck, given, settings
@@ -19,8 +20,11 @@ from hypothesis import strategies as st
 
 import sartor
 from sartor import bundle
-from sartor.contracts import Port, Signature, WrongRequest
-from sartor.registry import runtime
+from sartor.contracts import Port, Signature, Target, WrongRequest
+from sartor.registry import open_model, runtime
+from sartor.runtimes import _onnx_file
+from sartor.runtimes.onnx import FIELDS, external_names
+from sartor.testing_onnx import save_toys, toy_batch, toy_models
 
 SIGNATURE = Signature(
     (Port("ids", "int64", (None, None)), Port("mask", "int64", (None, None))),
@@ -191,8 +195,9 @@ def test_what_is_no_bundle(tmp_path: Path) -> None:
 
 def test_a_bundle_is_never_written_over(place: Path, digits: Case) -> None:
     model = bundle.open_model(place)
+    target = bundle.target_of(facts(place))
     with pytest.raises(FileExistsError):
-        bundle.write(model, place, {}, digits.arrays, bundle.target_of(facts(place)), "")
+        bundle.write(model, place, {}, digits.arrays, np.zeros(1, np.uint32), target, "")
 
 
 # -- what it says ---------------------------------------------------------------------------------
@@ -380,3 +385,135 @@ def test_the_artifact_is_read_from_where_it_lies_now(place: Path, tmp_path: Path
     model = bundle.open_model(moved)
     assert moved in Path(model.payload).parents
     assert runtime("onnx").size(model) == Path(model.payload).stat().st_size
+
+
+# -- text, and files outside ----------------------------------------------------------------------
+
+
+def test_no_text_of_the_data_is_in_the_reference_inputs() -> None:
+    """Made-up letters, as long as the texts: not one value is the data's."""
+    texts = np.array([["Ada Lovelace", "Bath"], ["Alan Turing", "Wilmslow"], ["C. Shannon", "MI"]])
+    signature = Signature((Port("text", "str", (None, 2)),), SIGNATURE.outputs)
+    made = bundle.reference_inputs({"text": texts}, signature)["text"]
+    assert made.shape == (bundle.PARITY_ROWS, 2)
+    assert made.dtype.kind == "U"
+    assert not set(made.flat) & set(texts.flat)
+    assert all(each.isalpha() and each.islower() for each in made.flat)
+    lengths = [len(each) for each in made.flat]
+    assert min(lengths) >= 2
+    assert max(lengths) <= 12
+    assert len(set(made.flat)) > 8
+    as_objects = bundle.reference_inputs({"text": texts.astype(object)}, signature)["text"]
+    np.testing.assert_array_equal(made, as_objects)
+
+
+def _categories(path: Path, unknown: int) -> Path:
+    """One of three cities as three numbers; `unknown` 0: any other city is an error."""
+    node = onnx.helper.make_node(
+        "OneHotEncoder", ["city"], ["logits"], domain="ai.onnx.ml",
+        cats_strings=["Bath", "Paris", "Rome"], zeros=unknown,
+    )  # fmt: skip
+    graph = onnx.helper.make_graph(
+        [node], "cities",
+        [onnx.helper.make_tensor_value_info("city", onnx.TensorProto.STRING, ["batch"])],
+        [onnx.helper.make_tensor_value_info("logits", onnx.TensorProto.FLOAT, ["batch", 3])],
+    )  # fmt: skip
+    opsets = [onnx.helper.make_opsetid("", 17), onnx.helper.make_opsetid("ai.onnx.ml", 3)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return path
+
+
+@pytest.mark.parametrize("unknown", [0, 1])
+def test_a_model_that_takes_known_words_only(unknown: int, tmp_path: Path) -> None:
+    """Where made-up words are refused there is no parity to check, and nothing of the data."""
+    model = open_model(_categories(tmp_path / "cities.onnx", unknown))
+    sample = {"city": np.array(["Paris", "Rome"])}
+    place = tmp_path / "bundle"
+    bundle.write(model, place, {}, sample, np.zeros(0, np.uint32), Target(), "cities")
+    for name in bundle.files(place):
+        if name != facts(place)["file"]:
+            assert b"P\0\0\0a\0\0\0r" not in (place / name).read_bytes()
+    with np.load(place / "parity.npz") as kept:
+        assert "Paris" not in kept["input.city"]
+        assert ("output.logits" in kept.files) == bool(unknown)
+    gap = bundle.parity(place, facts(place), Target())
+    assert gap == 0 if unknown else np.isnan(gap)
+    with sartor.load(place) as loaded:
+        answer = loaded.predict(np.array(["Rome"]))["logits"]
+    assert answer.tolist() == [[0, 0, 1]]
+
+
+def _external(place: Path, location: str) -> None:
+    """The artifact is replaced by one that reads its weights from `location`, all hashes right."""
+    (place.parent / "toys").mkdir()
+    save_toys(place.parent / "toys")
+    proto = onnx.load(place.parent / "toys" / "external.onnx", load_external_data=False)
+    for tensor in proto.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = location
+    found = facts(place)
+    (place / found["file"]).write_bytes(proto.SerializeToString())
+    listed = {**found["files"], found["file"]: bundle.file_digest(place / found["file"])}
+    rewrite(place, files=listed, settings={})
+
+
+@pytest.mark.parametrize(
+    "location", ["../toys/external.data", "gone.data", "/etc/passwd", "sub/../x", "sartor.json", ""]
+)
+def test_weights_from_files_that_are_not_listed_are_refused(location: str, place: Path) -> None:
+    _external(place, location)
+    with pytest.raises(WrongRequest, match="not among the files of the bundle") as refusal:
+        sartor.load(place)
+    assert repr(location) in str(refusal.value)
+    with pytest.raises(WrongRequest, match="not among the files"):
+        bundle.open_model(place)
+
+
+def test_weights_in_a_listed_file_are_read(tmp_path: Path) -> None:
+    (tmp_path / "toys").mkdir()
+    model = open_model(save_toys(tmp_path / "toys")["external"])
+    sample = toy_batch("external", 4)
+    place = tmp_path / "bundle"
+    bundle.write(model, place, {}, sample, np.zeros(0, np.uint32), Target(), "external")
+    assert "external.data" in facts(place)["files"]
+    with sartor.load(place) as loaded:
+        assert loaded.predict(sample)["logits"].shape == (4, 4)
+
+
+def test_external_names_are_those_that_the_onnx_package_finds(tmp_path: Path) -> None:
+    for path in save_toys(tmp_path).values():
+        assert external_names(path.read_bytes()) == _onnx_file.externals(path)
+
+
+def test_every_way_to_a_tensor_is_followed() -> None:
+    """The table of fields is complete: by the onnx package's own description of its messages."""
+    names = {
+        "model": "ModelProto", "training": "TrainingInfoProto", "graph": "GraphProto",
+        "function": "FunctionProto", "node": "NodeProto", "attribute": "AttributeProto",
+        "sparse": "SparseTensorProto", "tensor": "TensorProto",
+    }  # fmt: skip
+    ours = {proto: name for name, proto in names.items()}
+    for name, proto in names.items():
+        described = getattr(onnx, proto).DESCRIPTOR.fields
+        expected = {f.number: ours[f.message_type.name] for f in described
+                    if f.message_type and f.message_type.name in ours}  # fmt: skip
+        if name == "tensor":
+            expected = {onnx.TensorProto.EXTERNAL_DATA_FIELD_NUMBER: "entry"}
+        assert FIELDS[name] == expected, name
+
+
+def test_bytes_that_are_no_model_are_refused_or_name_nothing_odd() -> None:
+    rng = np.random.default_rng(0)
+    whole = toy_models()["mlp"].SerializeToString()
+    refused = 0
+    for _ in range(300):
+        spoilt = bytearray(whole[: rng.integers(1, len(whole))])
+        spoilt[rng.integers(min(len(spoilt), 200))] ^= 1 << int(rng.integers(8))
+        try:
+            external_names(bytes(spoilt))
+        except WrongRequest as error:
+            refused += 1
+            assert "ONNX file" in str(error)  # noqa: PT017  (some are well-formed)
+    assert refused > 250
+    assert external_names(b"") == ()

@@ -78,7 +78,7 @@ def test_no_data(sartor: Sartor, tiny: Case, tmp_path: Path) -> None:
 
 
 def test_no_model(sartor: Sartor) -> None:
-    assert_refused(sartor("optimize"), "model", "sartor optimize --help")
+    assert_refused(sartor("optimize"), "MODEL", "sartor optimize --help")
 
 
 def test_unknown_command(sartor: Sartor) -> None:

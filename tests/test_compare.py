@@ -107,3 +107,19 @@ def test_a_regression_is_compared_by_its_own_metric(diabetes: Case, tmp_path: Pa
     found = package.compare([diabetes.model], diabetes.data(tmp_path))
     assert found["metric"] == "mae"
     assert found["rows"][0]["quality"]["outcome"] == "met"
+
+
+def test_models_that_insist_on_a_batch(digits: Case, tmp_path: Path) -> None:
+    """A batch of 8 where the rows are no multiple of it and nobody said --batch."""
+    proto = onnx.load(digits.model)
+    for port in (*proto.graph.input, *proto.graph.output):
+        port.type.tensor_type.shape.dim[0].dim_value = 8
+    onnx.save(proto, tmp_path / "eight.onnx")
+    few = {name: each[:203] for name, each in digits.arrays.items()}
+    found = package.compare(
+        [tmp_path / "eight.onnx", digits.model], digits.data(tmp_path / "data", **few)
+    )
+    first, second = found["rows"]
+    assert first["figures"]["accuracy"] == second["figures"]["accuracy"] > 0.5
+    assert second["figures"]["flips"] == 0
+    assert second["figures"]["memory"] > 0

@@ -16,10 +16,20 @@ import pytest
 from onnx import TensorProto, helper
 from toy_part import toy_part, write_part
 
-from sartor import lanes
+from sartor import evaluate, lanes
 from sartor.contracts import Failed, Model, Target, Task, WrongRequest
 from sartor.data import Part
-from sartor.evaluate import Race, answers, footprint, timed_rows, turn_size
+from sartor.evaluate import (
+    Race,
+    answering,
+    answers,
+    footprint,
+    heaviest,
+    memory_pair,
+    natural_batch,
+    timed_rows,
+    turn_size,
+)
 from sartor.registry import open_model, runtime
 from sartor.testing_onnx import Draft, save_toys
 from sartor.workers import Pool
@@ -376,3 +386,148 @@ def test_footprint_is_not_the_driver_s(toys: dict[str, Model], numbers: Part) ->
     ballast = np.ones(40_000_000)
     after = footprint(toys["mlp"], Target(), numbers.example(0))
     assert abs(after - before) < 0.1 * ballast.nbytes
+
+
+def test_the_heaviest_batch_holds_the_longest_rows(toys: dict[str, Model], tokens: Part) -> None:
+    lengths = np.asarray(tokens.lengths)
+    assert lengths[0] < lengths.max()  # the premise: the first row is not the longest
+    batch = heaviest(tokens, toys["transformer"].signature, Target(batch=4))
+    longest = np.sort(lengths)[-4:]
+    assert sorted(batch["attention_mask"].sum(1).tolist()) == longest.tolist()
+    assert batch["input_ids"].shape == (4, lengths.max())
+    many = heaviest(tokens, toys["transformer"].signature, Target(batch=len(tokens) + 5))
+    assert len(many["input_ids"]) == len(tokens) + 5
+
+
+def test_memory_is_judged_at_the_target_s_batch(tmp_path: Path, numbers: Part) -> None:
+    """A model whose activations are large: 64 rows of 32 MB in all."""
+    draft = Draft(0)
+    draft.gemm(draft.op("Relu", draft.gemm("x", 32, 1 << 17)), 1 << 17, 4)
+    ports = [
+        helper.make_tensor_value_info(name, FLOAT, ["batch", size])
+        for name, size in (("x", 32), ("logits", 4))
+    ]
+    onnx.save(draft.model("broad", ports[:1], ports[1:]), tmp_path / "broad.onnx")
+    model = open_model(tmp_path / "broad.onnx")
+    one, many = (
+        footprint(model, target, heaviest(numbers, model.signature, target))
+        for target in (Target(), Target(batch=64))
+    )
+    assert many - one > 25e6
+
+
+def test_the_pair_of_memories_errs_on_the_side_of_the_limit(
+    toys: dict[str, Model], numbers: Part, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The least of the original's runs, the most of the candidate's; they take turns."""
+    asked: list[str] = []
+    figures = {"mlp": iter((50, 40, 60)), "wide": iter((30, 20, 45))}
+    wide = dataclasses.replace(toys["mlp"], settings={"arena": False})
+
+    def measured(model: Model, target: Target, example: object, timeout: float = 0) -> int:
+        name = "wide" if model.settings else "mlp"
+        asked.append(name)
+        return next(figures[name])
+
+    monkeypatch.setattr(evaluate, "footprint", measured)
+    assert memory_pair(toys["mlp"], wide, Target(), numbers) == (40, 45)
+    assert asked == ["mlp", "wide", "wide", "mlp", "mlp", "wide"]
+
+
+def test_the_original_takes_no_more_memory_than_itself(
+    toys: dict[str, Model], numbers: Part
+) -> None:
+    first, second = memory_pair(toys["mlp"], toys["mlp"], Target(), numbers)
+    assert first == second > 20e6
+
+
+# -- a fixed batch --------------------------------------------------------------------------------
+
+
+def _fixed(folder: Path, batch: int) -> Model:
+    draft = Draft(0)
+    draft.gemm("x", 32, 4)
+    proto = draft.model(
+        "fixed",
+        [helper.make_tensor_value_info("x", FLOAT, [batch, 32])],
+        [helper.make_tensor_value_info("logits", FLOAT, [batch, 4])],
+    )
+    onnx.save(proto, folder / "fixed.onnx")
+    return open_model(folder / "fixed.onnx")
+
+
+def test_the_natural_batch(toys: dict[str, Model], tmp_path: Path) -> None:
+    assert natural_batch(toys["transformer"].signature) is None
+    assert natural_batch(_fixed(tmp_path, 8).signature) == 8
+
+
+@pytest.mark.parametrize("rows", [1, 3, 8, 21, 500])
+def test_a_sample_of_a_fixed_batch(rows: int, tmp_path: Path, numbers: Part) -> None:
+    """Rows that are no multiple of the batch; the part has 80."""
+    model = _fixed(tmp_path, 8)
+    found = lanes.sample_outputs(model, Target(), numbers, rows)
+    expected = lanes.answer_rows(
+        model, f"fixed {tmp_path}", numbers, np.arange(min(rows, 80)), "logits", Target()
+    )
+    assert found.keys() == {"logits"}
+    assert np.array_equal(found["logits"], expected)
+    assert footprint(model, Target(), heaviest(numbers, model.signature, Target())) > 20e6
+
+
+# -- several outputs ------------------------------------------------------------------------------
+
+
+def _with_tokens(folder: Path) -> Model:
+    """Per token [B, L, 1], per token with a mark before it [B, L + 1], logits [B, 1], a scalar."""
+    axis = helper.make_tensor("axis", INT, [1], [1])
+    last = helper.make_tensor("last", INT, [1], [2])
+    graph = helper.make_graph(
+        [
+            helper.make_node("Mul", ["input_ids", "attention_mask"], ["kept"]),
+            helper.make_node("Unsqueeze", ["kept", "last"], ["hidden"]),
+            helper.make_node("ReduceSum", ["kept", "axis"], ["logits"], keepdims=1),
+            helper.make_node("Concat", ["logits", "kept"], ["marked"], axis=1),
+            helper.make_node("ReduceSum", ["kept"], ["total"], keepdims=0),
+        ],
+        "tokens",
+        [
+            helper.make_tensor_value_info(name, INT, ["b", "t"])
+            for name in ("input_ids", "attention_mask")
+        ],
+        [
+            helper.make_tensor_value_info("hidden", INT, ["b", "t", 1]),
+            helper.make_tensor_value_info("marked", INT, ["b", "more"]),
+            helper.make_tensor_value_info("total", INT, []),
+            helper.make_tensor_value_info("logits", INT, ["b", 1]),
+        ],
+        [axis, last],
+    )
+    opsets = [helper.make_opsetid("", 17)]
+    path = folder / "several.onnx"
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), path)
+    return open_model(path)
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_outputs_of_different_lengths_are_filled_up(
+    batch: int, tmp_path: Path, tokens: Part
+) -> None:
+    """Hidden states beside logits, rows of different lengths."""
+    model = _with_tokens(tmp_path)
+    found = lanes.sample_outputs(model, Target(batch=batch), tokens, 50)
+    ids = tokens.inputs(np.arange(50))["input_ids"]
+    assert found.keys() == {"hidden", "marked", "logits"}
+    assert np.array_equal(found["hidden"][:, :, 0], ids)
+    assert np.array_equal(found["logits"][:, 0], ids.sum(1))
+    assert np.array_equal(found["marked"][:, 0], ids.sum(1))
+    widest = found["marked"].shape[1] - 1
+    assert np.array_equal(found["marked"][:, 1:], ids[:, :widest])
+    known = answering(model.signature, found)
+    assert [port.name for port in known.outputs] == ["hidden", "marked", "logits"]
+
+
+def test_a_model_that_answers_for_no_row_alone(tmp_path: Path, numbers: Part) -> None:
+    nodes = [helper.make_node("ReduceSum", ["x"], ["logits"], keepdims=0)]
+    model = _model(nodes, tmp_path / "sum.onnx")
+    with pytest.raises(Failed, match="first axis"):
+        lanes.sample_outputs(model, Target(), numbers, 5)

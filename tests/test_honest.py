@@ -65,7 +65,6 @@ def test_an_impossible_size(sartor: Sartor, tailored: Tailored, tmp_path: Path) 
     assert list((out / "frontier").glob("*/*.onnx"))
     # The holdout was not needed to see it, and is as good as new.
     assert answer["error_rate_left"] == pytest.approx(0.05)
-    assert not list(tmp_path.glob("*.sartor-ledger"))
 
 
 def test_the_nearest_can_indeed_be_met(sartor: Sartor, tailored: Tailored, tmp_path: Path) -> None:
@@ -125,7 +124,8 @@ def test_what_cannot_be_improved_comes_back(sartor: Sartor, tiny: Case, tmp_path
     assert "original" in answer["message"]
     tried = [each for each in trials_of(out) if each["recipe"]]
     assert tried
-    assert all(each["state"] == "dropped" and "no gain" in each["reason"] for each in tried)
+    assert {each["state"] for each in tried} == {"dropped"}
+    assert all(each["figures"]["objective"] > 1 and each["reason"] for each in tried)
     facts = bundle.read(out / "bundle")
     assert facts["steps"] == []
     kept = (out / "bundle" / facts["file"]).read_bytes()

@@ -183,9 +183,12 @@ RARE = {
     "balanced accuracy, 20 of 2,000, flips": Rare(
         "balanced_accuracy >= baseline - 0.01", 2000, 20, 0.03, 0.01
     ),
+    "balanced accuracy, 300 of 3,000": Rare(
+        "balanced_accuracy >= baseline - 0.02", 3000, 300, 0.031, 0.01
+    ),
     "recall >= 0.9, 10 of 100": Rare("recall >= 0.9", 100, 10, 0.15, 0.0),
     "F1, 40 of 4,000": Rare("f1 >= baseline - 0.01", 4000, 40, 0.0205, 0.0),
-    "F1, 300 of 3,000": Rare("f1 >= baseline - 0.03", 3000, 300, 0.021, 0.00225),
+    "F1, 300 of 3,000": Rare("f1 >= baseline - 0.02", 3000, 300, 0.0205, 0.00225),
     "precision, 40 of 4,000": Rare("precision >= baseline - 0.02", 4000, 40, 0.3, 0.000145),
     "precision, 300 of 3,000": Rare("precision >= baseline - 0.02", 3000, 300, 0.1, 0.0021),
     "precision >= 0.9, 30 of 1,000": Rare("precision >= 0.9", 1000, 30, 0.1, 0.0031),

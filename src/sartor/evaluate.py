@@ -97,12 +97,11 @@ def footprints(
 def memory_pair(original: Model, candidate: Model, target: Target, part: Part) -> tuple[int, int]:
     """What a limit on memory is judged by: the least that the original took in three runs and the
     most that the candidate took. Peaks vary from run to run by pages and by the allocator's mood;
-    this pair errs on the side of the limit. The original beside itself takes what it takes: its
-    most, twice."""
-    first, second = footprints(original, candidate, target, part)
+    this pair errs on the side of the limit. The original beside itself takes what it takes."""
     if digest(original) == digest(candidate):
-        most = int(max(first.max(), second.max()))
-        return most, most
+        once = footprint(original, target, heaviest(part, original.signature, target))
+        return once, once
+    first, second = footprints(original, candidate, target, part)
     return int(first.min()), int(second.max())
 
 

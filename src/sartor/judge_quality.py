@@ -183,7 +183,7 @@ def _compare(
         raise ValueError("a comparison needs answers")
     if metric.scale != "whole":
         return _scored(metric, truth, answers, sign, share, sign * border)
-    weights = class_weights(metric, truth, answers, task)
+    weights = class_weights(metric, truth, answers, task, share)
     if weights is None:
         return resampled(metric, truth, answers, task, sign, share, sign * border, seed)
     rows = np.flatnonzero(weights)

@@ -26,9 +26,12 @@ FEW = 10  # changed answers below which a bootstrap has too little to draw from
 _CLASSES, _TRIED = 20, 4  # the rarest classes, and rows of each, on which a failure is tried
 
 
-def class_weights(metric: Metric, truth: Truth, answers: Pair, task: Task) -> Floats | None:
+def class_weights(
+    metric: Metric, truth: Truth, answers: Pair, task: Task, share: float
+) -> Floats | None:
     """[N] weights of mean 1 with which the figure is the weighted mean of "the class is right";
-    None where it is no such mean. Weight 0: the row does not count."""
+    None where it is no such mean. Weight 0: the row does not count. `share` of the original's
+    figure is held against it: with 0 precision is a mean over the rows decided for, too."""
     if task.kind != CLASSIFICATION:
         return None
     name, label = metric.name, classes_of(truth)
@@ -37,6 +40,8 @@ def class_weights(metric: Metric, truth: Truth, answers: Pair, task: Task) -> Fl
     binary = _count_classes(truth, answers, task) == 2
     if name == "recall" and binary:
         weights = (label == 1).astype(np.float64)
+    elif name == "precision" and binary and share == 0:
+        weights = (decisions(answers[1], task) == 1).astype(np.float64)
     elif name == "balanced_accuracy" or name in ("recall", "recall_macro"):
         decided = np.union1d(*(decisions(each, task) for each in answers))
         if name != "balanced_accuracy" and not np.isin(decided[decided >= 0], label).all():

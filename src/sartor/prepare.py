@@ -17,6 +17,7 @@ from sartor import machine
 from sartor.certify import check_holdout
 from sartor.contracts import Arrays, Failed, Model, Target, Task, WrongRequest
 from sartor.data import Data, Part, read
+from sartor.evaluate import answering
 from sartor.lanes import natural_batch, sample_outputs
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import check_labels, default_limit, find, infer_task
@@ -67,7 +68,7 @@ def prepare(spec: Spec, work: Path) -> Prepared:
         raise WrongRequest("energy is not measured yet: write a limit on latency or flops instead")
     sample = _sampled(original, target, data.search)
     task = infer_task(
-        original.signature, data.search, sample,
+        answering(original.signature, sample), data.search, sample,
         metric=spec.metric, output=spec.output, kind=spec.task,
     )  # fmt: skip
     check_holdout(data.holdout, task)

@@ -225,8 +225,8 @@ def _totals(found: Profile) -> RenderableType:
 
 
 def _explained(share: float) -> str:
-    costs = ": timing each part costs time itself" if share > 1 else ""
-    return f"the parts below add up to {share:.0%} of the latency{costs}"
+    costs = " (more than all: profiling itself costs time)" if share > 1 else ""
+    return f"{share:.0%} of the latency is in the parts below{costs}"
 
 
 def _by_operator(found: Profile, top: int) -> Table:

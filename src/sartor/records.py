@@ -85,9 +85,9 @@ class Trial:
     examples: int = 0
     seconds: float = 0.0
     culprit: str = ""
-    same: bool = False
     model: str = ""
     steps: tuple[Mapping[str, Any], ...] = ()
+    same: bool = False
 
     @property
     def key(self) -> str:

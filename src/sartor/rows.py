@@ -95,7 +95,7 @@ def repeats(keys: Digests) -> int:
     return len(keys) - len(np.unique(keys[:, 0]))
 
 
-def joined(group: Digests, keys: Digests, most: float = 0.1) -> Digests | None:
+def joined(group: Digests, keys: Digests, most: float = 0.5) -> Digests | None:
     """The digest of each row's group, groups that share a row taken for one (that of its first
     row). None where this would make one of more than `most` of the rows out of several groups,
     as rows that say nothing (all zeros) do: nothing could be split then."""

@@ -154,7 +154,7 @@ class GuidedSearch:
         buys quality back is raised in its last technique that has one, bolder each time."""
         gains = trial.figures.get("objective", math.inf) < 1.0
         harmed = any(each.outcome != "met" and each.method != "exact" for each in trial.verdicts)
-        if trial.state not in ("done", "dropped") or not gains or not harmed or not trial.examples:
+        if trial.state not in ("done", "dropped") or not gains or not harmed or trial.same:
             return
         recipe = recipe_from_json(self.kind, trial.recipe)
         for at in reversed(range(len(recipe))):

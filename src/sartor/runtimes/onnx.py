@@ -174,7 +174,7 @@ class OnnxSession:
 
 
 # The fields of onnx.proto on the way to a tensor's external data: message -> field -> message.
-_FIELDS: dict[str, dict[int, str]] = {
+FIELDS: dict[str, dict[int, str]] = {
     "model": {7: "graph", 20: "training", 25: "function"},
     "training": {1: "graph", 2: "graph"},
     "graph": {1: "node", 5: "tensor", 15: "sparse"},
@@ -196,7 +196,7 @@ def external_names(data: bytes | mmap.mmap) -> tuple[str, ...]:
         message, start, end = waiting.pop()
         entry: dict[str, str] = {}
         for field, first, last in _chunks(view, start, end):
-            inner = _FIELDS[message].get(field)
+            inner = FIELDS[message].get(field)
             if message == "entry" and inner is not None:
                 entry[inner] = bytes(view[first:last]).decode(errors="replace")
             elif inner is not None:
