@@ -333,6 +333,16 @@ def test_an_original_that_dies_in_a_round_is_started_once_more(
         assert race._workers["original"] is not first
 
 
+def test_every_block_starts_every_process_anew(toys: dict[str, Model], numbers: Part) -> None:
+    with Race(toys["mlp"], Target(), numbers) as race:
+        race.time(toys["mlp"], rounds=2, least=2)
+        first = race._workers["original"]
+        timing = race.time(toys["mlp"], rounds=6, least=6, blocks=3)
+        assert timing.blocks == (2, 2, 2)
+        assert timing.candidate.shape == timing.baseline.shape == (6, 128)
+        assert race._workers["original"] is not first
+
+
 def test_the_time_limit_ends_a_race_after_five_rounds_at_least(
     toys: dict[str, Model], numbers: Part
 ) -> None:

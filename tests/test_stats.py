@@ -304,3 +304,16 @@ def test_fixed_sequence_stops_at_the_first_failure() -> None:
 def test_holm() -> None:
     assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert stats.holm([0.9, 0.9]) == [1.0, 1.0]
+
+
+def test_a_few_starts_keep_their_level() -> None:
+    """Six starts of every process, each with an error of its own: at 3 % wrong 3 times in 100."""
+    rng = np.random.default_rng(0)
+    starts = rng.normal(0.0, 0.06, (2000, 6))
+    wrong = np.mean([stats.centre(each, 0.0).below <= 0.03 for each in starts])
+    assert 0.02 < wrong < 0.04
+    covered = [
+        found.low <= 0.0 <= found.high
+        for found in (stats.centre(each, 0.0).interval for each in starts)
+    ]
+    assert 0.93 <= np.mean(covered) <= 0.97

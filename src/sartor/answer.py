@@ -27,7 +27,7 @@ from sartor.certify import (
 from sartor.clock import Clock
 from sartor.contracts import Failed, Model, describe
 from sartor.data import Part
-from sartor.evaluate import MOST_CALLS, TURN_SECONDS, answers
+from sartor.evaluate import BLOCKS, MOST_CALLS, TURN_SECONDS, answers
 from sartor.ledger import Ledger, ledger_path
 from sartor.prepare import Prepared, environment
 from sartor.records import Trial, plain, trial_from_json, verdict_from_json
@@ -42,7 +42,8 @@ from sartor.verdicts import Evidence
 EARLY = 0.01  # a candidate is certified early when the search split leaves this little doubt
 EARLY_GAIN = 0.95  # and when it is at least this much better than the original
 ROUNDS = 60
-LEAST_ROUNDS = 12  # fewer cannot certify at the level of an early answer, whatever they show
+LEAST_ROUNDS = 12
+START_SECONDS = 2.0  # about what a start of all three takes
 STEP_ROWS = 512  # examples on which the contribution of a step is looked at
 FRONTIER = 5
 
@@ -143,7 +144,7 @@ class Answering:
         calls = [each.figures.get("original.latency", math.inf) for each in self.trials]
         call = min(calls, default=math.inf)
         turn = max(min(TURN_SECONDS, MOST_CALLS * call), call) + 2 * call
-        return min(self.timing_seconds, 3 * ROUNDS * turn)
+        return min(self.timing_seconds, 3 * ROUNDS * turn) + BLOCKS * START_SECONDS
 
     @property
     def timing_seconds(self) -> float:
@@ -179,7 +180,7 @@ class Answering:
         self.progress.now(f"certifying {title}: timing")
         # A resumed run measures anew: its certificate rests on no latency of an earlier answer.
         purpose = f"certify {len(self.folder.journal.events('answer'))}"
-        timing = self.lab.timing(model, purpose, ROUNDS, self.timing_seconds, LEAST_ROUNDS)
+        timing = self.lab.timing(model, purpose, ROUNDS, self.timing_seconds, LEAST_ROUNDS, BLOCKS)
         evidence = dataclasses.replace(
             self.lab.evidence(model), timing=timing, same=finalist.digest == self.ready_digest
         )

@@ -17,7 +17,7 @@ from rich.table import Table
 from sartor import bundle, lanes, machine
 from sartor.contracts import Failed, Model, Target, Task, WrongRequest
 from sartor.data import read
-from sartor.evaluate import Race, answering, answers, memory_pair, natural_batch
+from sartor.evaluate import BLOCKS, Race, answering, answers, memory_pair, natural_batch
 from sartor.limits import parse
 from sartor.metrics import check_labels, find, infer_task
 from sartor.records import plain
@@ -106,7 +106,7 @@ def measure_pair(
     return Evidence(
         (engines[0].size(original), engines[1].size(model)),
         memories=memory_pair(original, model, target, part) if memory else None,
-        timing=race.time(model, *time),
+        timing=race.time(model, *time, blocks=BLOCKS),
         answers=(before, after),
         truth=truth_of(part, before),
         same=engines[0].digest(original) == engines[1].digest(model),

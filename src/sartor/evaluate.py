@@ -22,6 +22,7 @@ TURN_SECONDS = 0.04  # what a lane's turn should take
 MOST_CALLS = 128  # in a turn, however fast the model
 ROWS = 32  # different batches that the lanes answer
 LEAST_ROUNDS = 5
+BLOCKS = 6  # times that every process is started anew for a verdict that counts
 SAME_CORE = 20  # rounds after which the idlest core is looked for anew
 PATIENCE = 50  # a candidate may be this many times slower than the original
 ALLOWANCE = 60.0  # seconds for starting a process and loading a model on a busy machine
@@ -134,6 +135,7 @@ class Race:
         self.core: int | None = None
         self.load_seconds = 0.0  # of the last candidate's session
         self._workers: dict[str, Worker] = {}
+        self._calls: tuple[int, int] | None = None  # in a turn, and to warm up
         self._opened = (0.0, 0.0)  # the original's seconds to load, and of a call
 
     def time(
@@ -142,10 +144,31 @@ class Race:
         rounds: int,
         seconds: float | None = None,
         least: int = LEAST_ROUNDS,
+        blocks: int = 1,
     ) -> Timing:
         """Times the candidate until `rounds` rounds are done or `seconds` have passed (`least`
-        rounds at least). Raises Failed where the candidate crashes, hangs or runs out of memory;
+        rounds at least), in that many `blocks`: for each but a single one, original and twin are
+        started anew too. Raises Failed where the candidate crashes, hangs or runs out of memory;
         the race goes on with the next one."""
+        found: list[dict[str, np.ndarray]] = []
+        share = None if seconds is None else seconds / blocks
+        for _ in range(blocks):
+            if blocks > 1:
+                self.close()
+            found.append(self._block(candidate, -(-rounds // blocks), share, -(-least // blocks)))
+        lane = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
+        return Timing(
+            baseline=lane["original"],
+            candidate=lane["candidate"],
+            twin=lane["twin"],
+            batch=self.target.batch,
+            threads=self.target.threads,
+            blocks=tuple(len(each["original"]) for each in found),
+        )
+
+    def _block(
+        self, candidate: Model, rounds: int, seconds: float | None, least: int
+    ) -> dict[str, np.ndarray]:
         for name in ("original", "twin"):
             self._resident(name)
         load, call = self._opened
@@ -160,8 +183,11 @@ class Race:
             finally:
                 del self._workers["candidate"]
 
-    def _rounds(self, rounds: int, seconds: float | None, least: int) -> Timing:
-        calls, warm = turn_size(self._opened[1], len(self.rows))
+    def _rounds(self, rounds: int, seconds: float | None, least: int) -> dict[str, np.ndarray]:
+        """Lane -> seconds [rounds, calls]."""
+        if self._calls is None:  # the same in every block, so that rounds can be put together
+            self._calls = turn_size(self._opened[1], len(self.rows))
+        calls, warm = self._calls
         taken: dict[str, list[np.ndarray]] = {"original": [], "twin": [], "candidate": []}
         began = time.monotonic()
         for number in range(max(rounds, least)):
@@ -172,14 +198,7 @@ class Race:
                 self.core = machine.idlest_core()
             for name in _turned(tuple(taken), number):
                 taken[name].append(self._turn(name, number * calls, calls, warm))
-        lane = {name: np.stack(each) * 1e-9 for name, each in taken.items()}
-        return Timing(
-            baseline=lane["original"],
-            candidate=lane["candidate"],
-            twin=lane["twin"],
-            batch=self.target.batch,
-            threads=self.target.threads,
-        )
+        return {name: np.stack(each) * 1e-9 for name, each in taken.items()}
 
     def _turn(self, name: str, first: int, calls: int, warm: int) -> np.ndarray:
         deadline = self.allowance + PATIENCE * (calls + warm) * self._opened[1]

@@ -15,6 +15,8 @@ from sartor.limits import Bound, Limit
 from sartor.records import Interval, Timing, Verdict
 from sartor.stats import Comparison, Floats
 
+STARTS = 3  # blocks of fresh processes from which the scatter between them can be told
+
 Figure = Callable[[Floats], Floats]
 
 
@@ -28,7 +30,10 @@ def timing_verdict(limit: Limit, evidence: Evidence, alpha: float, seed: int) ->
         return unknown(limit, f"{limit.metric} was not measured")
     if not (np.isfinite(timing.candidate).all() and np.isfinite(timing.baseline).all()):
         return unknown(limit, "a run without a duration")
+    # Where every process was started several times the scatter between starts is in the interval.
+    started = relative and statistic in ("mean", "p50") and len(timing.blocks) >= STARTS
     floor = 0.0 if timing.twin is None else stats.noise_floor(timing.baseline, timing.twin)
+    floor = 0.0 if started else floor
     strict, plain, figures, bound = _timed(limit, timing, statistic, floor, seed)
     verdict = verdict_of(limit, strict, figures, bound, alpha, "runs")
     if verdict.outcome == "undecided" and (short := _too_few(limit, timing, statistic, alpha)):
@@ -48,6 +53,8 @@ def _too_few(limit: Limit, timing: Timing, statistic: str, alpha: float) -> tupl
     are enough, so that it is the figures that leave it open."""
     rounds, calls = timing.candidate.shape
     if statistic in ("mean", "p50") and limit.bound.kind != "absolute":
+        if len(timing.blocks) >= STARTS:
+            return None
         least = stats.least_rounds(alpha)
         what = f"{least} rounds"
     else:
@@ -123,7 +130,11 @@ def log_ratio(timing: Timing, statistic: str, border: float, seed: int) -> Compa
     old, new = timing.baseline, timing.candidate
     if statistic in ("mean", "p50"):
         middle: Figure = (lambda x: x.mean(1)) if statistic == "mean" else _medians
-        return stats.pseudomedian(np.log(middle(new) / middle(old)), border)
+        ratios = np.log(middle(new) / middle(old))
+        if len(timing.blocks) >= STARTS:
+            parts = np.split(ratios, np.cumsum(timing.blocks)[:-1])
+            return stats.centre(np.array([part.mean() for part in parts]), border)
+        return stats.pseudomedian(ratios, border)
     q = _share(statistic)
     if new.size < stats.quantile_runs(q):
         return replace(

@@ -36,13 +36,16 @@ class Timing:
     """Seconds per call in interleaved rounds: arrays of shape (rounds, calls).
 
     In every round all lanes answered the same rows, one process after the other, in an order that
-    turned. `twin` is the original once more in a second process: the A/A control."""
+    turned. `twin` is the original once more in a second process: the A/A control. `blocks` are
+    the rounds in each block, one after the other; with each block all processes were started
+    anew, since a process keeps for its life what its memory's layout makes it cost."""
 
     baseline: np.ndarray
     candidate: np.ndarray
     twin: np.ndarray | None
     batch: int = 1
     threads: int = 1
+    blocks: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import betainc, betaincinv, ndtr, ndtri, stdtrit
+from scipy.special import betainc, betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from sartor.records import Interval
 
@@ -249,6 +249,27 @@ def pseudomedian(values: Floats, border: float, level: float = 0.95) -> Comparis
         above=_rank_tail(n, int(np.count_nonzero(walsh > border))),
         below=_rank_tail(n, int(np.count_nonzero(walsh < border))),
         z=(estimate - border) / error if error > 0 else math.copysign(math.inf, estimate - border),
+        n=n,
+        method=method,
+    )
+
+
+def centre(values: Floats, border: float, level: float = 0.95) -> Comparison:
+    """The mean of a few independent values against `border`, by Student's t: for one log ratio
+    per block of fresh processes. Over 72 such blocks of a model beside itself 3.2 to 4.0 % of the
+    tests at 3 % were wrong, with 3 to 8 blocks; rounds in the same processes were wrong in 25 %."""
+    x = np.asarray(values, dtype=np.float64)
+    n, method = len(x), f"t over {len(x)} starts of every process"
+    if n < 2:
+        return nothing(method, n)
+    estimate, error = float(x.mean()), float(np.std(x, ddof=1)) / math.sqrt(n)
+    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    far = (estimate - border) / error if error > 0 else math.copysign(math.inf, estimate - border)
+    return Comparison(
+        Interval(estimate, estimate - half, estimate + half, level),
+        above=float(stdtr(n - 1, -far)),
+        below=float(stdtr(n - 1, far)),
+        z=far,
         n=n,
         method=method,
     )

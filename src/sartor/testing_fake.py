@@ -70,7 +70,12 @@ class FakeRace:
         self.timed: list[str] = []  # digests of the candidates, in the order of their races
 
     def time(
-        self, candidate: Model, rounds: int, seconds: float | None = None, least: int = 5
+        self,
+        candidate: Model,
+        rounds: int,
+        seconds: float | None = None,
+        least: int = 5,
+        blocks: int = 1,
     ) -> Timing:
         engine = runtime("fake")
         self.timed.append(engine.digest(candidate))
