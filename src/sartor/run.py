@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import json
 import shutil
 import uuid
 from collections.abc import Iterator, Mapping
@@ -173,10 +172,3 @@ class Run:
 
     def __repr__(self) -> str:
         return f"Run({str(self.folder)!r}: {self.answer['message']})"
-
-
-def load_request(folder: Path) -> dict[str, Any]:
-    entry = Journal(folder / "run.jsonl").last("request")
-    if entry is None:
-        raise WrongRequest(f"{folder} holds no run: there is no run.jsonl in it")
-    return dict(json.loads(json.dumps(entry["request"])))

@@ -32,7 +32,7 @@ from sartor.contracts import (
     to_json,
 )
 from sartor.data import Part
-from sartor.evaluate import Race, answers, memory_pair
+from sartor.evaluate import Race, answers, digest, memory_pair
 from sartor.limits import Limit, Objective, parse_objective
 from sartor.metrics import Truth, find
 from sartor.records import Journal, State, Timing, Trial, Verdict, plain
@@ -322,10 +322,6 @@ def _same_as(twin: Trial, trial: Trial) -> Trial:
         verdicts=twin.verdicts,
         p_value=twin.p_value,
     )
-
-
-def digest(model: Model) -> str:
-    return runtime(model.kind).digest(model)
 
 
 def size(model: Model) -> int:
