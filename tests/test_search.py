@@ -17,7 +17,8 @@ from sartor.fake_model import Facts
 from sartor.records import Journal, Trial, Verdict, trial_from_json
 from sartor.registry import recipe as recipe_from_json
 from sartor.registry import techniques
-from sartor.search import SLOTS, GuidedSearch, key_of
+from sartor.proposals import SLOTS
+from sartor.search import GuidedSearch, key_of
 from sartor.space import domains
 from sartor.testing_fake import fake_model
 
