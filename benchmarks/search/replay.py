@@ -30,10 +30,10 @@ from spaces import SPACES, recipes, restricted
 
 from sartor import paired
 from sartor.contracts import Recipe, Technique
-from sartor.priors import Lesson, likeness
+from sartor.priors import Lesson, correlation
 from sartor.proposals import SLOTS, key_of, rebuilt
 from sartor.records import Trial, Verdict
-from sartor.search import GuidedSearch, _observed
+from sartor.search import GuidedSearch, observed
 from sartor.space import Choice, domains
 
 HERE = Path(__file__).resolve().parent / "landscapes"
@@ -242,7 +242,7 @@ class Ours:
         first = [rebuilt(land.known, each) for each in land.portfolio] if hand else []
         self.searcher = cls(
             "onnx", land.known, [r for r in first if r is not None],
-            lessons=[e for other in others for e in lessons(other, land, goal)], seed=seed,
+            lessons=[e for n, o in enumerate(others, 1) for e in lessons(o, n, land, goal, seed)], seed=seed,
         )  # fmt: skip
 
     def ask(self) -> tuple[Any, ...] | None:
@@ -255,25 +255,16 @@ class Ours:
         self.searcher.tell(trial)
 
 
-_LESSONS: dict[Any, list[Lesson]] = {}
 DRAWN = 40  # trials that a journal of another model holds
 
 
-def lessons(other: Landscape, land: Landscape, goal: Goal) -> list[Lesson]:
-    """What a journal of a run on `other` would teach: a random search of some trials."""
-    key = (other.name, land.name, goal)
-    if key not in _LESSONS:
-        weight = likeness(other.features, land.features)
-        rng = np.random.default_rng(5)
-        entries = [c["entries"] for c in other.candidates.values()]
-        picked = [entries[at] for at in rng.permutation(len(entries))[:DRAWN].tolist()]
-        trials = [other.trial(0, each, goal, set()) for each in picked]
-        _LESSONS[key] = [Lesson(t.recipe, t.state, _observed(t), weight) for t in trials]
-    return _LESSONS[key] if weight_of(other, land) > 0.1 else []
-
-
-def weight_of(other: Landscape, land: Landscape) -> float:
-    return likeness(other.features, land.features)
+def lessons(other: Landscape, source: int, land: Landscape, goal: Goal, seed: int) -> list[Lesson]:
+    """What the journal of a run on `other` would teach: of some trials, drawn at random."""
+    alike = correlation(other.features, land.features)
+    entries = [c["entries"] for c in other.candidates.values()]
+    order = np.random.default_rng([seed, source]).permutation(len(entries))[:DRAWN]
+    trials = [other.trial(0, entries[at], goal, set()) for at in order.tolist()]
+    return [Lesson(t.recipe, t.state, observed(t), source, alike) for t in trials]
 
 
 METHODS: dict[str, Callable[[Landscape, Goal, int, list[Landscape]], Any]] = {
@@ -286,17 +277,21 @@ METHODS: dict[str, Callable[[Landscape, Goal, int, list[Landscape]], Any]] = {
 }
 
 
+MOST = 0.4  # of the candidates: then a replay is given up, and counts as one that took them all
+
+
 def needed(land: Landscape, goal: Goal, searcher: Any) -> int:
     """Trials until a feasible candidate within 3 % of the best was tried."""
     best, seen = land.best(goal), set[str]()
-    for number in range(len(land.candidates)):
+    for number in range(int(MOST * len(land.candidates)) if not isinstance(searcher, Random) else len(land.candidates)):
         entries = searcher.ask()
         if entries is None:
             break
         found = land.candidates[json.dumps(entries, sort_keys=True)]
         if land.feasible(found, goal) and land.objective(found, goal) <= NEAR * best:
             return number + 1
-        searcher.tell(land.trial(number, entries, goal, seen))
+        if not isinstance(searcher, Random):
+            searcher.tell(land.trial(number, entries, goal, seen))
     return len(land.candidates)
 
 

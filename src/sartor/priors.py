@@ -12,15 +12,20 @@ from sartor.data import Part
 from sartor.registry import runtime
 
 
+UNLIKE, ALIKE = 0.4, 0.95  # correlations between models without and with all in common
+
+
 @dataclass(frozen=True)
 class Lesson:
     """A trial of an earlier run on another model: what was observed of it (the logarithm of the
-    objective, the margin of each limit), and how much it counts here (0 to 1)."""
+    objective, the margin of each limit), which run it was (1, 2 ...; 0: this one), and how that
+    model's values are taken to correlate with this one's."""
 
     recipe: tuple[Mapping[str, Any], ...]
     state: str
     observed: Mapping[str, float]
-    weight: float
+    source: int
+    likeness: float
 
 
 def features(model: Model, part: Part) -> dict[str, float]:
@@ -39,8 +44,9 @@ def features(model: Model, part: Part) -> dict[str, float]:
     }
 
 
-def likeness(a: Mapping[str, float], b: Mapping[str, float]) -> float:
-    """The share that two models' features have in common: 0 to 1."""
+def correlation(a: Mapping[str, float], b: Mapping[str, float]) -> float:
+    """How what was seen on one model is taken to correlate with another: by the share that their
+    features have in common. Even unlike models share a machine and its arithmetic."""
     kinds = {name.split(":")[0] for name in (*a, *b)}
     common = sum(min(a.get(name, 0.0), b.get(name, 0.0)) for name in a)
-    return common / max(len(kinds), 1)
+    return UNLIKE + (ALIKE - UNLIKE) * common / max(len(kinds), 1)

@@ -13,6 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+from scipy import special
 
 from sartor.contracts import Recipe, Technique, technique_name
 from sartor.priors import Lesson
@@ -23,6 +24,7 @@ from sartor.surrogate import Observed, expected_improvement, holds, predict, sta
 
 __all__ = ["GuidedSearch", "key_of"]
 
+DONE = ("done", "dropped")
 HOPELESS = 2  # a technique that only ever refused or failed is not suggested again
 PARENTS = 4  # of the best trials the neighbours are looked at
 DRAWN = 200  # recipes drawn at random beside them
@@ -61,6 +63,8 @@ class GuidedSearch:
         self.lessons = tuple(lessons)
         self.rng = np.random.default_rng(seed)
         self.all = everything(self.known)
+        if not portfolio and not lessons:  # nothing is known: each technique by itself first
+            self.waiting += [(cls(),) for cls in self.known.values()]
 
     def ask(self) -> tuple[Recipe, float] | None:
         if self.trials is not None and len(self.told) >= self.trials:
@@ -83,7 +87,7 @@ class GuidedSearch:
         self.pending.discard(trial.key)
         if trial.culprit:
             self.useless[trial.culprit] += 1
-        elif trial.state in ("done", "dropped"):
+        elif trial.state in DONE:
             self.useful |= {entry["technique"] for entry in trial.recipe}
         recipe = rebuilt(self.known, trial.recipe)
         milder = self.repairs.after(trial, recipe, self._best()) if recipe else None
@@ -158,34 +162,40 @@ class GuidedSearch:
     def _promise(self, pool: Sequence[Recipe]) -> np.ndarray:
         """How much each recipe promises: expected improvement times probability to be feasible."""
         wanted = self.points.of(pool)
-        seen = [(t.recipe, t.state, _observed(t), 1.0) for t in self.told.values()]
-        seen += [(e.recipe, e.state, e.observed, e.weight) for e in self.lessons]
-        carried = [1.0 if state in ("done", "dropped") else -1.0 for _, state, _, _ in seen]
+        seen = [Lesson(t.recipe, t.state, observed(t), 0, 1.0) for t in self.told.values()]
+        seen += self.lessons
         promise = np.ones(len(pool))
-        if min(carried, default=1.0) < 0:
-            rows = [(entries, v, w) for (entries, _, _, w), v in zip(seen, carried, strict=True)]
-            promise *= holds(*self._predicted(rows, wanted))
-        names = sorted({name for _, _, figures, _ in seen for name in figures})
-        for name in names:
-            rows = [(e, figures[name], w) for e, _, figures, w in seen if name in figures]
-            mean, deviation = self._predicted(rows, wanted)
+        carried = [(each, 1.0 if each.state in DONE else -1.0) for each in seen]
+        if any(value < 0 for _, value in carried):
+            promise *= holds(*self._predicted(carried, wanted, 1.0))
+        for name in sorted({name for each in seen for name in each.observed}):
+            rows = [(each, each.observed[name]) for each in seen if name in each.observed]
             if name == "objective":
+                mean, deviation = self._predicted(rows, wanted, 0.0)
                 promise *= expected_improvement(mean, deviation, math.log(self._best()))
             else:
-                promise *= holds(mean, deviation)
+                promise *= holds(*self._predicted(rows, wanted))
         return promise
 
     def _predicted(
-        self, rows: Sequence[tuple[Sequence[Mapping[str, object]], float, float]], wanted: np.ndarray
+        self,
+        rows: Sequence[tuple[Lesson, float]],
+        wanted: np.ndarray,
+        centre: float | None = None,
     ) -> tuple[np.ndarray, np.ndarray]:
-        points = self.points([entries for entries, _, _ in rows])
+        points = self.points([each.recipe for each, _ in rows])
         both = stacked([points, wanted])
-        values, weights = (np.array([row[at] for row in rows]) for at in (1, 2))
-        return predict(Observed(both[: len(rows)], values, weights), both[len(rows) :])
+        seen = Observed(
+            both[: len(rows)],
+            np.array([value for _, value in rows]),
+            np.array([each.source for each, _ in rows]),
+            np.array([each.likeness for each, _ in rows]),
+        )
+        return predict(seen, both[len(rows) :], centre)
 
 
 def _objective(trial: Trial) -> float:
-    if trial.state not in ("done", "dropped"):
+    if trial.state not in DONE:
         return math.nan
     value = trial.figures.get("objective", math.nan)
     return value if value > 0 else math.nan
@@ -197,7 +207,7 @@ def feasible(trial: Trial) -> bool:
     return sound and trial.p_value <= 0.5 and math.isfinite(_objective(trial))
 
 
-def _observed(trial: Trial) -> dict[str, float]:
+def observed(trial: Trial) -> dict[str, float]:
     """What a trial teaches: the logarithm of its objective, and for each limit by how many
     standard errors it holds."""
     found: dict[str, float] = {}
@@ -206,8 +216,6 @@ def _observed(trial: Trial) -> dict[str, float]:
         found["objective"] = math.log(value)
     for each in trial.verdicts:
         if math.isfinite(each.p_value) and each.method:
-            from scipy import special
-
             z = -float(special.ndtri(min(max(each.p_value, 1e-9), 1 - 1e-9)))
             found[each.limit] = min(max(z, -UNSURE), UNSURE)
     return found

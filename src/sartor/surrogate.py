@@ -1,10 +1,10 @@
 """A model of what recipes bring: Gaussian processes over recipes, and what to try next by them.
 
 The kernel is a sum of two: a linear one, since what techniques bring multiplies to a good part
-(their logarithms add), and a squared-exponential one for what they do together. One process for
-the logarithm of the objective, one for the margin of each limit, one for whether a recipe can be
-carried out at all. What to try next: the largest expected improvement times the probability that
-every limit holds (Schonlau and others 1998; Gardner and others, ICML 2014).
+(their logarithms add), and a squared-exponential one for what they do together. What was seen on
+another model counts by how like it is: its values are taken to correlate with this model's
+(Bonilla and others, NeurIPS 2007). What to try next: the largest expected improvement times the
+probability that every limit holds (Schonlau and others 1998; Gardner and others, ICML 2014).
 """
 
 from __future__ import annotations
@@ -17,43 +17,55 @@ from scipy import linalg, special
 
 Floats = np.ndarray
 
-LINEAR, NEAR, LENGTH = 0.5, 0.5, 1.0  # variances of the two kernels, and the reach of the second
-NOISE = 0.01  # variance of one observation, beside a variance of 1 of what is observed
+LENGTH = 1.0  # the reach of the second kernel
+SIGNALS = ((0.3, 0.1), (0.1, 0.3), (0.5, 0.5))  # variances of the two kernels, as shares of y's
+NOISES = (0.01, 0.05, 0.2)  # variance of one observation, likewise
 
 
 @dataclass(frozen=True)
 class Observed:
-    """Points [n, axes], their values [n] and how much each counts [n]: 1 for this model's own, less
-    for what was seen on another."""
+    """Points [n, axes], their values [n], which model each was seen on [n] (0: this one) and how
+    that model's values correlate with this one's [n] (1 for this one)."""
 
     points: Floats
     values: Floats
-    weights: Floats
+    models: Floats
+    likeness: Floats
 
 
 def predict(seen: Observed, wanted: Floats, centre: float | None = None) -> tuple[Floats, Floats]:
-    """Mean and standard deviation at `wanted` [m, axes]. `centre`: the value far from all points;
-    the weighted mean where it is None."""
-    own = np.average(seen.values, weights=seen.weights) if centre is None else centre
-    spread = np.sqrt(np.average((seen.values - own) ** 2, weights=seen.weights))
-    scale = max(float(spread), 1e-3)
-    y = (seen.values - own) / scale
-    gram = _kernel(seen.points, seen.points)
-    gram[np.diag_indices_from(gram)] += NOISE / seen.weights + (1 - seen.weights)
-    cross = _kernel(seen.points, wanted)
-    factor = linalg.cho_factor(gram, lower=True, check_finite=False)
-    mean = cross.T @ linalg.cho_solve(factor, y, check_finite=False)
-    half = linalg.solve_triangular(factor[0], cross, lower=True, check_finite=False)
-    prior = LINEAR * (1 + np.square(wanted).sum(1)) + NEAR
+    """Mean and standard deviation at `wanted` [m, axes], for this model. `centre`: the value far
+    from all points; the mean where it is None. The variances are those, of a few, under which
+    the values are likeliest."""
+    middle = float(seen.values.mean()) if centre is None else centre
+    scale = max(float(np.sqrt(np.mean((seen.values - middle) ** 2))), 1e-3)
+    y = (seen.values - middle) / scale
+    same = seen.models[:, None] == seen.models[None]
+    share = np.where(same, 1.0, np.outer(seen.likeness, seen.likeness))
+    linear, near = (each * share for each in _kernels(seen.points, seen.points))
+    best: tuple[float, tuple[float, float], Floats, Floats] | None = None
+    for a, b in SIGNALS:
+        signal = a * linear + b * near
+        for noise in NOISES:
+            factor = linalg.cholesky(signal + noise * np.eye(len(y)), lower=True, check_finite=False)
+            solved = linalg.cho_solve((factor, True), y, check_finite=False)
+            fit = -0.5 * float(y @ solved) - float(np.log(np.diag(factor)).sum())
+            if best is None or fit > best[0]:
+                best = (fit, (a, b), factor, solved)
+    assert best is not None
+    _, (a, b), factor, solved = best
+    across = _kernels(seen.points, wanted)
+    cross = (a * across[0] + b * across[1]) * seen.likeness[:, None]
+    half = linalg.solve_triangular(factor, cross, lower=True, check_finite=False)
+    prior = a * (1 + np.square(wanted).sum(1)) + b
     variance = np.maximum(prior - np.square(half).sum(0), 1e-6)
-    return own + scale * mean, scale * np.sqrt(variance)
+    return middle + scale * (cross.T @ solved), scale * np.sqrt(variance)
 
 
-def _kernel(a: Floats, b: Floats) -> Floats:
+def _kernels(a: Floats, b: Floats) -> tuple[Floats, Floats]:
     inner = a @ b.T
     squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * inner
-    found: Floats = LINEAR * (1 + inner) + NEAR * np.exp(-squares / (2 * LENGTH**2))
-    return found
+    return 1 + inner, np.exp(-squares / (2 * LENGTH**2))
 
 
 def expected_improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
