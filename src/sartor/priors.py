@@ -12,7 +12,7 @@ from sartor.data import Part
 from sartor.registry import runtime
 
 
-UNLIKE, ALIKE = 0.4, 0.95  # correlations between models without and with all in common
+UNLIKE, ALIKE = 0.1, 0.95  # correlations between models without and with all in common
 
 
 @dataclass(frozen=True)

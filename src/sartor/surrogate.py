@@ -9,6 +9,7 @@ probability that every limit holds (Schonlau and others 1998; Gardner and others
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,9 +18,9 @@ from scipy import linalg, special
 
 Floats = np.ndarray
 
-LENGTH = 1.0  # the reach of the second kernel
-SIGNALS = ((0.3, 0.1), (0.1, 0.3), (0.5, 0.5))  # variances of the two kernels, as shares of y's
-NOISES = (0.01, 0.05, 0.2)  # variance of one observation, likewise
+LENGTHS = (0.15, 0.4, 1.0)  # the reach of the second kernel
+SIGNALS = ((0.3, 0.2), (0.1, 0.6))  # variances of the two kernels, as shares of y's
+NOISES = (0.01, 0.1)  # variance of one observation, likewise
 
 
 @dataclass(frozen=True)
@@ -42,30 +43,38 @@ def predict(seen: Observed, wanted: Floats, centre: float | None = None) -> tupl
     y = (seen.values - middle) / scale
     same = seen.models[:, None] == seen.models[None]
     share = np.where(same, 1.0, np.outer(seen.likeness, seen.likeness))
-    linear, near = (each * share for each in _kernels(seen.points, seen.points))
-    best: tuple[float, tuple[float, float], Floats, Floats] | None = None
-    for a, b in SIGNALS:
-        signal = a * linear + b * near
-        for noise in NOISES:
-            factor = linalg.cholesky(signal + noise * np.eye(len(y)), lower=True, check_finite=False)
-            solved = linalg.cho_solve((factor, True), y, check_finite=False)
-            fit = -0.5 * float(y @ solved) - float(np.log(np.diag(factor)).sum())
-            if best is None or fit > best[0]:
-                best = (fit, (a, b), factor, solved)
-    assert best is not None
-    _, (a, b), factor, solved = best
-    across = _kernels(seen.points, wanted)
-    cross = (a * across[0] + b * across[1]) * seen.likeness[:, None]
+    tried = [
+        _fitted(seen.points, share, y, setting)
+        for setting in itertools.product(SIGNALS, LENGTHS, NOISES)
+    ]
+    _, ((a, b), length, _), factor, solved = max(tried, key=lambda each: each[0])
+    cross = _kernel(seen.points, wanted, a, b, length) * seen.likeness[:, None]
     half = linalg.solve_triangular(factor, cross, lower=True, check_finite=False)
     prior = a * (1 + np.square(wanted).sum(1)) + b
     variance = np.maximum(prior - np.square(half).sum(0), 1e-6)
     return middle + scale * (cross.T @ solved), scale * np.sqrt(variance)
 
 
-def _kernels(a: Floats, b: Floats) -> tuple[Floats, Floats]:
-    inner = a @ b.T
-    squares = np.square(a).sum(1)[:, None] + np.square(b).sum(1)[None] - 2 * inner
-    return 1 + inner, np.exp(-squares / (2 * LENGTH**2))
+Setting = tuple[tuple[float, float], float, float]  # of SIGNALS, LENGTHS and NOISES
+
+
+def _fitted(
+    points: Floats, share: Floats, y: Floats, setting: Setting
+) -> tuple[float, Setting, Floats, Floats]:
+    """The log likelihood under a setting (but for a constant), and what a prediction needs."""
+    (a, b), length, noise = setting
+    gram = _kernel(points, points, a, b, length) * share + noise * np.eye(len(y))
+    factor = linalg.cholesky(gram, lower=True, check_finite=False)
+    solved = linalg.cho_solve((factor, True), y, check_finite=False)
+    fit = -0.5 * float(y @ solved) - float(np.log(np.diag(factor)).sum())
+    return fit, setting, factor, solved
+
+
+def _kernel(p: Floats, q: Floats, a: float, b: float, length: float) -> Floats:
+    inner = p @ q.T
+    squares = np.square(p).sum(1)[:, None] + np.square(q).sum(1)[None] - 2 * inner
+    found: Floats = a * (1 + inner) + b * np.exp(-squares / (2 * length**2))
+    return found
 
 
 def expected_improvement(mean: Floats, deviation: Floats, best: float) -> Floats:
