@@ -116,9 +116,11 @@ def train(model: nn.Module, data: Data, epochs: int, rate: float, size: int = 32
     for epoch in range(epochs):
         total = 0.0
         for rows in torch.randperm(len(labels), generator=rng).split(size):
-            longest = int(inputs[names.index("attention_mask")][rows].sum(1).max()) if (
-                "attention_mask" in names
-            ) else None
+            longest = (
+                int(inputs[names.index("attention_mask")][rows].sum(1).max())
+                if ("attention_mask" in names)
+                else None
+            )
             batch = [each[rows] if longest is None else each[rows, :longest] for each in inputs]
             loss = F.cross_entropy(model(*batch), labels[rows])
             optimizer.zero_grad()

@@ -30,7 +30,7 @@ import numpy as np
 from spaces import SPACES, entries, recipes, restricted
 
 from sartor.bench import LocalBench
-from sartor.contracts import Failed, Model, WrongRequest, technique_name, to_json
+from sartor.contracts import Failed, Model, WrongRequest, to_json
 from sartor.evaluate import digest
 from sartor.prepare import Prepared, prepare
 from sartor.priors import features
@@ -80,7 +80,9 @@ def lab_of(name: str, source: Path, place: Path) -> tuple[Prepared, Laboratory]:
     return ready, lab
 
 
-def measured(lab: Laboratory, wanted: list[dict[str, Any]], rows: int, known: dict[str, Any]) -> Any:
+def measured(
+    lab: Laboratory, wanted: list[dict[str, Any]], rows: int, known: dict[str, Any]
+) -> Any:
     """One candidate's entry. `known`: digest -> the entry of the same artifact."""
     began = time.monotonic()
     try:
@@ -135,8 +137,8 @@ def record(name: str, source: Path, most: float, retime: bool = False) -> None:
     done = {entry["at"]: entry for entry in journal.events("candidate")}
     for entry in done.values():
         del entry["event"]
-    known = {e["digest"]: e for e in done.values() if "ratio" in e or e.get("state") == "failed"
-             and "digest" in e}  # fmt: skip
+    known = {e["digest"]: e for e in done.values() if "ratio" in e or (e.get("state") == "failed"
+             and "digest" in e)}  # fmt: skip
     began = time.monotonic()
     with lab:
         for count, at in enumerate(order.tolist()):
@@ -149,7 +151,9 @@ def record(name: str, source: Path, most: float, retime: bool = False) -> None:
             done[at] = {"at": at, **entry}
             journal.add("candidate", at=at, **entry)
             if count % 20 == 0:
-                print(f"{name}: {count}/{len(wanted)}, {time.monotonic() - began:.0f} s", flush=True)
+                print(
+                    f"{name}: {count}/{len(wanted)}, {time.monotonic() - began:.0f} s", flush=True
+                )
         if retime:
             for at in [at for at, e in done.items() if "ratio" in e and not e.get("retimed")]:
                 model = lab.build(recipe("onnx", wanted[at]))
@@ -174,7 +178,9 @@ def again(lab: Laboratory, wanted: Any, done: dict[int, Any], journal: Journal) 
         journal.add("candidate", **done[at])
 
 
-def write(name: str, lab: Laboratory, wanted: Any, done: dict[int, Any], rows: int, first: Any) -> None:
+def write(
+    name: str, lab: Laboratory, wanted: Any, done: dict[int, Any], rows: int, first: Any
+) -> None:
     steps: list[Any] = []
     for entry in (step for each in wanted for step in each):
         if entry not in steps:

@@ -17,23 +17,21 @@ import base64
 import gzip
 import json
 import math
-import sys
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from spaces import SPACES, recipes, restricted
+from spaces import SPACES, restricted
 
 from sartor import paired
-from sartor.contracts import Recipe, Technique
-from sartor.priors import Lesson, correlation
-from sartor.proposals import SLOTS, key_of, rebuilt
+from sartor.contracts import Technique
+from sartor.priors import Lesson, correlation, observed
+from sartor.proposals import SLOTS, rebuilt
 from sartor.records import Trial, Verdict
-from sartor.search import GuidedSearch, observed
+from sartor.search import GuidedSearch
 from sartor.space import Choice, domains
 
 HERE = Path(__file__).resolve().parent / "landscapes"
@@ -97,7 +95,9 @@ class Landscape:
         sound = found["bits"].sum() - self.own.sum() >= -goal.slack * self.rows - 1e-9
         light = found["size"] <= goal.size * self.size
         # What is not clearly slower is left to the certificate, where size is the objective.
-        return bool(sound and light and found["ratio"] <= (1.0 if goal.objective == "latency" else 1.05))
+        return bool(
+            sound and light and found["ratio"] <= (1.0 if goal.objective == "latency" else 1.05)
+        )
 
     def best(self, goal: Goal) -> float:
         return min(
@@ -109,7 +109,9 @@ class Landscape:
         """What a real run would be told."""
         found = self.candidates[json.dumps(entries, sort_keys=True)]
         if "bits" not in found:
-            return Trial(number, entries, found["state"], "recorded so", culprit=found.get("culprit", ""))
+            return Trial(
+                number, entries, found["state"], "recorded so", culprit=found.get("culprit", "")
+            )
         figures = {"objective": self.objective(found, goal), "latency.ratio": found["ratio"],
                    "size": found["size"]}  # fmt: skip
         verdicts: tuple[Verdict, ...] = ()
@@ -283,7 +285,11 @@ MOST = 0.4  # of the candidates: then a replay is given up, and counts as one th
 def needed(land: Landscape, goal: Goal, searcher: Any) -> int:
     """Trials until a feasible candidate within 3 % of the best was tried."""
     best, seen = land.best(goal), set[str]()
-    for number in range(int(MOST * len(land.candidates)) if not isinstance(searcher, Random) else len(land.candidates)):
+    for number in range(
+        int(MOST * len(land.candidates))
+        if not isinstance(searcher, Random)
+        else len(land.candidates)
+    ):
         entries = searcher.ask()
         if entries is None:
             break

@@ -99,7 +99,8 @@ def variants(cls: type[Technique]) -> list[Technique]:
     """The technique with every combination of its settings."""
     names = {name: domain.grid(1000) for name, domain in domains(cls).items()}
     return [
-        cls(**dict(zip(names, values, strict=True))) for values in itertools.product(*names.values())
+        cls(**dict(zip(names, values, strict=True)))
+        for values in itertools.product(*names.values())
     ]
 
 

@@ -86,7 +86,10 @@ def _variants(cls: type[Technique]) -> list[Technique] | None:
     lists = {name: domain.grid(GRID) for name, domain in domains(cls).items()}
     if math.prod(map(len, lists.values())) > FEW:
         return None
-    return [cls(**dict(zip(lists, values, strict=True))) for values in itertools.product(*lists.values())]
+    return [
+        cls(**dict(zip(lists, values, strict=True)))
+        for values in itertools.product(*lists.values())
+    ]
 
 
 def sample(known: Known, rng: np.random.Generator) -> Recipe:
@@ -202,7 +205,9 @@ class Points:
 
 def _coordinate(domain: Domain, value: Any) -> tuple[str, float]:
     if isinstance(domain, Choice):
-        numbers = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in domain.values)
+        numbers = all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in domain.values
+        )
         if not numbers:
             return json.dumps(value), 1.0
         if value not in domain.values:

@@ -13,10 +13,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
-from scipy import special
 
 from sartor.contracts import Recipe, Technique, technique_name
-from sartor.priors import Lesson
+from sartor.priors import DONE, Lesson, objective_of, observed
 from sartor.proposals import Points, everything, key_of, neighbours, rebuilt, sample
 from sartor.records import Trial
 from sartor.repairs import Repairs
@@ -24,12 +23,10 @@ from sartor.surrogate import Observed, expected_improvement, holds, predict, sta
 
 __all__ = ["GuidedSearch", "key_of"]
 
-DONE = ("done", "dropped")
 HOPELESS = 2  # a technique that only ever refused or failed is not suggested again
 PARENTS = 4  # of the best trials the neighbours are looked at
 DRAWN = 200  # recipes drawn at random beside them
 FRUITLESS = 5000  # draws in a row that bring only known recipes: the space is exhausted
-UNSURE = 3.0  # margins count up to so many standard errors
 
 
 class GuidedSearch:
@@ -151,12 +148,12 @@ class GuidedSearch:
 
     def _ranked(self) -> list[Trial]:
         """Trials with an objective, those whose limits hold first, the best first."""
-        known = [each for each in self.told.values() if math.isfinite(_objective(each))]
-        return sorted(known, key=lambda each: (not feasible(each), _objective(each)))
+        known = [each for each in self.told.values() if math.isfinite(objective_of(each))]
+        return sorted(known, key=lambda each: (not feasible(each), objective_of(each)))
 
     def _best(self) -> float:
         """The best objective among trials whose limits hold; that of the original is 1."""
-        found = [_objective(each) for each in self.told.values() if feasible(each)]
+        found = [objective_of(each) for each in self.told.values() if feasible(each)]
         return min([1.0, *found])
 
     def _promise(self, pool: Sequence[Recipe]) -> np.ndarray:
@@ -194,28 +191,7 @@ class GuidedSearch:
         return predict(seen, both[len(rows) :], centre)
 
 
-def _objective(trial: Trial) -> float:
-    if trial.state not in DONE:
-        return math.nan
-    value = trial.figures.get("objective", math.nan)
-    return value if value > 0 else math.nan
-
-
 def feasible(trial: Trial) -> bool:
     """Whether its limits rather hold than not."""
     sound = trial.state == "done" or trial.same
-    return sound and trial.p_value <= 0.5 and math.isfinite(_objective(trial))
-
-
-def observed(trial: Trial) -> dict[str, float]:
-    """What a trial teaches: the logarithm of its objective, and for each limit by how many
-    standard errors it holds."""
-    found: dict[str, float] = {}
-    value = _objective(trial)
-    if math.isfinite(value):
-        found["objective"] = math.log(value)
-    for each in trial.verdicts:
-        if math.isfinite(each.p_value) and each.method:
-            z = -float(special.ndtri(min(max(each.p_value, 1e-9), 1 - 1e-9)))
-            found[each.limit] = min(max(z, -UNSURE), UNSURE)
-    return found
+    return sound and trial.p_value <= 0.5 and math.isfinite(objective_of(trial))

@@ -35,8 +35,8 @@ from sartor.data import Part
 from sartor.evaluate import Race, answers, digest, memory_pair
 from sartor.limits import Limit, Objective, parse_objective
 from sartor.metrics import Truth, find
-from sartor.records import Journal, State, Timing, Trial, Verdict, plain
 from sartor.racing import SLOWER, looks, lost, outdone
+from sartor.records import Journal, State, Timing, Trial, Verdict, plain
 from sartor.registry import runtime
 from sartor.report.text import figure, interval
 from sartor.store import Store, key_of, step_to_json
@@ -277,9 +277,7 @@ class Laboratory:
             trial = dataclasses.replace(trial, state="dropped", reason=f"no gain: {how}")
         if trial.state == "dropped":
             return trial
-        better = outdone(
-            trial, evidence, self.objective, self.seen.values(), self.task, self.seed
-        )
+        better = outdone(trial, evidence, self.objective, self.seen.values(), self.task, self.seed)
         if better is not None:
             how = f"{trial.figures['latency.ratio']:.2f} x the original's latency"
             against = f"{better.figures['latency.ratio']:.2f} x, and is no bigger"
