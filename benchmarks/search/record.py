@@ -7,10 +7,10 @@ them). Candidates are measured in an order drawn at random; what was measured is
 build/landscapes, so that a recording that was stopped goes on. Those that come within a fifth of
 the best are timed a second time with three times the rounds: replays ask for the best within 3 %.
 
-A landscape is JSON, gzipped: `steps` (every step that occurs), `rows` (examples), `truth` facts of
-the original, and for each candidate its recipe (indices of steps), state, culprit, digest of the
-artifact, bytes, latency ratio with its standard error, seconds, and two sets of bits (base64): which
-rows it answers right, and on which it agrees with the original.
+A landscape is JSON, gzipped: `steps` (every step that occurs), `rows` (examples), and for each candidate its recipe (indices of steps), state, culprit, digest of the
+artifact, bytes, latency ratio with its standard error, seconds, and two sets of bits (base85):
+which rows it answers right, and on which it agrees with the original. Latencies measured beside
+other work are to be measured anew: `--retime`.
 """
 
 from __future__ import annotations
@@ -112,8 +112,8 @@ def timed(lab: Laboratory, model: Model, rounds: int, seconds: float) -> dict[st
     rounds_after, rounds_before = (np.quantile(lane, FAST, axis=1) for lane in lanes)
     logs = np.log(rounds_after / rounds_before)
     spread = float(np.subtract(*np.quantile(logs, [0.75, 0.25]))) / 1.35
-    return {"ratio": round(after / before, 4), "noise": round(1.25 * spread / math.sqrt(len(logs)), 4),
-            "rounds": len(logs)}  # fmt: skip
+    noise = 1.25 * spread / math.sqrt(len(logs))
+    return {"ratio": round(after / before, 4), "noise": round(noise, 4), "rounds": len(logs)}
 
 
 def bits(lab: Laboratory, model: Model, rows: int) -> dict[str, str]:

@@ -1,7 +1,7 @@
 """What trials teach, also those of earlier runs: which recipes were good on models like this one.
 
 A lesson is what was observed of one recipe on one model. Journals of earlier runs give lessons
-where the user names them (`--learn-from`); nothing is collected unasked, nothing leaves the machine.
+where the user names them (`--learn-from`); nothing is collected unasked or sent anywhere.
 """
 
 from __future__ import annotations

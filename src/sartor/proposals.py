@@ -1,4 +1,4 @@
-"""Recipes as points: what may be asked, what lies beside a recipe, and how alike two recipes are."""
+"""Recipes as points: what may be asked, what lies beside a recipe, how alike two recipes are."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class Repairs:
         values = _values(technique, name)
         root = key_of((*recipe[:at], dataclasses.replace(technique, **{name: values[0]}),
                        *recipe[at + 1 :]))  # fmt: skip
-        low, high = self.between.get(root, (-1, len(values)))
+        low, high = self.between.get(root, (-1, _useful(values, trial, at)))
         place = _place(values, getattr(technique, name))
         harmed = _harmed(trial)
         if harmed and trial.figures.get("objective", 1.0) < best:
@@ -51,6 +51,16 @@ class Repairs:
             return None
         milder = dataclasses.replace(technique, **{name: values[(low + high) // 2]})
         return (*recipe[:at], milder, *recipe[at + 1 :])
+
+
+def _useful(values: list[Any], trial: Trial, at: int) -> int:
+    """How many of the values can mean anything: a count of parts to spare ends below the parts
+    that the step touched."""
+    counts = all(isinstance(each, int) for each in values) and values[0] == 0
+    if not counts or at >= len(trial.steps):
+        return len(values)
+    parts = len(trial.steps[at].get("touched", ()))
+    return sum(each < max(parts, 1) for each in values)
 
 
 def _harmed(trial: Trial) -> bool:

@@ -60,7 +60,10 @@ class GuidedSearch:
         self.lessons = tuple(lessons)
         self.rng = np.random.default_rng(seed)
         self.all = everything(self.known)
-        if not portfolio and not lessons:  # nothing is known: each technique by itself first
+        if portfolio and lessons:  # what is learned orders what is tried first
+            order = np.argsort(-self._promise(portfolio), kind="stable")
+            self.waiting = [(), *(portfolio[at] for at in order)]
+        elif not portfolio and not lessons:  # nothing is known: each technique by itself first
             self.waiting += [(cls(),) for cls in self.known.values()]
 
     def ask(self) -> tuple[Recipe, float] | None:
