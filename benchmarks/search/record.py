@@ -7,7 +7,8 @@ them). Candidates are measured in an order drawn at random; what was measured is
 build/landscapes, so that a recording that was stopped goes on. Those that come within a fifth of
 the best are timed a second time with three times the rounds: replays ask for the best within 3 %.
 
-A landscape is JSON, gzipped: `steps` (every step that occurs), `rows` (examples), and for each candidate its recipe (indices of steps), state, culprit, digest of the
+A landscape is JSON, gzipped: `steps` (every step that occurs), `rows` (examples),
+and for each candidate its recipe (indices of steps), state, culprit, digest of the
 artifact, bytes, latency ratio with its standard error, seconds, and two sets of bits (base85):
 which rows it answers right, and on which it agrees with the original. Latencies measured beside
 other work are to be measured anew: `--retime`.

@@ -53,11 +53,7 @@ class Goal:
         return f"{self.objective}; accuracy - {self.slack:g}{size}"
 
 
-GOALS = (
-    *(Goal(slack) for slack in (0.002, 0.005, 0.02)),
-    *(Goal(0.01, size) for size in (0.5, 0.28)),
-    Goal(0.01, 1.0, "size"),
-)
+GOALS = (Goal(0.002), Goal(0.01), Goal(0.01, size=0.28), Goal(0.01, objective="size"))
 
 
 class Landscape:
@@ -280,7 +276,6 @@ METHODS: dict[str, Callable[[Landscape, Goal, int, list[Landscape]], Any]] = {
 }
 
 
-SAME = ("alone", "hand")  # methods in which nothing is drawn at random on spaces this small
 MOST = 0.4  # of the candidates: then a replay is given up, and counts as one that took them all
 
 
@@ -330,8 +325,7 @@ def line(land: Landscape, goal: Goal, others: list[Landscape], methods: Any, see
     if best >= 1:
         return f"| {' | '.join([*cells, *('-' for _ in methods)])} |"
     for method in methods:
-        runs = 1 if method in SAME else seeds
-        took = [needed(land, goal, METHODS[method](land, goal, s, others)) for s in range(runs)]
+        took = [needed(land, goal, METHODS[method](land, goal, s, others)) for s in range(seeds)]
         low, middle, high = np.quantile(took, [0.1, 0.5, 0.9])
         cells.append(f"{middle:.0f} ({low:.0f} to {high:.0f})")
     return f"| {' | '.join(cells)} |"

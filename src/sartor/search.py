@@ -25,6 +25,7 @@ __all__ = ["GuidedSearch", "key_of"]
 
 HOPELESS = 2  # a technique that only ever refused or failed is not suggested again
 PARENTS = 4  # of the best trials the neighbours are looked at
+EVERY, SOME = 3, 30  # every so many asks only so many recipes drawn at random are looked at
 DRAWN = 200  # recipes drawn at random beside them
 FRUITLESS = 5000  # draws in a row that bring only known recipes: the space is exhausted
 
@@ -120,7 +121,12 @@ class GuidedSearch:
 
     def _pool(self) -> list[Recipe]:
         """Recipes that were not tried yet: all where there are few, else the neighbours of the
-        best and some at random."""
+        best and some at random. Now and then only a few at random, which are short more often
+        than not: a model that is wrong is not followed for ever."""
+        if len(self.told) % EVERY == EVERY - 1:
+            few = self._new([sample(self.known, self.rng) for _ in range(SOME)])
+            if few:
+                return few
         if self.all is not None:
             return self._new(self.all)
         near: list[Recipe] = []
