@@ -164,6 +164,11 @@ class Points:
         self.axes: dict[Any, int] = {}
         self.rows: dict[Any, dict[int, float]] = {}
 
+    def copied(self) -> Points:
+        made = Points(self.known)
+        made.axes, made.rows = dict(self.axes), dict(self.rows)
+        return made
+
     def of(self, recipes: Sequence[Recipe]) -> np.ndarray:
         for each in recipes:
             if each not in self.rows:

@@ -100,7 +100,7 @@ class GuidedSearch:
         change of state: what would be asked if no answer changed the plan."""
         ahead = copy.copy(self)
         ahead.waiting, ahead.pending = list(self.waiting), set(self.pending)
-        ahead.rng = copy.deepcopy(self.rng)
+        ahead.rng, ahead.points = copy.deepcopy(self.rng), self.points.copied()
         ahead.trials = None
         found: list[Recipe] = []
         while len(found) < n:
