@@ -4,7 +4,6 @@ the bundle and the frontier."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -378,25 +377,37 @@ class Answering:
         }
 
     def _bundle(self, row: Row, answer: Answer, steps: list[dict[str, Any]]) -> None:
+        self._write_bundle(row, self._message(answer, row), steps, self.folder.bundle)
+
+    def _write_bundle(
+        self, row: Row, message: str, steps: list[dict[str, Any]], place: Path
+    ) -> None:
+        """The artifact with what is known of it, certified or not."""
         trial = row.finalist.trial
         model = self.model_of(trial)
         facts = environment(self.ready.original)
-        message = self._message(answer, row)
         scratch = self.lab.store.scratch()
         made = scratch / "bundle"
         original = self.ready.original
         certificate = {
             "message": message,
-            "limits": row.verdicts,
+            "status": row.status,
+            "limits": row.verdicts or trial.verdicts,
             "level": row.alpha,
             "objective": self.spec.objective,
             "ratio": row.value,
             "limits_asked": [each.text for each in self.ready.limits],
+            "figures_on_the_search_split": trial.figures,
             "steps": steps,
             "replayed": self.spec.replay is not None,
             **facts,
         }
-        bundle.write(
+        if row.bets and row.status != "certified":  # `verify` goes on from here with more data
+            certificate["bets"] = {key: each.to_json() for key, each in row.bets.items()}
+            certificate["bets_level"] = row.bets_level
+        # In a child: an artifact that crashes must not take the answer with it.
+        self.lab.pool.call(
+            bundle.write,
             model,
             made,
             {
@@ -424,10 +435,11 @@ class Answering:
             self.ready.target,
             card(
                 f"{Path(str(original.payload)).stem}, tailored", self.title(trial), message,
-                plain(row.verdicts), steps, facts,
+                plain(certificate["limits"]), steps, facts,
             ),
+            timeout=APPLY_SECONDS,
         )  # fmt: skip
-        publish(made, self.folder.bundle)
+        publish(made, place)
         scratch.rmdir()
 
     def _frontier(self, found: Certification, chosen: Row | None) -> list[str]:
@@ -440,17 +452,10 @@ class Answering:
         for row in others[:FRONTIER]:
             trial = row.finalist.trial
             place = self.folder.frontier / f"{len(kept) + 1:02d}-trial-{trial.number}"
-            place.mkdir(parents=True)
-            model = self.model_of(trial)
-            runtime(model.kind).save(model, place)
-            about = {
-                "recipe": self.title(trial),
-                "status": row.status,
-                "certified": row.status == "certified",
-                "figures_on_the_search_split": trial.figures,
-                "limits": row.verdicts or trial.verdicts,
-            }
-            (place / "about.json").write_text(json.dumps(plain(about), indent=1) + "\n")
+            try:
+                self._write_bundle(row, f"{row.status}: {self.title(trial)}", [], place)
+            except Failed:
+                continue  # it does not run any more: nothing worth having
             kept.append(str(place))
         return kept
 

@@ -58,7 +58,8 @@ class Finalist:
 class Row:
     """What certification says of one finalist. `verdicts`: of every limit, and last that of the
     objective; `value`: the objective as a ratio to the original's; `alpha`: the level it was tested
-    at; `reason`: why it could not be measured, where it could not."""
+    at; `reason`: why it could not be measured, where it could not; `bets`: how far its sequences
+    came, where it has any, and `bets_level` what they are held against."""
 
     finalist: Finalist
     status: Status
@@ -68,6 +69,8 @@ class Row:
     alpha: float = 0.0
     reason: str = ""
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
+    bets: judge_sequence.Bets | None = field(default=None, compare=False, repr=False)
+    bets_level: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -156,7 +159,8 @@ def _grade(objective: float) -> int:
 @dataclass(frozen=True)
 class Certifier:
     """All that stays the same between the early answer and the final one. `run` names the run in
-    the ledger: the same again after a kill."""
+    the ledger: the same again after a kill. `bets`: sequences that go on, begun on other data, and
+    `cap`: the level at which they did; then they alone decide."""
 
     limits: tuple[Limit, ...]
     objective: Objective
@@ -167,6 +171,8 @@ class Certifier:
     run: str
     original: Finalist | None = None
     seed: int = 0
+    bets: judge_sequence.Bets = field(default_factory=dict)
+    cap: float = 1.0
 
     @property
     def needs_data(self) -> bool:
@@ -246,35 +252,46 @@ class Certifier:
             yield row
 
     def _test(self, finalist: Finalist, part: Part | None, level: float, bet: float) -> Row:
+        """Bets first, look by look; what they leave open is tested on all rows at what is left of
+        the level. Sequences that go on from other data stay alone: theirs is one test."""
+        on = bool(self.bets)
         try:
-            seen = self._looked(finalist, part, level, bet) if part is not None else None
-            if isinstance(seen, Row):
-                return seen
+            bets, row = self._looked(finalist, part, level, 1.0 if on else bet)
+            if row is not None:
+                return row
             evidence = self.measure(finalist, part)
         except (Failed, WrongRequest) as failure:
             return Row(finalist, "not certified", alpha=level, reason=str(failure))
-        # What was bet is gone, unless there was nothing to bet on.
-        return self._row(finalist, evidence, level * (1 - bet) if seen else level)
+        if bets is None:
+            return self._row(finalist, evidence, level)
+        if on:
+            return self._row(finalist, evidence, min(level, self.cap), bets)
+        row = self._row(finalist, evidence, level * (1 - bet))
+        return replace(row, bets=bets, bets_level=level * bet)
 
-    def _looked(self, finalist: Finalist, part: Part, level: float, bet: float) -> Row | bool:
-        """The row of a finalist that is certified before all examples were answered; else whether
-        any of the level was bet on that."""
+    def _looked(
+        self, finalist: Finalist, part: Part | None, level: float, bet: float
+    ) -> tuple[judge_sequence.Bets | None, Row | None]:
+        """The sequences, None where there is nothing to bet on; and the row of a finalist that
+        they have certified."""
         limits = [each for each in self._asked() if each.quality]
+        if part is None or not limits:
+            return None, None
         truth = Truth(segments=part.segments)
         wanted = {key for each in limits for key in judge_sequence.keys(each, truth)}
-        bets: judge_sequence.Bets = {}
-        start = 0
-        for rows in (each for each in LOOKS if limits and each < len(part)):
+        wanted |= set(self.bets)
+        bets, start = self.bets, 0
+        for rows in (*(each for each in LOOKS if each < len(part)), len(part)):
             evidence = self.measure(finalist, part.first(rows))
             more = judge_sequence.advance(bets, limits, evidence, self.task, start)
             if more is None:
-                return start > 0
+                return (bets if start else None), None
             bets, start = more, rows
             p = max(bets[key].p_value if key in bets else 1.0 for key in wanted)
-            if p <= level * bet:
-                row = self._row(finalist, evidence, level, bets)
-                return row if row.status == "certified" else True
-        return start > 0
+            if p <= min(level * bet, self.cap):
+                row = self._row(finalist, evidence, min(level * bet, self.cap), bets)
+                return bets, row if row.status == "certified" else None
+        return bets, None
 
     def _asked(self) -> tuple[Limit, ...]:
         """The limits, and last that the objective be better than the original's."""
@@ -288,14 +305,14 @@ class Certifier:
         bets: judge_sequence.Bets | None = None,
     ) -> Row:
         """The verdicts on what was measured; those on quality are as the `bets` have them, where
-        they have shown all of it."""
+        they are given."""
         verdicts = [
             *judge_all(self.limits, evidence, self.task, level, self.seed),
             better(self.objective, evidence, self.task, level, self.seed),
         ]
         if bets is not None:
             verdicts = [
-                judge_sequence.shown(bets, limit, verdict, evidence, self.task)
+                judge_sequence.seen(bets, limit, verdict, evidence, self.task, level)
                 if limit.quality and verdict.outcome != "broken"
                 else verdict
                 for limit, verdict in zip(self._asked(), verdicts, strict=True)
@@ -312,6 +329,8 @@ class Certifier:
             p,
             level,
             evidence=evidence,
+            bets=bets,
+            bets_level=level,
         )
 
     def _own(self, original: Finalist, part: Part | None, level: float) -> Row:

@@ -142,6 +142,7 @@ class Sealed:
     rows: int
     _part: Part = field(repr=False)
     dropped: int = 0
+    fingerprints: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32), repr=False)
 
     def open(self) -> Part:
         """The rows. Whoever calls this writes it in the ledger first."""
@@ -242,8 +243,9 @@ def fresh(
             order = order[~by_rows.known(keys[order], used)]
         if not len(order):
             raise WrongRequest(
-                f"all {len(keys):,} rows belong to the run that made this bundle: data that chose "
-                "or certified it once cannot certify it again; write --data with fresh rows"
+                f"all {len(keys):,} rows belong to the run that made this bundle or to an earlier "
+                "verification: data that chose or judged it once cannot certify it again; write "
+                "--data with fresh rows"
             )
         part = _write(folder / "sealed", table, keys, order, facts["mask"]["trims"])
     return _seal(part, keys[order], len(keys) - len(order))
@@ -352,7 +354,8 @@ def _check_filled(picked: Mapping[str, np.ndarray], facts: Mapping[str, Any]) ->
 
 
 def _seal(part: Part, keys: Digests, dropped: int = 0) -> Sealed:
-    return Sealed(by_rows.digest_of_set(keys, part.label), part.rows, part, dropped)
+    prints = by_rows.fingerprints(keys)
+    return Sealed(by_rows.digest_of_set(keys, part.label), part.rows, part, dropped, prints)
 
 
 def _write(folder: Path, table: Table, keys: Digests, rows: np.ndarray, mask: str | None) -> Part:

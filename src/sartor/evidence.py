@@ -36,6 +36,14 @@ class Evidence:
     truth: Truth | None = None
     same: bool = False
 
+    def first(self, rows: int) -> Evidence:
+        """What was known after the first rows."""
+        if self.answers is None or self.truth is None or rows >= len(self.answers[0]):
+            return self
+        before, after = (each[:rows] for each in self.answers)
+        truth = self.truth.take(slice(rows))
+        return replace(self, answers=(before, after), truth=truth, same=self.original)
+
     @property
     def original(self) -> bool:
         """Whether the candidate is the original: said so, or its answers are the same memory."""

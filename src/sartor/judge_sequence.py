@@ -53,35 +53,47 @@ def advance(
     return made
 
 
-def shown(bets: Bets, limit: Limit, verdict: Verdict, evidence: Evidence, task: Task) -> Verdict:
-    """The verdict on a limit that its sequences have shown, in the words and with the interval
-    that hold whenever one looks; `verdict` is that of the rows seen so far."""
-    if limit.segment is not None:
-        parts = tuple(
-            _shown(bets[key], replace(limit, text=key), limit, each, part, task)
-            for (key, part), each in zip(_parts(limit, evidence), verdict.parts, strict=True)
-        )
-        outcome, p = together(parts)
-        worst = max(parts, key=lambda each: each.p_value)
-        return replace(worst, limit=limit.text, outcome=outcome, p_value=p, parts=parts)
-    return _shown(bets[limit.text], limit, limit, verdict, evidence, task)
-
-
-def _shown(
-    sequence: Sequence, named: Limit, limit: Limit, verdict: Verdict, evidence: Evidence, task: Task
+def seen(
+    bets: Bets, limit: Limit, verdict: Verdict, evidence: Evidence, task: Task, alpha: float
 ) -> Verdict:
+    """The verdict on a limit as its sequences have it, met or undecided at `alpha`, with an
+    interval that holds whenever one looks; `verdict` is that of the evidence alone."""
+    if limit.segment is None:
+        return _seen(bets[limit.text], limit.text, limit, verdict, evidence, task, alpha)
+    here = dict(_parts(limit, evidence))
+    known = {each.limit: each for each in verdict.parts}
+    parts = tuple(
+        _seen(bets[key], key, limit, known[key], here[key], task, alpha)
+        for key in here
+        if key in bets and key in known
+    )
+    if not parts:
+        return verdict
+    outcome, p = together(parts)
+    worst = max(parts, key=lambda each: each.p_value)
+    return replace(worst, limit=limit.text, outcome=outcome, p_value=p, parts=parts)
+
+
+def _seen(
+    sequence: Sequence, name: str, limit: Limit, verdict: Verdict, evidence: Evidence, task: Task,
+    alpha: float,
+) -> Verdict:  # fmt: skip
     means = mean_values(limit, evidence, task)
     if means is None:
-        raise ValueError(f"{named.text} has no mean to bet on")
+        raise ValueError(f"{name} has no mean to bet on")
     values, counts = np.unique(means.values, return_counts=True)
+    here = float(values @ counts / counts.sum())
+    if sequence.levels:  # all that was ever seen, on other data too
+        values, counts = (np.array(each) for each in zip(*sequence.levels, strict=True))
     effect = mean_interval(values, counts, means.worst, means.best)
-    low, high = effect.low - effect.estimate, effect.high - effect.estimate
-    if means.sign < 0:
-        low, high = -high, -low
+    ends = [means.sign * (x - here) for x in (effect.estimate, effect.low, effect.high)]
+    met = sequence.p_value <= alpha
     return replace(
-        verdict, limit=named.text, outcome="met", p_value=sequence.p_value,
-        low=verdict.estimate + low, high=verdict.estimate + high,
-        method=f"betting on {sequence.seen:,} examples", needs=None, note="", parts=(),
+        verdict, limit=name, outcome="met" if met else "undecided", p_value=sequence.p_value,
+        estimate=verdict.estimate + ends[0],
+        low=verdict.estimate + min(ends[1:]), high=verdict.estimate + max(ends[1:]),
+        method=f"betting on {sequence.seen:,} examples", examples=sequence.seen,
+        needs=None if met else sequence.needs(alpha), note="", parts=(),
     )  # fmt: skip
 
 
@@ -105,4 +117,3 @@ def _rows(evidence: Evidence, rows: np.ndarray) -> Evidence:
         evidence, answers=(before[rows], after[rows]), truth=evidence.truth.take(rows),
         same=evidence.original,
     )  # fmt: skip
-
