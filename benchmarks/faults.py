@@ -84,7 +84,7 @@ class Bed:
     data: Path
     place: Path
     plugin: Path
-    deadline: int = 40
+    deadline: int = 25
 
     @property
     def journal(self) -> Path:
@@ -218,7 +218,8 @@ def one(bed: Bed, seed: int) -> Outcome:
         recipes = list(HEALTHY)
         for number, how in enumerate(faults):
             step = {"technique": "misbehave", "how": how, "again": number}
-            before = ["weight-only"] if rng.random() < 0.3 else []
+            # A model is run only where its size does not break the limit already.
+            before = ["weight-only"] if rng.random() < 0.3 or how == "model" else []
             recipes.insert(int(rng.integers(0, len(HEALTHY))), [*before, step])
         request = write_request(bed, place, recipes, faulty=True)
         began = time.monotonic()
