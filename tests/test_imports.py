@@ -25,6 +25,7 @@ LAYERS = [
     ["limits", "spec", "data", "metrics"],
     ["techniques.*", "runtimes.*"],
     ["registry"],
+    ["keeper"],
     ["store", "workers", "verdicts", "profile", "evaluate", "certify", "bundle", "report.*"],
     ["search"],
     ["optimizing", "verifying", "comparing"],

@@ -33,7 +33,7 @@ from sartor.records import Trial, plain, trial_from_json, verdict_from_json
 from sartor.registry import recipe, runtime
 from sartor.run import RunFolder
 from sartor.spec import Spec
-from sartor.store import discard, publish, step_to_json
+from sartor.store import discard, publish, settle, step_to_json
 from sartor.terminal import Progress
 from sartor.trials import APPLY_SECONDS, LOOK_SECONDS, Laboratory, figures_of, truth_of
 from sartor.verdicts import Evidence
@@ -64,8 +64,9 @@ class Answering:
         self.ledger = Ledger(
             ledger_path(spec.data), ready.data.holdout.digest, total=1.0 - spec.confidence
         )
-        self.early = self._early_before()
-        if not folder.journal.events("frozen") and self.early is None:
+        opened = self._since_the_answer("early", "frozen")
+        self.early = self._early_before() if "early" in opened else self._certified_before()
+        if not opened:
             self.ledger.check()
 
     # -- while the search goes on -------------------------------------------------------------
@@ -108,11 +109,19 @@ class Answering:
     def frozen(self) -> int | None:
         """After how many trials an earlier session of this run froze its finalists: the holdout
         may have been opened since, so that no further trial may be made."""
-        last = None
+        entry = self._since_the_answer("frozen").get("frozen")
+        return None if entry is None else int(entry["trials"])
+
+    def _since_the_answer(self, *events: str) -> dict[str, dict[str, Any]]:
+        """The last of each of these events after the last answer: each answer opens the holdout
+        for itself."""
+        found: dict[str, dict[str, Any]] = {}
         for entry in self.folder.journal:
-            if entry["event"] in ("frozen", "answer"):
-                last = entry["trials"] if entry["event"] == "frozen" else None
-        return last
+            if entry["event"] == "answer":
+                found.clear()
+            elif entry["event"] in events:
+                found[entry["event"]] = entry
+        return found
 
     def best_trial(self) -> Trial | None:
         hopeful = [
@@ -333,7 +342,10 @@ class Answering:
         own = self.trials[0]
         models: list[Model] = []
         entries = shown.finalist.trial.recipe
-        self.lab.build(recipe(self.ready.original.kind, entries), models)
+        try:
+            self.lab.build(recipe(self.ready.original.kind, entries), models)
+        except Failed:  # the answer stands without
+            return []
         rows = min(STEP_ROWS, len(self.ready.data.search))
         title = f"original ({rows} search rows)"
         steps = [{"title": title, "figures": self._look(self.ready.original, rows)}]
@@ -359,9 +371,10 @@ class Answering:
         stopped; empty where it was not measured."""
         if row.evidence is not None:
             return figures_of(row.evidence, self.ready.task, self.ready.limits)
-        early = self.folder.journal.last("early")
-        known = early is not None and early["row"]["digest"] == row.finalist.digest
-        return early["row"]["figures"] if early is not None and known else {}
+        before = [each["row"] for each in self.folder.journal.events("early")]
+        before += [each for entry in self.folder.journal.events("answer") for each in entry["rows"]]
+        known = [each for each in before if each["digest"] == row.finalist.digest]
+        return known[-1]["figures"] if known else {}
 
     def _row_to_json(self, row: Row) -> dict[str, Any]:
         return {
@@ -439,24 +452,32 @@ class Answering:
             ),
             timeout=APPLY_SECONDS,
         )  # fmt: skip
+        settle(made)
         publish(made, place)
         scratch.rmdir()
 
     def _frontier(self, found: Certification, chosen: Row | None) -> list[str]:
         """The other artifacts worth having, each marked with what is known of it."""
-        discard(self.folder.frontier)
+        scratch = self.lab.store.scratch()
         kept: list[str] = []
         others = [row for row in found.rows if row is not chosen]
         if not others and chosen is None:
             others = self._hopeless()
         for row in others[:FRONTIER]:
             trial = row.finalist.trial
-            place = self.folder.frontier / f"{len(kept) + 1:02d}-trial-{trial.number}"
+            name = f"{len(kept) + 1:02d}-trial-{trial.number}"
+            about = f"{row.status}: {self.title(trial)}"
             try:
-                self._write_bundle(row, f"{row.status}: {self.title(trial)}", [], place)
+                self._write_bundle(row, about, [], scratch / "frontier" / name)
             except Failed:
                 continue  # it does not run any more: nothing worth having
-            kept.append(str(place))
+            kept.append(str(self.folder.frontier / name))
+        if kept:
+            settle(scratch / "frontier")
+            publish(scratch / "frontier", self.folder.frontier)
+        else:
+            discard(self.folder.frontier)
+        scratch.rmdir()
         return kept
 
     def _hopeless(self) -> list[Row]:
@@ -468,18 +489,32 @@ class Answering:
     def _early_before(self) -> Row | None:
         """The early answer of this run that an earlier session gave."""
         entry = self.folder.journal.last("early")
-        if entry is None:
+        return None if entry is None else _row(entry["row"], trial_from_json(entry["trial"]))
+
+    def _certified_before(self) -> Row | None:
+        """What the last answer of this run chose, where it is continued: it stays certified at the
+        level that was spent on it, whatever comes of the rest."""
+        answer = self.folder.journal.last("answer")
+        if answer is None or answer["status"]:
             return None
-        row = entry["row"]
-        trial = trial_from_json(entry["trial"])
-        return Row(
-            Finalist(trial.model, trial),
-            row["status"],
-            tuple(verdict_from_json(each) for each in row["verdicts"]),
-            row["value"],
-            row["p_value"],
-            row["alpha"],
-        )
+        trials = {each.number: each for each in self.folder.trials()}
+        for row in answer["rows"]:
+            trial = trials.get(row["trial"])
+            if row["status"] == "certified" and trial and plain(trial.recipe) == answer["recipe"]:
+                return _row(row, trial)
+        return None
+
+
+def _row(entry: Mapping[str, Any], trial: Trial) -> Row:
+    """The row that `_row_to_json` wrote."""
+    return Row(
+        Finalist(trial.model, trial),
+        entry["status"],
+        tuple(verdict_from_json(each) for each in entry["verdicts"]),
+        entry["value"],
+        entry["p_value"],
+        entry["alpha"],
+    )
 
 
 def _own(figures: Mapping[str, float]) -> dict[str, float]:

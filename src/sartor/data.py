@@ -28,6 +28,7 @@ from sartor import rows as by_rows
 from sartor.checks import find_mask, fit
 from sartor.contracts import Signature, WrongRequest
 from sartor.readers import read_table
+from sartor.records import allocate
 from sartor.rows import PARTS, Digests
 from sartor.table import Columns, Table
 
@@ -385,6 +386,7 @@ def _copy(path: Path, array: np.ndarray, rows: np.ndarray) -> None:
     """Writes `array[rows]` a chunk at a time: neither has to fit into memory."""
     shape = (len(rows), *array.shape[1:])
     target = np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=shape)
+    allocate(path)
     for start in range(0, len(rows), _CHUNK):
         target[start : start + _CHUNK] = array[rows[start : start + _CHUNK]]
     target.flush()

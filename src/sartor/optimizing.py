@@ -13,12 +13,13 @@ from sartor.contracts import Recipe, WrongRequest, describe
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.records import Journal, Trial
 from sartor.registry import portfolio, recipe
+from sartor.resuming import note_budget, remembered, settled
 from sartor.run import Run, RunFolder
 from sartor.search import GuidedSearch, key_of
 from sartor.spec import Spec
 from sartor.store import Store
 from sartor.terminal import Progress
-from sartor.trials import APPLY_SECONDS, Laboratory
+from sartor.trials import Laboratory
 
 LEAST = 15.0  # seconds that any one step of a trial may take, however little time is left
 
@@ -31,14 +32,20 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
     progress = progress or Progress(quiet=True)
     folder = RunFolder(Path(spec.out))
     folder.check()
+    spec = settled(spec, folder)
     replay = _replayed(spec)
     with folder.locked(), progress:
         progress.now("reading model and data")
         ready = prepare(spec, folder.work)
-        folder.begin(ready.request, environment(ready.original))
+        facts = environment(ready.original) | {"spec": remembered(spec)}
+        folder.begin(ready.request, facts)
         if folder.journal.last("answer") and not spec.resume:
-            progress.say("this run is finished; --resume continues it")
+            progress.say(
+                "this run is finished; it goes on with: sartor optimize --resume "
+                f"{folder.root} --budget +10m"
+            )
             return Run(folder.root)
+        note_budget(spec, folder)
         for note in ready.notes:
             progress.say(f"note: {note}", "yellow")
         store = Store(folder.work / "models")
@@ -98,11 +105,13 @@ def search(
     finished = folder.trials()
     frozen = answering.frozen()
     progress.deadline, progress.trials = clock.deadline, clock.trials
-    lab.patience = lambda: min(APPLY_SECONDS, max(clock.left() - answering.reserve(), LEAST))
+    # Half of what is left at most: a hang takes its share of the time, not all of it.
+    lab.patience = lambda: min(spec.deadline, max((clock.left() - answering.reserve()) / 2, LEAST))
     number = 0
     longest = 0.0
     while True:
         if number == frozen:
+            progress.say("the finalists were chosen before the run was stopped: their answer first")
             return
         if number >= len(finished) and clock.left() < answering.reserve() + longest / 2 and number:
             return
@@ -117,6 +126,7 @@ def search(
                 )  # another version asked otherwise: its turn comes
         else:
             trial = _try(lab, folder, progress, clock, number, asked[0])
+        if trial.state in ("done", "dropped"):
             longest = max(longest, trial.seconds)
         progress.trial(trial, title(kind, trial), ready.task.metric)
         seeker.tell(trial)
@@ -135,12 +145,14 @@ def _try(
     asked: Recipe,
 ) -> Trial:
     progress.now(f"trying {describe(asked)}")
+    known = dict(lab.pace)
     trial = lab.try_recipe(number, asked)
     folder.journal.add(
         "trial",
         title=describe(asked),
         session=clock.session,
         elapsed=clock.elapsed(),
+        pace={name: pace for name, pace in lab.pace.items() if known.get(name) != pace},
         **vars(trial),
     )
     return trial

@@ -7,13 +7,15 @@ last line cut short by a kill is dropped on reading; everything before it stands
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
@@ -138,6 +140,44 @@ def plain(value: Any) -> Any:
     return value
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether it came of a disk (or a quota) without room, directly or by way of other errors."""
+    seen = 0
+    while error is not None and seen < 10:
+        # numpy says how much it could write, and leaves out the number of the error.
+        if isinstance(error, OSError) and (
+            error.errno in _FULL or re.search(r"requested and \d+ written", str(error))
+        ):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
+
+
+def allocate(path: Path) -> None:
+    """Takes the room on the disk that a sparse file will need. Raises OSError where there is too
+    little: who writes through a mapping without asking is killed by the system (SIGBUS)."""
+    if hasattr(os, "posix_fallocate") and path.stat().st_size:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def append(file: IO[bytes], data: bytes) -> None:
+    """Writes the bytes at the end of an unbuffered file and onto the disk: all, or, where the disk
+    is full, none of them. Raises OSError."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    except OSError:
+        os.ftruncate(file.fileno(), end)
+        raise
+
+
 class Journal:
     """An append-only file of JSON lines."""
 
@@ -145,16 +185,16 @@ class Journal:
         self.path = path
 
     def add(self, event: str, **values: Any) -> None:
+        """Adds a line, whole and on the disk when this returns. Raises OSError where it cannot be
+        written; the journal is then as it was."""
         line = json.dumps({"event": event, **plain(values)}, allow_nan=False) + "\n"
-        with self.path.open("a+b") as file:
+        with self.path.open("a+b", buffering=0) as file:
             # A kill can leave half a line behind: close it, so that ours starts on its own.
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+                    line = "\n" + line
+            append(file, line.encode())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():

@@ -8,7 +8,9 @@ soon as the evidence is against the candidate.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -40,7 +42,7 @@ from sartor.registry import runtime
 from sartor.report.text import figure, interval
 from sartor.store import Store, key_of, step_to_json
 from sartor.verdicts import EXACT, Evidence, judge_all, objective_value, together
-from sartor.workers import Pool
+from sartor.workers import DiskFull, Pool
 
 SAMPLES = (256, 1024, 4096)  # examples after which a candidate's quality is looked at
 DROP = 0.01  # a candidate is dropped when the evidence against it is this strong
@@ -65,7 +67,7 @@ def apply_step(
     reason = technique.refuse(model, bench)
     if reason is not None:
         return reason
-    return Store(store).put(key, technique.apply(model, bench))
+    return Store(store).put(key, technique.apply(model, bench), bench.scratch)
 
 
 def count_flops(model: Model, part: Part) -> float:
@@ -106,7 +108,7 @@ class Laboratory:
         self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`
         self.seen: dict[str, Trial] = {}  # model digest -> the trial that measured it
         self.timings, self.replayed = _timings(journal), _timings(replay)
-        self.pace: dict[str, float] = {}  # model digest -> examples a second, while not timed
+        self.pace = _paces(journal)  # model digest -> examples a second, while not timed
         self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
 
     def __enter__(self) -> Laboratory:
@@ -133,21 +135,35 @@ class Laboratory:
         return model
 
     def _apply(self, technique: Technique, model: Model, key: str) -> Model:
-        scratch = self.store.scratch()
         try:
-            made = self.pool.call(
-                apply_step, technique, model, self.bench.on(model, scratch), self.store.folder,
-                key, timeout=self.patience(),
-            )  # fmt: skip
+            made = self._made_with_room(technique, model, key)
         except Unneeded as nothing:
             raise Stopped("refused", technique, str(nothing)) from None
         except Failed as failure:
+            if not self.store.room():  # not its fault: somebody else filled the disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from failure
             raise Stopped("failed", technique, str(failure)) from None
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         if isinstance(made, str):
             raise Stopped("refused", technique, made)
         return made
+
+    def _made_with_room(self, technique: Technique, model: Model, key: str) -> Model | str:
+        try:
+            return self._made(technique, model, key)
+        except DiskFull:  # by what was kept of earlier trials, perhaps
+            if not self.store.shrink(Path(str(model.payload))):
+                raise
+            return self._made(technique, model, key)
+
+    def _made(self, technique: Technique, model: Model, key: str) -> Model | str:
+        scratch = self.store.scratch()
+        try:
+            return self.pool.call(
+                apply_step, technique, model, self.bench.on(model, scratch), self.store.folder,
+                key, timeout=self.patience(),
+            )  # fmt: skip
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
 
     def _key(self, model: Model, technique: Technique) -> str:
         return key_of(
@@ -402,6 +418,15 @@ def _nanoseconds(timing: Timing) -> dict[str, Any]:
         "batch": timing.batch,
         "threads": timing.threads,
         "blocks": timing.blocks,
+    }
+
+
+def _paces(journal: Journal) -> dict[str, float]:
+    """What earlier sessions of the run saw, so that time is kept back for the certificate."""
+    return {
+        name: pace
+        for entry in journal.events("trial")
+        for name, pace in entry.get("pace", {}).items()
     }
 
 
