@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -67,7 +67,7 @@ def _segments(
         raise ValueError("segments need answers")
     parts, against = [], []
     free = evidence.original and free_for_original(limit, task)
-    for name, rows in _crossings(limit, truth):
+    for name, rows in crossings(limit, truth):
         one = replace(limit, text=f"{limit.text} [{name}]")
         if len(rows) < FEWEST and not free:
             note = f"too few examples: {len(rows)}, {FEWEST - len(rows)} more to look at it at all"
@@ -97,7 +97,7 @@ def _segments(
     )  # fmt: skip
 
 
-def _crossings(limit: Limit, truth: Truth) -> Iterator[tuple[str, np.ndarray]]:
+def crossings(limit: Limit, truth: Truth) -> Iterator[tuple[str, np.ndarray]]:
     """Name and rows of every combination of values that occurs."""
     names = limit.segments
     if not all(name in truth.segments for name in names):
@@ -182,7 +182,7 @@ def _compare(
     if truth is None or answers is None:
         raise ValueError("a comparison needs answers")
     if metric.scale != "whole":
-        return _scored(metric, truth, answers, sign, share, sign * border)
+        return _scored(_means(metric, truth, answers, sign, share, sign * border))
     weights = class_weights(metric, truth, answers, task, share)
     if weights is None:
         return resampled(metric, truth, answers, task, sign, share, sign * border, seed)
@@ -190,49 +190,99 @@ def _compare(
     truth, answers = truth.take(rows), (answers[0][rows], answers[1][rows])
     right = find("accuracy", task)
     weights = weights[rows] * (len(rows) / len(weights))
-    return _scored(right, truth, answers, sign, share, sign * border, weights)
+    return _scored(_means(right, truth, answers, sign, share, sign * border), weights)
 
 
-def _scored(
+@dataclass(frozen=True)
+class Means:
+    """A limit as "the mean of `values` is above `border`".
+
+    `values` [N] are independent unless they share a number in `units` [N] (None where all are),
+    each within `worst` and `best` (infinite where the scores have no bounds). They are oriented so
+    that more is better, whatever the limit's direction. `scores`: of (original, candidate), as the
+    metric gives them; `share`: how much of the original's is taken off; `sign`: -1 where less of
+    the metric is better; `binary`: all scores are 0 or 1."""
+
+    values: Floats
+    worst: float
+    best: float
+    border: float
+    units: np.ndarray | None
+    scores: tuple[Floats, Floats]
+    share: float
+    sign: float
+    binary: bool
+
+
+def mean_values(limit: Limit, evidence: Evidence, task: Task) -> Means | None:
+    """What a sequential test needs of a limit: its per-example values, over all rows of the
+    evidence (a limit on segments is taken apart by `crossings` first).
+
+    None where the limit is no mean of independent bounded scores: figures of a whole set, scores
+    without bounds, values that are not finite, a candidate that is the original itself, or no
+    answers."""
+    truth, answers = evidence.truth, evidence.answers
+    metric = find(limit.metric, task)
+    if truth is None or answers is None or evidence.original or metric.scale == "whole":
+        return None
+    if len(answers[0]) != len(answers[1]) or not len(answers[0]):
+        return None
+    share, border = _linear(limit, metric.value(answers[0], truth))
+    sign = 1.0 if limit.higher else -1.0
+    found = _means(metric, truth, answers, sign, share, sign * border)
+    bounded = math.isfinite(found.worst) and math.isfinite(found.best)
+    return found if bounded and np.isfinite(found.values).all() else None
+
+
+def _means(
     metric: Metric,
     truth: Truth,
     answers: tuple[np.ndarray, np.ndarray],
     sign: float,
     share: float,
     border: float,
-    weights: Floats | None = None,
-) -> Comparison:
-    """A mean of scores, or a weighted one (weights of mean 1)."""
+) -> Means:
     old, new = (metric.scores(each, truth) for each in answers)
+    both = np.concatenate([old, new])
+    units = truth.units if truth.units is not None and len(truth.units) == len(old) else None
+    if units is not None and len(np.unique(units)) == len(units):
+        units = None
+    worst, best = -math.inf, math.inf
+    if metric.bounds is not None:
+        low, high = metric.bounds
+        if both.min() < low - 1e-9 or both.max() > high + 1e-9:
+            raise WrongRequest(
+                f"{metric.name} gives scores outside {low:g} to {high:g}: declare its scale as real"
+            )
+        corners = [sign * (c - share * b) for c in (low, high) for b in (low, high)]
+        worst, best = min(corners), max(corners)
+    binary = metric.scale == "binary" and bool(np.isin(both, (0, 1)).all())
     values = sign * (new - share * old)
+    return Means(values, worst, best, border, units, (old, new), share, sign, binary)
+
+
+def _scored(means_of: Means, weights: Floats | None = None) -> Comparison:
+    """A mean of scores, or a weighted one (weights of mean 1)."""
+    values, border, units = means_of.values, means_of.border, means_of.units
+    (old, new), share, sign = means_of.scores, means_of.share, means_of.sign
     if not np.isfinite(values).all():
         return stats.nothing("mean")
     even = weights is None or bool(np.ptp(weights) < 1e-9)
     if weights is not None and not even:
         values = values * weights
-    units = truth.units if truth.units is not None and len(truth.units) == len(old) else None
-    if units is not None and len(np.unique(units)) == len(units):
-        units = None
-    binary = metric.scale == "binary" and bool(np.isin(np.concatenate([old, new]), (0, 1)).all())
-    if binary and even and units is None and share == 1.0:
+    if means_of.binary and even and units is None and share == 1.0:
         gains, losses = int((values > 0).sum()), int((values < 0).sum())
         return paired.compare(gains, losses, len(values), border)
-    if binary and even and units is None and share == 0.0:
+    if means_of.binary and even and units is None and share == 0.0:
         found = stats.proportion(float(new.sum()), len(new), sign * border)
         return found if sign > 0 else found.negated()
-    if metric.bounds is None:
+    if math.isinf(means_of.worst):
         spread = float(np.ptp(np.concatenate([old, new])))
         changed = int(np.count_nonzero(values))
         values = values if units is None else means.by_group(values, units, border)
         return means.real_mean(values, border, spread, changed)
-    low, high = metric.bounds
-    if min(old.min(), new.min()) < low - 1e-9 or max(old.max(), new.max()) > high + 1e-9:
-        raise WrongRequest(
-            f"{metric.name} gives scores outside {low:g} to {high:g}: declare its scale as real"
-        )
     most = 1.0 if weights is None else float(weights.max())
-    corners = [most * sign * (c - share * b) for c in (low, high) for b in (low, high)]
-    worst, best = min(corners), max(corners)
+    worst, best = most * means_of.worst, most * means_of.best
     if units is not None:  # sums over large units may lie beyond what a mean unit can reach
         values = means.by_group(values, units, border)
         worst, best = min(worst, float(values.min())), max(best, float(values.max()))
