@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
+from sartor.answers import log_probabilities
 from sartor.bootstrap import bootstrap
 from sartor.contracts import Task
 from sartor.definitions import DEFINITIONS, known, lookup
@@ -73,7 +74,8 @@ def test_weights_agree_with_sklearn() -> None:
         return float(fast(counts)[0]), answers, label
 
     found, logits, label = figure("auc")
-    score = logits[:, 1] - logits[:, 0]
+    logs = log_probabilities(logits, Task("classification", "y", "auc", form="logits"))
+    score = logs[:, 1] - logs[:, 0]
     assert found == pytest.approx(sk.roc_auc_score(label, score, **sure))
     found, _, _ = figure("average_precision")
     assert found == pytest.approx(sk.average_precision_score(label, score, **sure))

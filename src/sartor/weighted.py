@@ -29,21 +29,17 @@ from sartor.contracts import Task
 Weighted = Callable[[np.ndarray], Floats]
 Prepare = Callable[[np.ndarray, Truth, Task], "Weighted | None"]
 
-_DENSE = 96  # columns up to which a dense product is quicker than a sparse one
+_SPARSE = 16  # numbers in a row up to which a sparse product is quicker than a dense one
 
 
 def _sums(features: Any, figure: Callable[[Floats, Floats], Floats]) -> Weighted:
     """A figure of weighted sums of features [N, K] and of the sum of the weights."""
-    if features.shape[1] <= _DENSE:
-        dense = features if isinstance(features, np.ndarray) else features.toarray()
+    turned = csr_array(features.T)
+    if turned.nnz > _SPARSE * features.shape[0]:
+        turned = turned.toarray()
 
-        def product(counts: np.ndarray) -> Floats:
-            return np.asarray(counts.astype(np.float64) @ dense)
-    else:
-        turned = csr_array(features.T)
-
-        def product(counts: np.ndarray) -> Floats:
-            return np.asarray((turned @ np.ascontiguousarray(counts.T, dtype=np.float64)).T)
+    def product(counts: np.ndarray) -> Floats:
+        return np.asarray((turned @ np.ascontiguousarray(counts.T, dtype=np.float64)).T)
 
     def figures(counts: np.ndarray) -> Floats:
         with np.errstate(divide="ignore", invalid="ignore"):
