@@ -26,7 +26,7 @@ from sartor.stats import Comparison, Floats
 # Relative to the original a pair's gap is held against its own gap before, at this share of the
 # level, and at the rest, shared by all pairs, against the largest gap before: the limit follows
 # from either, and a pair that was closer than the widest may drift a little.
-_OWN = 0.9
+_OWN = 0.8
 _METHOD = "melded exact bounds"
 
 
@@ -181,7 +181,10 @@ class _Judge:
         old = self.share * self._gap(pair, "before") if self.share else 0.0
         high, low = (self._effect(pair, pair, bad) for bad in (True, False))
         ends = (old + np.quantile(low, 0.025), old + np.quantile(high, 0.975))
-        far = (self.border - (estimate - old)) / max(float(np.std(high)), 1e-12)
+        nearest = estimate - old
+        if self.share:
+            nearest = min(nearest, estimate - self.share * self._gap(self.widest, "before"))
+        far = (self.border - nearest) / max(float(np.std(high)), 1e-12)
         found = Comparison(
             Interval(estimate, *map(float, ends)), above, self._below(pair),
             far, int(rate.rows[a] + rate.rows[b]), _METHOD,
@@ -193,12 +196,19 @@ class _Judge:
         one = replace(self.limit, text=text)
         return verdict_of(one, found, shown, bound, self.alpha, "examples")
 
+    def _top(self, pair: _Pair) -> float:
+        if self.share == 0:
+            return float(np.quantile(self._effect(pair, pair, True), 0.975))
+        rest = 0.025 * (1 - _OWN) / len(self.pairs)
+        own = np.quantile(self._effect(pair, pair, True), 1 - 0.025 * _OWN)
+        return float(min(own, np.quantile(self._effect(pair, self.widest, True), 1 - rest)))
+
     def ends(self) -> tuple[float, float]:
         """A two-sided interval of the figure: from above the largest of the pairs' bounds, from
         below the largest after Bonferroni's correction."""
         known = self.sign * self.share * self.before
         tail = 0.025 / len(self.pairs)
-        tops = [np.quantile(self._effect(each, each, True), 0.975) for each in self.pairs]
+        tops = [self._top(each) for each in self.pairs]
         bottoms = [np.quantile(self._effect(each, self.widest, False), tail) for each in self.pairs]
         low, high = known + float(max(bottoms)), known + float(max(tops))
         return (-high, -low) if self.ratio else (max(low, 0.0), high)
