@@ -134,3 +134,28 @@ def test_levels_on_the_limit(name: str) -> None:
     found = groups.group_errors(groups.GROUPS[name], 500)
     assert found.met <= 0.085
     assert found.covered >= 0.92
+
+
+def test_calibration_keeps_its_level_where_the_original_is_calibrated() -> None:
+    """A paired bootstrap of the plug-in figure calls 47 % of these met."""
+    world, relative = groups.CALIBRATION["from calibrated to not, 500 rows"]
+    found = groups.calibration_errors(world, relative, 30)
+    assert found.met <= 0.17
+    assert found.covered >= 0.8
+
+
+def test_calibration_is_decided_where_it_can_be() -> None:
+    world = groups.Calibration(6000, 1.0, 1.02)
+    label, before, after = world.draw(np.random.default_rng(0))
+    overconfident = world.draw(np.random.default_rng(0), 6000)[1]
+    logit = np.log(overconfident / (1 - overconfident))
+    for answers, text, outcome in (
+        (after, "ece <= baseline + 0.03", "met"),
+        (after, "ece <= 0.05", "met"),
+        (1 / (1 + np.exp(-4 * logit)), "ece <= baseline + 0.03", "broken"),
+        (1 / (1 + np.exp(-4 * logit)), "ece <= 0.05", "broken"),
+    ):
+        evidence = Evidence((2, 1), answers=(before, answers), truth=Truth(label, before))
+        found = judge(parse(text), evidence, groups.CHANCES)
+        assert found.outcome == outcome, (text, found)
+        assert found.low <= found.estimate <= found.high

@@ -23,6 +23,7 @@ from sartor.evidence import (
     unknown,
     verdict_of,
 )
+from sartor.judge_calibration import calibration
 from sartor.judge_fairness import fair
 from sartor.judge_groups import FEWEST, crossings, joined, too_few
 from sartor.judge_whole import class_weights, resampled
@@ -198,6 +199,8 @@ def _compare(
         return _ratio(terms[0], terms[1], truth.units, sign, share, sign * border)
     if metric.scale != "whole":
         return _scored(_means(metric, truth, answers, sign, share, sign * border))
+    if metric.name.removeprefix("neg_") in ("ece", "calibration"):
+        return calibration(truth, answers, task, share, sign * border)
     weights = class_weights(metric, truth, answers, task, share)
     if weights is None:
         return resampled(metric, truth, answers, task, sign, share, sign * border, seed)
