@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from sartor import cli
 
 FLOAT = TensorProto.FLOAT
+
+# A shell starts what runs in its background with Ctrl-C ignored; the tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)

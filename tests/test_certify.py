@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import sys
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -83,15 +83,30 @@ def trial(number: int, objective: float, p: float, **more: Any) -> Trial:
     )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Rows:
+    """Stands for the part that a holdout opens to, or for its beginning."""
+
+    rows: int
+    segments: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return self.rows
+
+    def first(self, rows: int) -> Rows:
+        return replace(self, rows=rows)
+
+
 class Sealed:
     digest, rows = "h", ROWS
 
     def __init__(self) -> None:
         self.opened = 0
+        self.segments: Mapping[str, np.ndarray] = {}
 
-    def open(self) -> str:
+    def open(self) -> Rows:
         self.opened += 1
-        return "part"
+        return Rows(self.rows, self.segments)
 
 
 class Stage:
@@ -103,18 +118,29 @@ class Stage:
     ) -> None:  # fmt: skip
         self.evidence, self.limits = evidence, limits
         self.sealed, self.measured = Sealed(), list[tuple[str, Any]]()
+        self.seen: list[int] = []
         self.path, self.objective, self.total = path, parse_objective(objective), total
 
     def certifier(self, run: str = "run", original: Finalist | None = None) -> Certifier:
         def measure(finalist: Finalist, part: Any) -> Evidence:
-            self.measured.append((finalist.digest, part))
-            return self.evidence[finalist.digest]
+            self.seen.append(0 if part is None else len(part))
+            if (finalist.digest, part and "part") not in self.measured:
+                self.measured.append((finalist.digest, part and "part"))
+            return beginning(self.evidence[finalist.digest], part)
 
         ledger = Ledger(self.path / "ledger.jsonl", "h", self.total)
         return Certifier(
             self.limits, self.objective, TASK, measure,
             self.sealed, ledger, run, original,  # type: ignore[arg-type]
         )  # fmt: skip
+
+
+def beginning(evidence: Evidence, part: Any) -> Evidence:
+    """What is known after the first rows."""
+    if part is None or evidence.answers is None or evidence.truth is None:
+        return evidence
+    before, after = (each[: len(part)] for each in evidence.answers)
+    return replace(evidence, answers=(before, after), truth=evidence.truth.take(slice(len(part))))
 
 
 def evidence(size: int, losses: int, n: int = ROWS, wrong: int = 0, **more: Any) -> Evidence:
@@ -387,3 +413,47 @@ def test_certify_in_one_call(tmp_path: Path) -> None:
     )  # fmt: skip
     assert found.best
     assert found.alpha == pytest.approx(0.03)
+
+
+# --- deciding before all examples were seen
+
+
+def test_what_keeps_well_within_its_limits_is_certified_from_part_of_the_rows(
+    tmp_path: Path,
+) -> None:
+    stage = Stage(tmp_path, {"m1": evidence(50, losses=0)})
+    row = stage.certifier().final(finalists(1)).rows[0]
+    assert row.status == "certified"
+    assert max(stage.seen) < ROWS
+    verdict = row.verdicts[0]
+    assert verdict.method == f"betting on {max(stage.seen):,} examples"
+    assert verdict.low <= verdict.estimate <= verdict.high
+
+
+def test_what_is_close_is_decided_by_all_rows(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, {"m1": evidence(50, losses=22)})
+    row = stage.certifier().final(finalists(1)).rows[0]
+    assert row.status == "certified"
+    assert max(stage.seen) == ROWS
+    assert "exact" in row.verdicts[0].method
+    assert row.alpha == pytest.approx(0.05 * 0.8)  # the rest was bet
+
+
+def test_a_crossing_that_no_look_has_seen_is_not_taken_for_shown(tmp_path: Path) -> None:
+    limit = parse("accuracy@sex >= baseline - 0.01")
+    column = np.array(["f"] * (ROWS - 30) + ["m"] * 30)
+    given = evidence(50, losses=0)
+    assert given.truth is not None
+    given = replace(given, truth=replace(given.truth, segments={"sex": column}))
+    stage = Stage(tmp_path, {"m1": given}, (limit,))
+    stage.sealed.segments = {"sex": column}
+    row = stage.certifier().final(finalists(1)).rows[0]
+    assert max(stage.seen) == ROWS
+    assert row.status == "not certified"  # 30 rows of m show nothing
+
+
+def test_figures_of_a_whole_set_wait_for_all_rows(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, {"m1": evidence(50, losses=0, wrong=40)}, (parse("f1 >= 0.5"),))
+    row = stage.certifier().final(finalists(1)).rows[0]
+    assert row.alpha == pytest.approx(0.05)  # nothing was bet
+    assert ROWS in stage.seen

@@ -135,6 +135,27 @@ def test_the_same_seed_asks_the_same_and_another_something_else() -> None:
     assert one != other
 
 
+@pytest.mark.parametrize("stopped", [0, 1, 6, 20])
+def test_what_is_upcoming_is_asked_and_looking_changes_nothing(stopped: int) -> None:
+    plain = [key_of(recipe) for recipe, _ in drive(guided(3), Landscape(), 30)]
+    searcher = guided(3)
+    seen = drive(searcher, Landscape(), stopped)
+    ahead = [key_of(recipe) for recipe in searcher.upcoming(4)]
+    assert len(set(ahead)) == 4
+    assert ahead[0] == plain[stopped]
+    assert not set(ahead) & {key_of(recipe) for recipe, _ in seen}
+    assert ahead == [key_of(recipe) for recipe in searcher.upcoming(4)]
+    rest = [key_of(recipe) for recipe, _ in drive(searcher, Landscape(), 30 - stopped)]
+    assert rest == plain[stopped:]
+
+
+def test_nothing_is_upcoming_where_nothing_is_left() -> None:
+    searcher = GuidedSearch("fake", {"fuse": TOYS["fuse"]}, (), seed=0)
+    assert len(searcher.upcoming(5)) == 2
+    drive(searcher, Landscape(objective="bytes"), 9)
+    assert searcher.upcoming(3) == []
+
+
 def test_it_survives_refusals_and_failures_and_learns_from_them() -> None:
     """Toys that only ever refuse or fail are not tried again and again."""
     seen = drive(guided(1, portfolio=False), Landscape(), 80)

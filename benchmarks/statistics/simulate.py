@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from scipy.stats import norm
@@ -314,11 +314,19 @@ class Holdout:
 
     digest = "simulated"
 
+    segments: ClassVar[dict[str, Any]] = {}
+
     def __init__(self, rows: int) -> None:
         self.rows = rows
 
+    def __len__(self) -> int:
+        return self.rows
+
     def open(self) -> Any:
         return self
+
+    def first(self, rows: int) -> Holdout:
+        return Holdout(rows)
 
 
 @dataclass(frozen=True)
@@ -368,7 +376,8 @@ def _one_run(
     search = world.draw(rng, world.search_rows)
 
     def measure(finalist: Finalist, part: Any) -> Evidence:
-        return _evidence(holdout[:, finalist.trial.number], int(sizes[finalist.trial.number]))
+        changes = holdout[: part.rows, finalist.trial.number]
+        return _evidence(changes, int(sizes[finalist.trial.number]))
 
     certifier = Certifier(
         LIMITS, parse_objective("size"), TASK, measure, Holdout(len(holdout)), ledger, run

@@ -17,17 +17,19 @@ from typing import Literal
 
 import numpy as np
 
+from sartor import judge_sequence
 from sartor.contracts import Failed, Task, WrongRequest
 from sartor.data import Part, Sealed
 from sartor.ledger import EarlyUsed, Ledger, Opening, Stage
 from sartor.limits import PERFORMANCE, Limit, Objective, parse
-from sartor.metrics import check_labels
+from sartor.metrics import Truth, check_labels
 from sartor.records import Trial, Verdict
 from sartor.verdicts import (
     EXACT,
     Evidence,
     better,
     free_for_original,
+    improvement,
     judge_all,
     nearest,
     objective_value,
@@ -40,6 +42,8 @@ MOST = 8  # finalists
 CLOSE = 0.02  # objectives that differ by less are taken for equal: latencies are never exact
 SURE = 1e-4  # p-values on the search split below this are as good as each other
 RESERVE = 0.1  # of the level, for the original where its own limits need the holdout
+LOOKS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768, 65536)
+BET = {"early": 0.8, "final": 0.2}  # of the level, on deciding before all examples were seen
 
 
 @dataclass(frozen=True)
@@ -202,7 +206,7 @@ class Certifier:
         test_original = original is not None and early is None and not self._free()
         opening, part, level = self._open(stage, chain, test_original)
         share = RESERVE if test_original and chain else 0.0
-        rows = list(self._walk(chain, part, level * (1 - share)))
+        rows = list(self._walk(chain, part, level * (1 - share), BET[stage]))
         rows += [
             Row(each, "not certified", each.trial.verdicts, _objective(each))
             for each in finalists
@@ -228,34 +232,82 @@ class Certifier:
         opening = self.ledger.open(self.run, stage, [*frozen, self.objective.figure])
         return opening, self.sealed.open(), opening.alpha
 
-    def _walk(self, chain: list[Finalist], part: Part | None, level: float) -> Iterable[Row]:
+    def _walk(
+        self, chain: list[Finalist], part: Part | None, level: float, bet: float
+    ) -> Iterable[Row]:
         """Fixed-sequence testing: after the first that is not certified nothing is measured."""
         stopped = False
         for finalist in chain:
             if stopped:
                 yield Row(finalist, "untested", value=_objective(finalist))
                 continue
-            row = self._test(finalist, part, level)
+            row = self._test(finalist, part, level, bet)
             stopped = row.status != "certified"
             yield row
 
-    def _test(self, finalist: Finalist, part: Part | None, level: float) -> Row:
+    def _test(self, finalist: Finalist, part: Part | None, level: float, bet: float) -> Row:
         try:
+            seen = self._looked(finalist, part, level, bet) if part is not None else None
+            if isinstance(seen, Row):
+                return seen
             evidence = self.measure(finalist, part)
         except (Failed, WrongRequest) as failure:
             return Row(finalist, "not certified", alpha=level, reason=str(failure))
-        verdicts = (
+        # What was bet is gone, unless there was nothing to bet on.
+        return self._row(finalist, evidence, level * (1 - bet) if seen else level)
+
+    def _looked(self, finalist: Finalist, part: Part, level: float, bet: float) -> Row | bool:
+        """The row of a finalist that is certified before all examples were answered; else whether
+        any of the level was bet on that."""
+        limits = [each for each in self._asked() if each.quality]
+        truth = Truth(segments=part.segments)
+        wanted = {key for each in limits for key in judge_sequence.keys(each, truth)}
+        bets: judge_sequence.Bets = {}
+        start = 0
+        for rows in (each for each in LOOKS if limits and each < len(part)):
+            evidence = self.measure(finalist, part.first(rows))
+            more = judge_sequence.advance(bets, limits, evidence, self.task, start)
+            if more is None:
+                return start > 0
+            bets, start = more, rows
+            p = max(bets[key].p_value if key in bets else 1.0 for key in wanted)
+            if p <= level * bet:
+                row = self._row(finalist, evidence, level, bets)
+                return row if row.status == "certified" else True
+        return start > 0
+
+    def _asked(self) -> tuple[Limit, ...]:
+        """The limits, and last that the objective be better than the original's."""
+        return (*self.limits, improvement(self.objective, self.task))
+
+    def _row(
+        self,
+        finalist: Finalist,
+        evidence: Evidence,
+        level: float,
+        bets: judge_sequence.Bets | None = None,
+    ) -> Row:
+        """The verdicts on what was measured; those on quality are as the `bets` have them, where
+        they have shown all of it."""
+        verdicts = [
             *judge_all(self.limits, evidence, self.task, level, self.seed),
             better(self.objective, evidence, self.task, level, self.seed),
-        )
+        ]
+        if bets is not None:
+            verdicts = [
+                judge_sequence.shown(bets, limit, verdict, evidence, self.task)
+                if limit.quality and verdict.outcome != "broken"
+                else verdict
+                for limit, verdict in zip(self._asked(), verdicts, strict=True)
+            ]
         outcome, p = together(verdicts)
         worse = judge_all(guards(self.limits), evidence, self.task, level, self.seed)
-        verdicts += tuple(each for each in worse if each.outcome == "broken")
+        verdicts += [each for each in worse if each.outcome == "broken"]
         passed = outcome == "met" and not any(each.outcome == "broken" for each in worse)
         return Row(
             finalist,
             "certified" if passed else "not certified",
-            verdicts,
+            tuple(verdicts),
             objective_value(self.objective, evidence, self.task),
             p,
             level,

@@ -51,6 +51,10 @@ class Part:
     def __len__(self) -> int:
         return self.rows
 
+    def first(self, rows: int) -> Part:
+        """The first rows alone: a random sample, since rows stand in the order of their hashes."""
+        return dataclasses.replace(self, rows=min(rows, self.rows))
+
     def __reduce__(self) -> tuple[Any, ...]:
         # Without what is mapped into memory, which pickle would write out in full.
         return Part, tuple(getattr(self, each.name) for each in dataclasses.fields(self))

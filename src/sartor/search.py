@@ -7,6 +7,7 @@ so a run that was killed is continued by telling the journal's trials again.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 import math
@@ -66,6 +67,7 @@ class GuidedSearch:
         while self.waiting:
             recipe = self.waiting.pop(0)
             if key_of(recipe) not in self.told and self._legal(recipe):
+                self.pending[key_of(recipe)] = None
                 return recipe, 1.0
         if not self.known:
             return None
@@ -93,6 +95,19 @@ class GuidedSearch:
         else:
             self._teach(trial)
         self._repair(trial)
+
+    def upcoming(self, n: int) -> list[Recipe]:
+        """At most `n` recipes that are likely to be asked next, the likeliest first, without a
+        change of state: what would be asked if no answer changed the plan."""
+        ahead = copy.deepcopy(self)
+        ahead.trials = None
+        found: list[Recipe] = []
+        while len(found) < n:
+            asked = ahead.ask()
+            if asked is None:
+                break
+            found.append(asked[0])
+        return found
 
     def _legal(self, recipe: Recipe) -> bool:
         return all(technique_name(each) in self.known or each.makes for each in recipe)

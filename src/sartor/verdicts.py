@@ -31,6 +31,7 @@ __all__ = [
     "Evidence",
     "better",
     "free_for_original",
+    "improvement",
     "judge",
     "judge_all",
     "nearest",
@@ -64,13 +65,10 @@ def judge_all(
     return tuple(judge(each, evidence, task, alpha, seed) for each in limits)
 
 
-def better(
-    objective: Objective, evidence: Evidence, task: Task, alpha: float = 0.05, seed: int = 0
-) -> Verdict:
-    """Whether the objective is shown to be better than the original's: strictly smaller where it
-    is counted, beyond the noise floor where it is timed."""
+def improvement(objective: Objective, task: Task) -> Limit:
+    """ "Better than the original's", as a limit."""
     higher = _higher(objective, task)
-    limit = Limit(
+    return Limit(
         metric=objective.metric,
         statistic=objective.statistic,
         segment=None,
@@ -78,6 +76,14 @@ def better(
         bound=Bound("offset", 0.0) if objective.metric not in PERFORMANCE else Bound("ratio", 1.0),
         text=f"{objective.figure} better than the original's",
     )
+
+
+def better(
+    objective: Objective, evidence: Evidence, task: Task, alpha: float = 0.05, seed: int = 0
+) -> Verdict:
+    """Whether the objective is shown to be better than the original's: strictly smaller where it
+    is counted, beyond the noise floor where it is timed."""
+    limit = improvement(objective, task)
     pair = counted(objective.metric, evidence)
     if pair is not None and any(map(math.isnan, pair)):
         return unknown(limit, f"{objective.metric} is not known")
