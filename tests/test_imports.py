@@ -21,6 +21,7 @@ SOURCE = Path(sartor.__file__).parent
 LAYERS = [
     ["space", "records"],
     ["stats"],
+    ["bootstrap", "melded"],
     ["contracts"],
     ["limits", "spec", "data", "metrics"],
     ["techniques.*", "runtimes.*"],

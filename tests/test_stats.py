@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from scipy.stats import beta, binom, multinomial, wilcoxon
 
 from sartor import means, paired, stats
+from sartor.bootstrap import bootstrap
 
 
 def _load() -> ModuleType:
@@ -219,10 +220,10 @@ def test_bootstrap_over_groups_is_wider() -> None:
     def mean(rows: np.ndarray) -> float:
         return float(x[rows].mean())
 
-    grouped = stats.bootstrap(mean, 400, 0.0, units=units).interval
-    plain = stats.bootstrap(mean, 400, 0.0).interval
+    grouped = bootstrap(mean, 400, 0.0, units=units).interval
+    plain = bootstrap(mean, 400, 0.0).interval
     assert (grouped.high - grouped.low) > 2.5 * (plain.high - plain.low)
-    assert stats.bootstrap(lambda rows: math.nan, 400, 0.0).above == 1.0
+    assert bootstrap(lambda rows: math.nan, 400, 0.0).above == 1.0
 
 
 # --- latency

@@ -21,6 +21,7 @@ from scipy.stats import norm
 from scipy.stats import t as student
 
 from sartor import means, paired, stats
+from sartor.bootstrap import bootstrap
 from sartor.certify import Certifier, Finalist, freeze
 from sartor.contracts import Task
 from sartor.ledger import Ledger
@@ -138,7 +139,7 @@ def bootstrap_auc(n: int, repetitions: int, resamples: int = 1000) -> tuple[floa
             return auc(new[r], label[r]) - auc(old[r], label[r])
 
         seed = int(rng.integers(1 << 30))
-        return stats.bootstrap(loss, n, truth, resamples=resamples, seed=seed)
+        return bootstrap(loss, n, truth, resamples=resamples, seed=seed)
 
     def auc(score: np.ndarray, label: np.ndarray) -> float:
         others = np.sort(score[~label])

@@ -99,7 +99,7 @@ def own_value(metric: str) -> float | None:
     """What a metric that holds answers against the original's says of the original's own; None
     for all other metrics and for a function of the user's."""
     found = lookup(metric)
-    if found is None or found.labelled:
+    if found is None or not found.relative:
         return None
     if found.bounds is None:
         return 0.0

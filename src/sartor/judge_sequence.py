@@ -13,7 +13,8 @@ import numpy as np
 
 from sartor.contracts import Task
 from sartor.evidence import Evidence, together
-from sartor.judge_quality import crossings, mean_values
+from sartor.judge_groups import crossings
+from sartor.judge_quality import mean_values
 from sartor.limits import Limit
 from sartor.metrics import Truth
 from sartor.records import Verdict

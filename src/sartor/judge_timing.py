@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from sartor import means, stats
+from sartor.bootstrap import bootstrap
 from sartor.evidence import Evidence, ends, identical, unknown, verdict_of
 from sartor.limits import Bound, Limit
 from sartor.records import Interval, Timing, Verdict
@@ -144,7 +145,7 @@ def log_ratio(timing: Timing, statistic: str, border: float, seed: int) -> Compa
     def effect(rounds: np.ndarray) -> float:
         return float(np.log(np.quantile(new[rounds], q) / np.quantile(old[rounds], q)))
 
-    return stats.bootstrap(effect, len(new), border, resamples=500, seed=seed)
+    return bootstrap(effect, len(new), border, resamples=500, seed=seed)
 
 
 def ratio(timing: Timing, statistic: str) -> float:

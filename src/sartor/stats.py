@@ -3,14 +3,15 @@
 Every test holds an effect against a border and answers with a `Comparison`: both one-sided
 p-values and a two-sided interval. Effects are oriented by the caller so that more is better;
 "non-inferior by a margin" is "the effect is above -margin". How well each method keeps its level
-is simulated in `benchmarks/statistics/simulate.py`. Here are shares, figures of whole sets,
-latency and multiplicity; `paired` holds paired outcomes, `means` the means of scores.
+is simulated in `benchmarks/statistics/simulate.py`. Here are shares, latency
+and multiplicity; `paired` holds paired outcomes, `means` the means of scores, `bootstrap` figures
+of whole sets.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -80,77 +81,6 @@ def binomial_above(successes: float, n: float, share: float) -> float:
     if successes <= 0 or share >= 1:
         return 1.0
     return float(betainc(successes, n - successes + 1, share)) if share > 0 else 0.0
-
-
-# --- figures of a whole set ---------------------------------------------------------------------
-
-
-def bootstrap(
-    effect: Callable[[np.ndarray], float],
-    n: int,
-    border: float,
-    *,
-    units: Sequence[np.ndarray] | None = None,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Comparison:
-    """An effect of a whole set of rows against `border`: bootstrap over units (rows, or the given
-    groups of rows), bias-corrected and accelerated (Efron 1987; acceleration by a jackknife over
-    at most 50 blocks). `effect` takes row indices; resamples on which it is NaN are left out."""
-    rng, count = np.random.default_rng(seed), n if units is None else len(units)
-    method = f"bootstrap of {resamples} resamples"
-    estimate = float(effect(np.arange(n)))
-    if count < 2 or not math.isfinite(estimate):
-        return nothing(method, count)
-
-    def rows(chosen: np.ndarray) -> np.ndarray:
-        return chosen if units is None else np.concatenate([units[i] for i in chosen])
-
-    draws = np.array([effect(rows(rng.integers(0, count, count))) for _ in range(resamples)])
-    draws = draws[np.isfinite(draws)]
-    blocks = np.array_split(rng.permutation(count), min(count, 50))
-    left = [effect(rows(np.sort(np.delete(np.arange(count), block)))) for block in blocks]
-    jack = np.array([x for x in left if math.isfinite(x)])
-    if len(draws) < 0.9 * resamples or len(jack) < 2:
-        return nothing(method, count)
-    return _bca(estimate, draws, jack, border, level, count, method)
-
-
-def _bca(
-    estimate: float,
-    draws: Floats,
-    jack: Floats,
-    border: float,
-    level: float,
-    count: int,
-    method: str,
-) -> Comparison:
-    off = jack.mean() - jack
-    squares = float((off**2).sum())
-    a = float((off**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
-    size = len(draws)
-    tied = 0.5 * np.count_nonzero(draws == estimate)
-    z0 = float(ndtri((np.count_nonzero(draws < estimate) + tied + 0.5) / (size + 1)))
-
-    def p(count_beyond: int, sign: float) -> float:
-        w = sign * float(ndtri((count_beyond + 1) / (size + 2))) - z0
-        return float(ndtr(sign * (w / max(1 + a * w, 0.1) - z0)))
-
-    def end(tail: float) -> float:
-        z = z0 + float(ndtri(tail))
-        share = float(ndtr(z0 + z / max(1 - a * z, 0.1)))
-        return float(np.quantile(draws, share))
-
-    error = float(draws.std(ddof=1))
-    return Comparison(
-        Interval(estimate, end((1 - level) / 2), end((1 + level) / 2), level),
-        above=p(int(np.count_nonzero(draws <= border)), 1.0),
-        below=p(int(np.count_nonzero(draws >= border)), -1.0),
-        z=(estimate - border) / error if error > 0 else math.nan,
-        n=count,
-        method=method,
-    )
 
 
 # --- latency ------------------------------------------------------------------------------------

@@ -34,6 +34,7 @@ from sartor.contracts import (
     to_json,
 )
 from sartor.data import Part
+from sartor.definitions import needs_groups
 from sartor.evaluate import Race, answers, digest, memory_pair
 from sartor.limits import Limit, Objective, parse_objective
 from sartor.metrics import Truth, find
@@ -382,7 +383,7 @@ def figures_of(evidence: Evidence, task: Task, limits: Iterable[Limit] = ()) -> 
         names = {task.metric, *(each.metric for each in limits if each.quality)}
         if task.kind == "classification":
             names.add("flips")
-        for name in sorted(names):
+        for name in sorted(name for name in names if not needs_groups(name)):
             metric = find(name, task)
             before, after = evidence.answers
             figures[f"original.{name}"] = metric.value(before, evidence.truth)
