@@ -47,6 +47,9 @@ UNITS: dict[str, dict[str, float]] = {
 PERFORMANCE = frozenset(UNITS)
 """Metrics of the artifact rather than of its answers; all but throughput are better when lower."""
 
+TIMED = frozenset({"latency", "throughput", "energy"})
+"""Those that come out of a race."""
+
 _NUMBER = r"(?P<number>[+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 _UNIT = r"(?P<unit>[^\W\d_]+|/\s*s|%)?"
 _FIXED = re.compile(rf"{_NUMBER}\s*{_UNIT}")

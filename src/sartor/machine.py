@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import sys
+import time
+from collections.abc import Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -34,6 +37,42 @@ def idlest_core(seconds: float = 0.1) -> int | None:
         return allowed[0] if allowed else None
     idle = [core.idle for core in psutil.cpu_times_percent(seconds, percpu=True)]
     return max(allowed, key=lambda core: (idle[core] if core < len(idle) else 0.0, core))
+
+
+class Watch:
+    """What other processes do from now on, those with the given ids and this one left out."""
+
+    def __init__(self, own: Iterable[int]) -> None:
+        self._own = [psutil.Process(pid) for pid in {os.getpid(), *own}]
+        self._busy, self._used, self._began = _busy(), self._spent(), time.monotonic()
+
+    def _spent(self) -> dict[int, float]:
+        """CPU-seconds of each process of ours that is alive."""
+        spent = {}
+        for process in self._own:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                spent[process.pid] = times.user + times.system
+        return spent
+
+    def others(self) -> float | None:
+        """Cores that others kept busy on the average since the start; None where it was too short
+        to be told (the system counts hundredths of seconds)."""
+        passed = time.monotonic() - self._began
+        if passed < 0.1:
+            return None
+        now = self._spent()
+        ours = sum(now[pid] - self._used[pid] for pid in now if pid in self._used)
+        return float(min(max((_busy() - self._busy - ours) / passed, 0.0), os.cpu_count() or 1))
+
+
+def _busy() -> float:
+    """Seconds that all cores together have worked, what the hypervisor took (steal) included."""
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    # Linux counts the time of guests in that of the user too.
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return float(sum(times) - idle - guests)
 
 
 @cache
@@ -91,6 +130,11 @@ def describe() -> dict[str, Any]:
 
 _WITH_VNNI = {"avx512_clx", "avx512_icl", "avx512_spr"}  # numpy names generations of processors
 _TELLING = ("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve", "i8mm", "bf16", "neon")
+
+
+def joules(counter: Path) -> float:
+    """What an energy counter in microjoules stands at."""
+    return int(counter.read_text()) * 1e-6
 
 
 def memory_ceiling() -> int:

@@ -121,7 +121,7 @@ def _latency(worker: Worker, call: float, batches: int) -> float:
     calls, warm = turn_size(call, batches)
     turns = int(np.clip(SECONDS / max(calls * call, 1e-6), 3, 50))
     took = [
-        worker.call(lanes.take_turn, at * calls, calls, warm, timeout=TIMEOUT)
+        worker.call(lanes.take_turn, at * calls, calls, warm, timeout=TIMEOUT).took
         for at in range(turns)
     ]
     return float(np.median(np.concatenate(took))) * 1e-9

@@ -76,6 +76,9 @@ class FakeRace:
         seconds: float | None = None,
         least: int = 5,
         blocks: int = 1,
+        *,
+        runs: int = 0,
+        further: Callable[[Timing], int] | None = None,
     ) -> Timing:
         engine = runtime("fake")
         self.timed.append(engine.digest(candidate))
