@@ -6,7 +6,7 @@ Nothing here runs a model in the driver: a crash, a hang or a kill is one trial'
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -16,6 +16,7 @@ from sartor.contracts import Arrays, Failed, Model, Signature, Target, Task
 from sartor.data import Part
 from sartor.records import WATTS, Timing
 from sartor.registry import runtime
+from sartor.turns import Turn
 from sartor.workers import Pool, Worker
 
 TURN_SECONDS = 0.04  # what a lane's turn should take
@@ -28,7 +29,7 @@ PATIENCE = 50  # a candidate may be this many times slower than the original
 ALLOWANCE = 60.0  # seconds for starting a process and loading a model on a busy machine
 LANES = ("original", "candidate", "twin")
 
-_Block = tuple[dict[str, list[lanes.Turn]], float | None]  # lane -> turns; cores others kept busy
+_Block = tuple[dict[str, list[Turn]], float | None]  # lane -> turns; cores others kept busy
 
 
 def digest(model: Model) -> str:
@@ -118,8 +119,7 @@ class Race:
     twin stay loaded from candidate to candidate. A candidate may use `memory` bytes of address
     space, and has `allowance` seconds on top of 50 times what the original needs. With `pin` and
     one thread all lanes share a core, the idlest at the time: on cores of their own, a busy
-    neighbour of one would look like a difference. `counter`: the file of an energy counter, read
-    about every turn. A context manager."""
+    neighbour of one would look like a difference. A context manager."""
 
     def __init__(
         self,
@@ -131,14 +131,13 @@ class Race:
         memory: int | None = None,
         allowance: float = ALLOWANCE,
         pin: bool = True,
-        counter: str | None = None,
-        watts: float = WATTS,
     ) -> None:
         self.original, self.target, self.part = original, target, part
         self.memory, self.allowance = memory, allowance
         self.rows = timed_rows(part, target.batch, seed)
         self.pin = pin and target.threads == 1
-        self.counter, self.watts = counter, watts
+        self.counters: tuple[str, ...] = ()
+        self.watts = WATTS
         self.core: int | None = None
         self.load_seconds = 0.0  # of the last candidate's session
         self._workers: dict[str, Worker] = {}
@@ -199,7 +198,7 @@ class Race:
             self._calls = turn_size(self._opened[1], len(self.rows))
         calls, warm = self._calls
         rounds = max(rounds, least, -(-runs // calls))
-        taken: dict[str, list[lanes.Turn]] = {name: [] for name in LANES}
+        taken: dict[str, list[Turn]] = {name: [] for name in LANES}
         began = time.monotonic()
         watch = machine.Watch(self._workers[name].process.pid for name in LANES)
         for number in range(rounds):
@@ -212,9 +211,9 @@ class Race:
                 taken[name].append(self._turn(name, number * calls, calls, warm))
         return taken, watch.others()
 
-    def _turn(self, name: str, first: int, calls: int, warm: int) -> lanes.Turn:
+    def _turn(self, name: str, first: int, calls: int, warm: int) -> Turn:
         deadline = self.allowance + PATIENCE * (calls + warm) * self._opened[1]
-        turn = (lanes.take_turn, first, calls, warm, self.core, self.counter)
+        turn = (lanes.take_turn, first, calls, warm, self.core, self.counters)
         try:
             return self._workers[name].call(*turn, timeout=deadline)
         except Failed as failure:
@@ -242,6 +241,12 @@ class Race:
             if name == "original":
                 self._opened = opened
         return worker
+
+    def meter(self, metrics: Iterable[str], watts: float | None = None) -> None:
+        """Prepares for energy where the metrics name it: by the machine's counters where they
+        follow the load, else by CPU time, a core at `watts`."""
+        self.watts = watts or WATTS
+        self.counters = machine.energy_counters() if "energy" in metrics and not watts else ()
 
     def close(self) -> None:
         for worker in self._workers.values():
@@ -275,6 +280,38 @@ def _together(found: list[_Block], target: Target) -> Timing:
         joules=joules if np.isfinite(joules).all() else None,
         others=tuple(others for _, others in found if others is not None),
     )
+
+
+THROUGHPUT_BATCHES = (1, 8, 32)
+
+
+def throughputs(
+    model: Model, part: Part, target: Target, seconds: float = 0.5, seed: int = 0
+) -> dict[str, float]:
+    """Rows a second at several batch sizes, under "throughput.b8" and the like: those that the
+    model takes. By the median call of a few turns of a process of its own, one batch size after
+    the other: to be read and not judged, for a limit is on the target's batch alone."""
+    fixed = natural_batch(model.signature)
+    found = {}
+    for batch in THROUGHPUT_BATCHES if fixed is None else (fixed,):
+        rows = timed_rows(part, batch, seed)
+        with Worker("throughput") as worker:
+            try:
+                _, call = worker.call(
+                    lanes.open_lane, model, replace(target, batch=batch), part, rows,
+                    timeout=ALLOWANCE,
+                )  # fmt: skip
+                calls, warm = turn_size(call, len(rows))
+                turns = int(np.clip(seconds / max(calls * call, 1e-6), 1, 20))
+                took = [
+                    worker.call(lanes.take_turn, at * calls, calls, warm, timeout=ALLOWANCE)
+                    for at in range(turns)
+                ]
+            except Failed:  # what it does not take has no figure
+                continue
+        left = [turn.took - (0 if turn.queued is None else turn.queued) for turn in took]
+        found[f"throughput.b{batch}"] = batch * 1e9 / float(np.median(np.concatenate(left)))
+    return found
 
 
 def timed_rows(part: Part, batch: int, seed: int) -> np.ndarray:

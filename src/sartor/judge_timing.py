@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +19,6 @@ from sartor.stats import Comparison, Floats
 STARTS = 3  # blocks of fresh processes from which the scatter between them can be told
 
 DISTURBED = 0.01  # of the calls' time in the hands of others: below it is taken for none
-NOISY = 0.2  # of it: beyond that no further starts are made
 OTHERS = 0.25  # cores that others keep busy: below it the machine is taken for calm
 NEIGHBOUR = 2.0  # times longer that calls may take beside busy neighbours on other cores
 NARROW = 0.02  # half of an interval, of its estimate: no more is measured then
@@ -26,9 +26,10 @@ ROOM = 0.002  # p-value of a verdict that more starts are not needed for
 
 
 def timing_verdict(limit: Limit, evidence: Evidence, alpha: float, seed: int) -> Verdict:
-    """Of a limit on latency, throughput or energy. Where other processes took part of the calls'
-    time the calls are judged as they were and without it, and where the two verdicts differ the
-    machine is too noisy to tell."""
+    """Of a limit on latency, throughput or energy. Time in which other processes had the core is
+    no time of the model's: where there was much of it, it is taken out of the calls. With several
+    threads it is not known which of their waits made the call longer: the calls are judged as
+    they were and without any wait, and where that differs the machine is too noisy to tell."""
     timing = evidence.timing
     if timing is not None and limit.metric == "energy":
         timing = timing.energy()
@@ -41,25 +42,32 @@ def timing_verdict(limit: Limit, evidence: Evidence, alpha: float, seed: int) ->
         return unknown(limit, "a run without a duration")
     found = _judged(limit, timing, alpha, seed)
     if timing.disturbed > DISTURBED:
-        found = _agreed(found, _judged(limit, timing.undisturbed(), alpha, seed), timing)
+        left = _judged(limit, timing.undisturbed(), alpha, seed)
+        found = _without(left, timing) if timing.threads == 1 else _agreed(found, left, timing)
     found = _beside_load(limit, found, timing, alpha, seed)
     if limit.metric == "energy":
         return replace(found, note="; ".join(filter(None, (found.note, energy_source(timing)))))
     return found
 
 
+def _without(left: Verdict, timing: Timing) -> Verdict:
+    return replace(
+        left, note="; ".join(filter(None, (left.note, f"{_share_of(timing)}, taken out")))
+    )
+
+
 def _agreed(seen: Verdict, left: Verdict, timing: Timing) -> Verdict:
-    """The figures of what is `left` when the time in the queue is taken out of the calls; its
-    verdict where that of the calls as they were `seen` is the same."""
-    share = f"other processes had the core in {timing.disturbed:.0%} of the calls' time"
-    if seen.outcome == left.outcome != "undecided":
-        note = "; ".join(filter(None, (left.note, f"{share}, which is taken out")))
-        return replace(left, note=note, p_value=max(seen.p_value, left.p_value))
-    if {seen.outcome, left.outcome} == {"undecided"} and (left.needs or seen.needs):
-        return replace(left, note="; ".join(filter(None, (left.note, share))))
-    note = f"too noisy here: {share}"
+    """The verdict on what is `left` without the waits, where that on the calls as they were `seen`
+    is the same."""
+    if seen.outcome == left.outcome:
+        return replace(_without(left, timing), p_value=max(seen.p_value, left.p_value))
+    note = f"too noisy here: {_share_of(timing)}"
     p = max(seen.p_value, left.p_value)
     return replace(left, outcome="undecided", note=note, needs=None, p_value=p)
+
+
+def _share_of(timing: Timing) -> str:
+    return f"other processes had the core in {timing.disturbed:.0%} of the calls' time"
 
 
 def _beside_load(limit: Limit, found: Verdict, timing: Timing, alpha: float, seed: int) -> Verdict:
@@ -136,16 +144,30 @@ def proven_noise(timing: Timing) -> float:
     return max(found.low, -found.high, 0.0)
 
 
-def told_noise(timing: Timing) -> str:
-    """The noise floor and the load of the machine in a sentence."""
-    found = noise(timing)
-    told = [] if found is None else [f"the original beside itself differs by {found.estimate:+.1%}"]
-    if found is not None and math.isfinite(found.low) and math.isfinite(found.high):
-        told[0] += f" ({found.low:+.1%} to {found.high:+.1%})"
+def conditions_of(timing: Timing) -> dict[str, Any]:
+    """Plain figures of what a timing was measured under; `noise` in words."""
+    control = noise(timing)
+    return {
+        "starts": len(timing.blocks),
+        "calls": int(timing.candidate.size),
+        "aa_difference": control,
+        "cores_of_others": float(np.mean(timing.others)) if timing.others else None,
+        "disturbed": timing.disturbed if timing.queued is not None else None,
+        "energy": energy_source(timing),
+        "noise": _told(timing, control),
+    }
+
+
+def _told(timing: Timing, control: Interval | None) -> str:
+    told = []
+    if control is not None:
+        told = [f"noise here: the original beside itself differs by {control.estimate:+.1%}"]
+        if math.isfinite(control.low) and math.isfinite(control.high):
+            told[0] += f" ({control.low:+.1%} to {control.high:+.1%})"
     if timing.others:
         told.append(f"other processes kept {np.mean(timing.others):.2f} cores busy")
     if timing.queued is not None:
-        told.append(f"and had the core in {timing.disturbed:.1%} of the timed calls")
+        told.append(f"they had the core in {timing.disturbed:.1%} of the timed calls' time")
     return ", ".join(told)
 
 
@@ -158,9 +180,9 @@ def further_starts(
     (`stats.centre`)."""
     wanted = 0
     for limit in limits:
-        found = timing.energy() if limit.metric == "energy" else timing
-        if found is None or found.disturbed > NOISY:
-            continue  # more of the same would not decide it
+        found = timing.energy() if limit.metric == "energy" else timing.undisturbed()
+        if found is None:
+            continue
         done, statistic = len(found.blocks), _statistic(limit)
         strict, _, shown, _ = _timed(limit, found, statistic, 0.0, seed)
         if min(strict.above, strict.below) <= room:

@@ -7,7 +7,6 @@ load the model again. Only the runtime of the model's kind is imported here.
 from __future__ import annotations
 
 import gc
-import math
 import os
 import resource
 import sys
@@ -16,7 +15,6 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -26,12 +24,12 @@ from sartor.contracts import Arrays, Failed, Model, Port, Session, Signature, Ta
 from sartor.contracts import Part as Counted
 from sartor.data import Part
 from sartor.registry import runtime
+from sartor.turns import Lane, Turn
 
 KEPT_SESSIONS = 2
 BATCH = 32  # rows answered at once where that changes nothing
 SAMPLE = 16  # rows on which it is measured whether it does
 SAME = 1e-3  # of the answers' spread
-READ_EVERY = 200_000  # nanoseconds of calls between two looks at what was queued
 
 _sessions: OrderedDict[tuple[str, Target], Session] = OrderedDict()
 _independent: dict[tuple[str, str], bool] = {}
@@ -257,95 +255,6 @@ def _groups(run: Answerer, key: str, rows: np.ndarray, batch: int) -> list[np.nd
 # -- a timed lane ---------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Turn:
-    """What a turn's calls took. `took`: nanoseconds of each; `queued`: those of them in which the
-    process was ready to run and another one had the core (None where the system does not tell);
-    `cpu`: nanoseconds of processor time of all calls together; `joules`: the same by the counter,
-    NaN without one."""
-
-    took: np.ndarray
-    queued: np.ndarray | None
-    cpu: int
-    joules: float
-
-
-@dataclass
-class Lane:
-    """One model in one process, between its turns."""
-
-    run: Session
-    batches: list[Arrays]
-
-    def turn(self, first: int, calls: int, warm: int, counter: str | None = None) -> Turn:
-        """Times `calls` calls, from batch `first` on, in turning order. `counter`: the file of an
-        energy counter in microjoules."""
-        count = len(self.batches)
-        run, batches, clock = self.run, self.batches, time.perf_counter_ns
-        took = np.empty(calls, np.int64)
-        for at in range(first - warm, first):  # the other lanes have cooled the caches
-            run(batches[at % count])
-        with Queue() as queue:
-            joules, cpu = _counted(counter), time.process_time_ns()
-            gc.disable()
-            try:
-                for at in range(calls):
-                    batch = batches[(first + at) % count]
-                    began = clock()
-                    run(batch)
-                    ended = clock()
-                    took[at] = ended - began
-                    if ended - queue.seen > READ_EVERY:
-                        queue.read(at + 1, ended)
-            finally:
-                gc.enable()
-            cpu = time.process_time_ns() - cpu
-            queue.read(calls, clock())
-            return Turn(took, queue.share(took), cpu, _counted(counter) - joules)
-
-
-class Queue:
-    """How long this process' threads stood in the queue for a core, by Linux's own account: the
-    second figure of /proc/PID/task/TID/schedstat, in nanoseconds. It is read between calls, for
-    short ones not after each: a reading takes about a microsecond."""
-
-    def __init__(self) -> None:
-        paths = Path("/proc/self/task").glob("*/schedstat")
-        self.files = [os.open(path, os.O_RDONLY) for path in paths]
-        self.seen = time.perf_counter_ns()
-        self.readings = [(0, self._total())]
-
-    def _total(self) -> int:
-        return sum(int(os.pread(file, 80, 0).split()[1]) for file in self.files)
-
-    def read(self, calls: int, now: int) -> None:
-        """Notes what was queued until `calls` calls were done."""
-        if self.files and calls > self.readings[-1][0]:
-            self.readings.append((calls, self._total()))
-            self.seen = now
-
-    def share(self, took: np.ndarray) -> np.ndarray | None:
-        """Nanoseconds of each call: of those between two readings the longest had to wait."""
-        if not self.files:
-            return None
-        queued = np.zeros(len(took), np.int64)
-        for (begin, before), (end, after) in pairwise(self.readings):
-            longest = begin + int(took[begin:end].argmax())
-            queued[longest] = min(after - before, took[longest])
-        return queued
-
-    def __enter__(self) -> Queue:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        for file in self.files:
-            os.close(file)
-
-
-def _counted(counter: str | None) -> float:
-    return math.nan if counter is None else machine.joules(Path(counter))
-
-
 _lane: Lane | None = None
 
 
@@ -373,14 +282,14 @@ def _typical(turn: Callable[[int, int, int], Turn]) -> float:
 
 
 def take_turn(
-    first: int, calls: int, warm: int, core: int | None = None, counter: str | None = None
+    first: int, calls: int, warm: int, core: int | None = None, counters: tuple[str, ...] = ()
 ) -> Turn:
     """A turn of the lane, on `core` alone where one is given."""
     if _lane is None:
         raise Failed("the lane was not opened")
     if core is not None:
         os.sched_setaffinity(0, {core})
-    return _lane.turn(first, calls, warm, counter)
+    return _lane.turn(first, calls, warm, counters)
 
 
 # -- memory ---------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -107,6 +107,9 @@ class FakeRace:
             batch=self.target.batch,
             threads=self.target.threads,
         )
+
+    def meter(self, metrics: Iterable[str], watts: float | None = None) -> None:
+        """Nothing to meter."""
 
     def close(self) -> None:
         """Nothing to close."""

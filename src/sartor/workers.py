@@ -27,11 +27,10 @@ from sartor.contracts import Failed, Unneeded, WrongRequest
 
 Result = TypeVar("Result")
 
+# One thread each unless a session asks for more: idle pools of several libraries fight.
+THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _CALM = {
-    # One thread each unless a session asks for more: idle pools of several libraries fight.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
+    **THREADS,
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "ORT_DISABLE_TELEMETRY": "1",
