@@ -279,10 +279,29 @@ def _scaled(interval: Interval, scale: float) -> Interval:
 
 
 def _seconds(timing: Timing, statistic: str, border: float) -> Comparison:
+    """A statistic of the candidate's calls against so many seconds: over calls and rounds and,
+    where every process was started several times, over starts too; what both say counts."""
     lane = timing.candidate
     if statistic == "mean":
-        return means.real_mean(lane.mean(1), border, 0.0)
-    return stats.quantile(lane, _share(statistic), border)
+        calls = means.real_mean(lane.mean(1), border, 0.0)
+    else:
+        calls = stats.quantile(lane, _share(statistic), border)
+    if len(timing.blocks) < STARTS:
+        return calls
+    parts = np.split(lane, np.cumsum(timing.blocks)[:-1])
+    logs = np.log([_seconds_of(part, statistic) for part in parts])
+    starts = stats.centre(logs, math.log(border), first=timing.first)
+    low, high = (math.exp(min(x, 700.0)) for x in (starts.interval.low, starts.interval.high))
+    found = calls.interval
+    weaker = calls if abs(calls.z) < abs(starts.z) else starts
+    return replace(
+        calls,
+        interval=replace(found, low=min(found.low, low), high=max(found.high, high)),
+        above=max(calls.above, starts.above),
+        below=max(calls.below, starts.below),
+        z=weaker.z,
+        method=f"{calls.method}, {starts.method}",
+    )
 
 
 def log_ratio(timing: Timing, statistic: str, border: float, seed: int) -> Comparison:

@@ -260,17 +260,19 @@ def centre(values: Floats, border: float, level: float = 0.95, first: int = 0) -
     tests at 3 % were wrong, with 3 to 8 blocks; rounds in the same processes were wrong in 25 %.
 
     `first`: how many values there were when it was settled, by their scatter, how many to have.
-    The scatter is then that of those alone, with their degrees of freedom (Stein 1945): the level
-    holds however the number was chosen from it; with the scatter of all values it would not."""
+    The scatter is then theirs, with their degrees of freedom (Stein 1945): the level holds however
+    the number was chosen from it. Where all values scatter more, theirs counts: one wild start
+    among the later ones would else be taken for a difference (`benchmarks/noise.py`)."""
     x = np.asarray(values, dtype=np.float64)
     n = len(x)
     told = x[:first] if 1 < first < n else x
     free, method = len(told) - 1, f"t over {n} starts of every process"
     if len(told) < n:
-        method += f", scatter of the first {first}"
+        method += f", their number by the scatter of the first {first}"
     if n < 2:
         return nothing(method, n)
-    estimate, error = float(x.mean()), float(np.std(told, ddof=1)) / math.sqrt(n)
+    spread = max(float(np.std(told, ddof=1)), float(np.std(x, ddof=1)))
+    estimate, error = float(x.mean()), spread / math.sqrt(n)
     half = float(stdtrit(free, (1 + level) / 2)) * error
     far = (estimate - border) / error if error > 0 else math.copysign(math.inf, estimate - border)
     return Comparison(
