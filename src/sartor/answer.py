@@ -242,7 +242,7 @@ class Answering:
 
     def _further(self, timing: Timing) -> int:
         """Starts beyond the first ones, so far as the clock leaves time for them."""
-        each = self.timing_seconds / BLOCKS + START_SECONDS
+        each = max(self.timing_seconds / BLOCKS + START_SECONDS, self.lab.race.block_seconds)
         most = int(min(max(self.clock.left(), 0.0) / 2 / each, BLOCKS))
         asked = [*self.ready.limits, gain(self.ready.objective, self.ready.task)]
         timed = [limit for limit in asked if limit.metric in TIMED]
@@ -469,7 +469,7 @@ class Answering:
 
     def _throughputs(self, shown: Row | None) -> dict[str, dict[str, float]]:
         """Rows a second by batch size, of the original and of what was chosen."""
-        if shown is None or not self.batch_seconds:
+        if shown is None or not self.batch_seconds or self.clock.left() < self.batch_seconds:
             return {}
         models = {"original": self.ready.original, "chosen": self.model_of(shown.finalist.trial)}
         if not shown.finalist.trial.recipe:

@@ -140,6 +140,7 @@ class Race:
         self.watts = WATTS
         self.core: int | None = None
         self.load_seconds = 0.0  # of the last candidate's session
+        self.block_seconds = 0.0  # that the last block took, starts included
         self._workers: dict[str, Worker] = {}
         self._calls: tuple[int, int] | None = None  # in a turn, and to warm up
         self._opened = (0.0, 0.0)  # the original's seconds to load, and of a call
@@ -169,7 +170,9 @@ class Race:
             for _ in range(count):
                 if blocks > 1:
                     self.close()
+                began = time.monotonic()
                 found.append(self._block(candidate, *each))
+                self.block_seconds = time.monotonic() - began
             return replace(_together(found, self.target), watts=self.watts)
 
         timing = add(blocks)

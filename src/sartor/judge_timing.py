@@ -292,11 +292,16 @@ def _seconds(timing: Timing, statistic: str, border: float) -> Comparison:
     logs = np.log([_seconds_of(part, statistic) for part in parts])
     starts = stats.centre(logs, math.log(border), first=timing.first)
     low, high = (math.exp(min(x, 700.0)) for x in (starts.interval.low, starts.interval.high))
-    found = calls.interval
-    weaker = calls if abs(calls.z) < abs(starts.z) else starts
+    return _both(calls, replace(starts, interval=replace(starts.interval, low=low, high=high)))
+
+
+def _both(calls: Comparison, starts: Comparison) -> Comparison:
+    """What holds over the calls and over the starts: the larger p-values, the wider interval."""
+    found, other = calls.interval, starts.interval
+    weaker = calls if not abs(calls.z) >= abs(starts.z) else starts
     return replace(
         calls,
-        interval=replace(found, low=min(found.low, low), high=max(found.high, high)),
+        interval=replace(found, low=min(found.low, other.low), high=max(found.high, other.high)),
         above=max(calls.above, starts.above),
         below=max(calls.below, starts.below),
         z=weaker.z,
@@ -320,7 +325,12 @@ def log_ratio(timing: Timing, statistic: str, border: float, seed: int) -> Compa
     def effect(rounds: np.ndarray) -> float:
         return float(np.log(np.quantile(new[rounds], q) / np.quantile(old[rounds], q)))
 
-    return stats.bootstrap(effect, len(new), border, resamples=500, seed=seed)
+    rounds = stats.bootstrap(effect, len(new), border, resamples=500, seed=seed)
+    if len(timing.blocks) < STARTS:
+        return rounds
+    parts = np.split(np.arange(len(new)), np.cumsum(timing.blocks)[:-1])
+    starts = np.array([effect(part) for part in parts])
+    return _both(rounds, stats.centre(starts, border, first=timing.first))
 
 
 def ratio(timing: Timing, statistic: str) -> float:

@@ -66,7 +66,7 @@ class FakeRace:
 
     def __init__(self, original: Model, target: Target, part: Part, seed: int = 0) -> None:
         self.original, self.target, self.part, self.seed = original, target, part, seed
-        self.load_seconds = 0.0
+        self.load_seconds = self.block_seconds = 0.0
         self.timed: list[str] = []  # digests of the candidates, in the order of their races
 
     def time(
