@@ -22,7 +22,7 @@ from sartor.judge_timing import (
 from sartor.limits import parse, parse_objective
 from sartor.records import Timing, Verdict
 from sartor.trials import _nanoseconds, figures_of, timing_from_json
-from sartor.verdicts import gain, judge, objective_value
+from sartor.verdicts import improvement, judge, objective_value
 
 TASK = Task("classification", "answer", "accuracy", classes=2)
 SLICE = 0.003  # seconds that another process keeps the core once it has it
@@ -100,7 +100,7 @@ def test_the_calls_as_seen_would_be_judged_wrongly() -> None:
 
 
 def test_twins_are_never_faster_beside_other_processes() -> None:
-    better = gain(parse_objective("latency"), TASK)
+    better = improvement(parse_objective("latency"), TASK)
     met = [
         timing_verdict(better, Evidence((1, 1), timing=raced(1.0, shared=0.5, seed=s)), 0.03, 0)
         for s in range(150)

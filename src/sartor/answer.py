@@ -39,7 +39,7 @@ from sartor.spec import Spec
 from sartor.store import discard, publish, step_to_json
 from sartor.terminal import Progress
 from sartor.trials import APPLY_SECONDS, LOOK_SECONDS, Laboratory, figures_of, truth_of
-from sartor.verdicts import Evidence, gain
+from sartor.verdicts import Evidence, improvement
 from sartor.workers import THREADS
 
 EARLY = 0.01  # a candidate is certified early when the search split leaves this little doubt
@@ -244,7 +244,7 @@ class Answering:
         """Starts beyond the first ones, so far as the clock leaves time for them."""
         each = max(self.timing_seconds / BLOCKS + START_SECONDS, self.lab.race.block_seconds)
         most = int(min(max(self.clock.left(), 0.0) / 2 / each, BLOCKS))
-        asked = [*self.ready.limits, gain(self.ready.objective, self.ready.task)]
+        asked = [*self.ready.limits, improvement(self.ready.objective, self.ready.task)]
         timed = [limit for limit in asked if limit.metric in TIMED]
         return further_starts(timed, timing, most, self.spec.seed)
 

@@ -105,4 +105,3 @@ def _rows(evidence: Evidence, rows: np.ndarray) -> Evidence:
         evidence, answers=(before[rows], after[rows]), truth=evidence.truth.take(rows),
         same=evidence.original,
     )  # fmt: skip
-

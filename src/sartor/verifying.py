@@ -25,7 +25,7 @@ from sartor.metrics import find
 from sartor.records import Trial, plain
 from sartor.registry import adopt, runtime
 from sartor.terminal import Progress
-from sartor.verdicts import Evidence, gain
+from sartor.verdicts import Evidence, improvement
 from sartor.workers import Pool
 
 ROUNDS, SECONDS = 60, 15.0
@@ -171,7 +171,7 @@ def _tested(
             return measure_pair(
                 pool, race, claim.artifact, claim.task, (ROUNDS, SECONDS), TIMEOUT,
                 memory="memory" in wanted,
-                limits=[*claim.limits, gain(claim.objective, claim.task)],
+                limits=[*claim.limits, improvement(claim.objective, claim.task)],
             )  # fmt: skip
 
     engine = runtime(claim.artifact.kind)
