@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sartor import bundle
+from sartor import bundle, machine
 from sartor.card import card
 from sartor.certify import (
     Answer,
@@ -26,17 +26,20 @@ from sartor.certify import (
 from sartor.clock import Clock
 from sartor.contracts import Failed, Model, describe
 from sartor.data import Part
-from sartor.evaluate import BLOCKS, MOST_CALLS, TURN_SECONDS, answers
+from sartor.evaluate import BLOCKS, MOST_CALLS, TURN_SECONDS, answers, throughputs
+from sartor.judge_timing import conditions_of, further_starts, runs_wanted
 from sartor.ledger import Ledger, ledger_path
+from sartor.limits import TIMED
 from sartor.prepare import Prepared, environment
-from sartor.records import Trial, plain, trial_from_json, verdict_from_json
+from sartor.records import Timing, Trial, plain, trial_from_json, verdict_from_json
 from sartor.registry import recipe, runtime
 from sartor.run import RunFolder
 from sartor.spec import Spec
 from sartor.store import discard, publish, settle, step_to_json
 from sartor.terminal import Progress
 from sartor.trials import APPLY_SECONDS, LOOK_SECONDS, Laboratory, figures_of, truth_of
-from sartor.verdicts import Evidence
+from sartor.verdicts import Evidence, improvement
+from sartor.workers import THREADS
 
 EARLY = 0.01  # a candidate is certified early when the search split leaves this little doubt
 EARLY_GAIN = 0.95  # and when it is at least this much better than the original
@@ -46,6 +49,7 @@ LEAST_ROUNDS = 12
 START_SECONDS = 2.0  # about what a start of all three takes
 STEP_ROWS = 512  # examples on which the contribution of a step is looked at
 FRONTIER = 5
+LONG = 120.0  # seconds of a budget from which on throughput is seen at several batch sizes
 
 
 class Answering:
@@ -59,6 +63,11 @@ class Answering:
         self.spec, self.ready, self.lab = spec, ready, lab
         self.folder, self.progress, self.clock = folder, progress, clock
         self.trials: list[Trial] = []
+        self.load_before = machine.load()
+        self.load_timed: float | None = None
+        lab.race.meter(
+            {ready.objective.metric, *(each.metric for each in ready.limits)}, spec.watts
+        )
         self.sealed_answers: dict[str, np.ndarray] = {}
         self.bare: dict[tuple[str, str], Evidence] = {}  # without answers, by model and purpose
         self.ledger = Ledger(
@@ -147,7 +156,12 @@ class Answering:
         steps = max((len(each.trial.recipe) for each in chain), default=0)
         slowest = min(self.lab.pace.values(), default=math.inf)
         look = LOOK_SECONDS + 2.0 + STEP_ROWS / slowest
-        return self.test_seconds(min(len(chain), 2)) + look * (steps + 1) + 3.0
+        return self.test_seconds(min(len(chain), 2)) + look * (steps + 1) + 3.0 + self.batch_seconds
+
+    @property
+    def batch_seconds(self) -> float:
+        """Kept back to see original and answer at several batch sizes: nothing in a short run."""
+        return 12.0 if self.spec.trials is None and self.spec.budget >= LONG else 0.0
 
     @property
     def race_seconds(self) -> float:
@@ -213,8 +227,11 @@ class Answering:
         if known not in self.bare:
             self.progress.now(f"certifying {self.title(finalist.trial)}: timing")
             timing = self.lab.timing(
-                model, purpose, ROUNDS, self.timing_seconds, LEAST_ROUNDS, blocks
-            )
+                model, purpose, ROUNDS, *self._timing_plan(finalist), blocks,
+                runs=runs_wanted(self.ready.limits),
+                further=self._further if blocks == BLOCKS else None,
+            )  # fmt: skip
+            self.load_timed = machine.load()
             evidence = dataclasses.replace(
                 self.lab.evidence(model), timing=timing, same=finalist.digest == self.ready_digest
             )
@@ -223,6 +240,21 @@ class Answering:
                 evidence = dataclasses.replace(evidence, memories=self.lab.memories(model))
             self.bare[known] = evidence
         return self.bare[known]
+
+    def _timing_plan(self, finalist: Finalist) -> tuple[float, int]:
+        """Seconds for the rounds of a race, more where a limit on a tail takes more calls and the
+        clock leaves time for them; and the fewest rounds."""
+        call = finalist.trial.figures.get("original.latency", 0.0)
+        tail = 3 * 1.5 * call * runs_wanted(self.ready.limits)
+        return max(self.timing_seconds, min(tail, self.clock.left() / 4)), LEAST_ROUNDS
+
+    def _further(self, timing: Timing) -> int:
+        """Starts beyond the first ones, so far as the clock leaves time for them."""
+        each = max(self.timing_seconds / BLOCKS + START_SECONDS, self.lab.race.block_seconds)
+        most = int(min(max(self.clock.left(), 0.0) / 2 / each, BLOCKS))
+        asked = [*self.ready.limits, improvement(self.ready.objective, self.ready.task)]
+        timed = [limit for limit in asked if limit.metric in TIMED]
+        return further_starts(timed, timing, most, self.spec.seed)
 
     def _sealed(self, model: Model, digest: str, part: Part) -> np.ndarray:
         """Answers to the first rows of the holdout, each computed once in this process. They are
@@ -313,6 +345,8 @@ class Answering:
                 early["elapsed"] if early and early["row"]["status"] == "certified" else None
             ),
             trials=len(self.trials),
+            conditions=self._conditions(shown),
+            throughputs=self._throughputs(shown) if answer.status == 0 else {},
             notes=[*self.ready.notes, *self._notes()],
         )
 
@@ -399,6 +433,7 @@ class Answering:
         trial = row.finalist.trial
         model = self.model_of(trial)
         facts = environment(self.ready.original)
+        conditions = self._conditions(row)
         scratch = self.lab.store.scratch()
         made = scratch / "bundle"
         original = self.ready.original
@@ -413,6 +448,8 @@ class Answering:
             "figures_on_the_search_split": trial.figures,
             "steps": steps,
             "replayed": self.spec.replay is not None,
+            "conditions": conditions,
+            "watts": self.spec.watts,
             **facts,
         }
         if row.bets and row.status != "certified":  # `verify` goes on from here with more data
@@ -448,13 +485,37 @@ class Answering:
             self.ready.target,
             card(
                 f"{Path(str(original.payload)).stem}, tailored", self.title(trial), message,
-                plain(certificate["limits"]), steps, facts,
+                plain(certificate["limits"]), steps, {**facts, "conditions": conditions},
             ),
             timeout=APPLY_SECONDS,
         )  # fmt: skip
         settle(made)
         publish(made, place)
         scratch.rmdir()
+
+    def _throughputs(self, shown: Row | None) -> dict[str, dict[str, float]]:
+        """Rows a second by batch size, of the original and of what was chosen."""
+        if shown is None or not self.batch_seconds or self.clock.left() < self.batch_seconds:
+            return {}
+        models = {"original": self.ready.original, "chosen": self.model_of(shown.finalist.trial)}
+        if not shown.finalist.trial.recipe:
+            del models["chosen"]
+        self.progress.now("measuring throughput at several batch sizes")
+        part, target = self.ready.data.search, self.ready.target
+        return {name: throughputs(model, part, target) for name, model in models.items()}
+
+    def _conditions(self, row: Row | None) -> dict[str, Any]:
+        """What was measured of the noise and the load while `row` was timed, and the load average
+        at the beginning of the run, then and now."""
+        timing = row.evidence.timing if row is not None and row.evidence is not None else None
+        loads = [self.load_before, self.load_timed, machine.load()]
+        return {
+            "load_average": loads,
+            "threads": self.ready.target.threads,
+            "batch": self.ready.target.batch,
+            "settings": THREADS,
+            **(conditions_of(timing) if timing is not None else {}),
+        }
 
     def _frontier(self, found: Certification, chosen: Row | None) -> list[str]:
         """The other artifacts worth having, each marked with what is known of it."""

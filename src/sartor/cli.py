@@ -126,6 +126,9 @@ def _optimize(commands: Any) -> None:
         metavar="INPUT=SIZES",
         help="the target takes fixed shapes only, such as image=1,3,224,224",
     )
+    command.add_argument(
+        "--watts", type=float, help="what a busy core needs, to estimate energy from CPU time"
+    )
     group = command.add_argument_group("request")
     group.add_argument(
         "--limit",

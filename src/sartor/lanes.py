@@ -24,6 +24,7 @@ from sartor.contracts import Arrays, Failed, Model, Port, Session, Signature, Ta
 from sartor.contracts import Part as Counted
 from sartor.data import Part
 from sartor.registry import runtime
+from sartor.turns import Lane, Turn
 
 KEPT_SESSIONS = 2
 BATCH = 32  # rows answered at once where that changes nothing
@@ -254,32 +255,6 @@ def _groups(run: Answerer, key: str, rows: np.ndarray, batch: int) -> list[np.nd
 # -- a timed lane ---------------------------------------------------------------------------------
 
 
-@dataclass
-class Lane:
-    """One model in one process, between its turns."""
-
-    run: Session
-    batches: list[Arrays]
-
-    def turn(self, first: int, calls: int, warm: int) -> np.ndarray:
-        """Nanoseconds of each of `calls` calls, from batch `first` on, in turning order."""
-        count = len(self.batches)
-        run, batches, clock = self.run, self.batches, time.perf_counter_ns
-        took = np.empty(calls, np.int64)
-        for at in range(first - warm, first):  # the other lanes have cooled the caches
-            run(batches[at % count])
-        gc.disable()
-        try:
-            for at in range(calls):
-                batch = batches[(first + at) % count]
-                began = clock()
-                run(batch)
-                took[at] = clock() - began
-        finally:
-            gc.enable()
-        return took
-
-
 _lane: Lane | None = None
 
 
@@ -299,20 +274,22 @@ def open_lane(model: Model, target: Target, part: Part, rows: np.ndarray) -> tup
     return loaded, _typical(_lane.turn)
 
 
-def _typical(turn: Callable[[int, int, int], np.ndarray]) -> float:
+def _typical(turn: Callable[[int, int, int], Turn]) -> float:
     """Median seconds of a call, from a few of them: at most about half a second's worth."""
-    first = float(turn(0, 1, 0)[0]) * 1e-9
+    first = float(turn(0, 1, 0).took[0]) * 1e-9
     more = int(min(max(0.2 / max(first, 1e-6), 1), 16))
-    return float(np.median(turn(0, more, 0))) * 1e-9
+    return float(np.median(turn(0, more, 0).took)) * 1e-9
 
 
-def take_turn(first: int, calls: int, warm: int, core: int | None = None) -> np.ndarray:
-    """Nanoseconds of each call, on `core` alone where one is given."""
+def take_turn(
+    first: int, calls: int, warm: int, core: int | None = None, counters: tuple[str, ...] = ()
+) -> Turn:
+    """A turn of the lane, on `core` alone where one is given."""
     if _lane is None:
         raise Failed("the lane was not opened")
     if core is not None:
         os.sched_setaffinity(0, {core})
-    return _lane.turn(first, calls, warm)
+    return _lane.turn(first, calls, warm, counters)
 
 
 # -- memory ---------------------------------------------------------------------------------------

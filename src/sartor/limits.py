@@ -7,7 +7,8 @@
     size <= 20 MB                    1 MB = 1,000,000 bytes, 1 MiB = 1,048,576
     latency.p95 <= 10 ms             statistics: mean, p50, p90, p95, p99; `latency` alone is p50
     latency <= 0.5 x baseline        also 50 % of baseline
-    throughput >= 100 /s
+    throughput >= 100 /s             rows a second, at the target's --batch
+    energy <= 0.5 x baseline         joules of a call, by a counter or estimated from CPU time
     log_loss <= 101 % of baseline
     metrics.py:my_metric >= 0.9      a function of the user's
 
@@ -48,6 +49,9 @@ UNITS: dict[str, dict[str, float]] = {
 
 PERFORMANCE = frozenset(UNITS)
 """Metrics of the artifact rather than of its answers; all but throughput are better when lower."""
+
+TIMED = frozenset({"latency", "throughput", "energy"})
+"""Those that come out of a race."""
 
 _NUMBER = r"(?P<number>[+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 _UNIT = r"(?P<unit>[^\W\d_]+|/\s*s|%)?"

@@ -12,7 +12,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
@@ -21,6 +21,8 @@ import numpy as np
 
 State = Literal["done", "dropped", "refused", "failed"]
 Outcome = Literal["met", "broken", "undecided"]
+
+WATTS = 10.0  # a busy core of a server or a laptop, its share of the package: 5 to 15 W
 
 
 @dataclass(frozen=True)
@@ -40,7 +42,14 @@ class Timing:
     In every round all lanes answered the same rows, one process after the other, in an order that
     turned. `twin` is the original once more in a second process: the A/A control. `blocks` are
     the rounds in each block, one after the other; with each block all processes were started
-    anew, since a process keeps for its life what its memory's layout makes it cost."""
+    anew, since a process keeps for its life what its memory's layout makes it cost.
+
+    What else was seen, each with the lanes as its first axis, in the order baseline, candidate,
+    twin, and None where the system does not tell: `queued`, the seconds of every call in which
+    another process had the core; `cpu`, CPU-seconds per call in each round; `joules`, those of an
+    energy counter. `others` are the cores that other processes kept busy in each block. `first`:
+    where the number of blocks was chosen by the scatter of the first ones, how many those were.
+    `watts`: what a core is taken to need, where joules are estimated from CPU-seconds."""
 
     baseline: np.ndarray
     candidate: np.ndarray
@@ -48,6 +57,47 @@ class Timing:
     batch: int = 1
     threads: int = 1
     blocks: tuple[int, ...] = ()
+    queued: np.ndarray | None = None
+    cpu: np.ndarray | None = None
+    joules: np.ndarray | None = None
+    others: tuple[float, ...] = ()
+    first: int = 0
+    watts: float = WATTS
+
+    @property
+    def lanes(self) -> tuple[np.ndarray, ...]:
+        lanes = (self.baseline, self.candidate)
+        return lanes if self.twin is None else (*lanes, self.twin)
+
+    @property
+    def disturbed(self) -> float:
+        """The share of the calls' time in which another process had the core; 0 where unknown."""
+        if self.queued is None:
+            return 0.0
+        return float(self.queued.sum() / max(sum(float(lane.sum()) for lane in self.lanes), 1e-12))
+
+    def undisturbed(self) -> Timing:
+        """The same calls without what they stood in the queue for a core."""
+        if self.queued is None:
+            return self
+        pairs = zip(self.lanes, self.queued, strict=True)
+        return self.of([np.maximum(lane - waited, 0.05 * lane) for lane, waited in pairs])
+
+    def of(self, lanes: Sequence[np.ndarray]) -> Timing:
+        """The same rounds with another figure of every call: [rounds, calls] for each lane."""
+        twin = lanes[2] if self.twin is not None else None
+        return dataclasses.replace(
+            self, baseline=lanes[0], candidate=lanes[1], twin=twin, queued=None
+        )
+
+    def energy(self) -> Timing | None:
+        """Joules per call in each round [rounds, 1] in place of the seconds: by the counter where
+        there was one, else CPU-seconds times `watts`. None where neither was measured."""
+        if self.joules is not None:
+            return self.of([lane[:, None] for lane in self.joules])
+        if self.cpu is None:
+            return None
+        return self.of([lane[:, None] * self.watts for lane in self.cpu])
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ Every key of `Spec` may stand so at the top, or grouped under one of these headi
 
     [data]        source (= data), label, segments, group, mask
     [task]        kind (= task), metric, output
-    [target]      threads, batch, device, fixed (such as fixed = {image = [1, 3, 224, 224]})
+    [target]      threads, batch, device, watts, fixed (such as fixed = {image = [1, 3, 224, 224]})
     [search]      trials, seed, memory, deadline, techniques, without, recipes, confidence
 
 Paths are relative to the file. An unknown key is an error that names the nearest known one.
@@ -183,6 +183,7 @@ class Spec:
     batch: int = _key(1, _whole, group="target")
     fixed: tuple[tuple[str, tuple[int, ...]], ...] = _key((), _fixed, group="target")
     device: str = _key("cpu", _text, group="target")
+    watts: float | None = _key(None, _number, group="target")
     trials: int | None = _key(None, _trials, group="search")
     seed: int = _key(0, _whole, group="search")
     memory: int | None = _key(None, _bytes, group="search")
@@ -246,6 +247,8 @@ def _check_numbers(spec: Spec) -> None:
         raise WrongRequest(f"threads {spec.threads}: this machine has {cores}; write 1 to {cores}")
     if spec.batch < 1:
         raise WrongRequest(f"batch {spec.batch}: write 1 or more")
+    if spec.watts is not None and not 0 < spec.watts < math.inf:
+        raise WrongRequest(f"watts {spec.watts:g}: write what a busy core needs, e.g. 8")
     if spec.trials is not None and spec.trials < 1:
         raise WrongRequest(f"trials {spec.trials}: write 1 or more, or leave it out")
     if spec.device != "cpu":

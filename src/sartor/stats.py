@@ -184,25 +184,45 @@ def pseudomedian(values: Floats, border: float, level: float = 0.95) -> Comparis
     )
 
 
-def centre(values: Floats, border: float, level: float = 0.95) -> Comparison:
+def centre(values: Floats, border: float, level: float = 0.95, first: int = 0) -> Comparison:
     """The mean of a few independent values against `border`, by Student's t: for one log ratio
     per block of fresh processes. Over 72 such blocks of a model beside itself 3.2 to 4.0 % of the
-    tests at 3 % were wrong, with 3 to 8 blocks; rounds in the same processes were wrong in 25 %."""
+    tests at 3 % were wrong, with 3 to 8 blocks; rounds in the same processes were wrong in 25 %.
+
+    `first`: how many values there were when it was settled, by their scatter, how many to have.
+    The scatter is then theirs, with their degrees of freedom (Stein 1945): the level holds however
+    the number was chosen from it. Where all values scatter more, theirs counts: one wild start
+    among the later ones would else be taken for a difference (`benchmarks/noise.py`)."""
     x = np.asarray(values, dtype=np.float64)
-    n, method = len(x), f"t over {len(x)} starts of every process"
+    n = len(x)
+    told = x[:first] if 1 < first < n else x
+    free, method = len(told) - 1, f"t over {n} starts of every process"
+    if len(told) < n:
+        method += f", their number by the scatter of the first {first}"
     if n < 2:
         return nothing(method, n)
-    estimate, error = float(x.mean()), float(np.std(x, ddof=1)) / math.sqrt(n)
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    spread = max(float(np.std(told, ddof=1)), float(np.std(x, ddof=1)))
+    estimate, error = float(x.mean()), spread / math.sqrt(n)
+    half = float(stdtrit(free, (1 + level) / 2)) * error
     far = (estimate - border) / error if error > 0 else math.copysign(math.inf, estimate - border)
     return Comparison(
         Interval(estimate, estimate - half, estimate + half, level),
-        above=float(stdtr(n - 1, -far)),
-        below=float(stdtr(n - 1, far)),
+        above=float(stdtr(free, -far)),
+        below=float(stdtr(free, far)),
         z=far,
         n=n,
         method=method,
     )
+
+
+def values_for(values: Floats, half: float, most: int, level: float = 0.95) -> int:
+    """How many values, these among them and at most `most`, bring half the width of the interval
+    of `centre` down to `half`, by the scatter of these (Stein 1945)."""
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < 2:
+        return most
+    wanted = (float(stdtrit(len(x) - 1, (1 + level) / 2)) * float(np.std(x, ddof=1)) / half) ** 2
+    return int(min(max(math.ceil(wanted), len(x)), most))
 
 
 @lru_cache(maxsize=4096)

@@ -36,9 +36,10 @@ from sartor.contracts import (
 from sartor.data import Part
 from sartor.definitions import needs_groups
 from sartor.evaluate import Race, answers, digest, memory_pair
+from sartor.judge_timing import noise
 from sartor.limits import Limit, Objective, parse_objective
 from sartor.metrics import Truth, find
-from sartor.records import Journal, State, Timing, Trial, Verdict, plain
+from sartor.records import WATTS, Journal, State, Timing, Trial, Verdict, plain
 from sartor.registry import runtime
 from sartor.report.text import figure, interval
 from sartor.store import Store, key_of, step_to_json
@@ -51,6 +52,7 @@ SCREEN_ROUNDS, SCREEN_SECONDS = 10, 4.0
 SLOWER = 1.2  # times the original's latency: then a candidate is dropped on a screen's evidence
 LOOK_ROUNDS, LOOK_SECONDS = 5, 2.0
 APPLY_SECONDS = 900.0
+IN_NANO = ("baseline", "candidate", "twin", "queued", "cpu", "joules")  # of a timing's journal
 
 
 class Stopped(Failed):
@@ -184,14 +186,19 @@ class Laboratory:
         seconds: float,
         least: int = 5,
         blocks: int = 1,
+        *,
+        runs: int = 0,
+        further: Callable[[Timing], int] | None = None,
     ) -> Timing:
-        """Interleaved rounds with the original; out of another journal where they are replayed.
-        Either way they stand in this run's own."""
+        """Interleaved rounds with the original (see `evaluate.Race.time`); out of another journal
+        where they are replayed. Either way they stand in this run's own."""
         key = (digest(model), purpose)
         if key not in self.timings:
             known = self.replayed.get(key)
             timing = (
-                self.race.time(model, rounds, seconds, least, blocks) if known is None else known
+                self.race.time(model, rounds, seconds, least, blocks, runs=runs, further=further)
+                if known is None
+                else known
             )
             self.timings[key] = timing
             self.journal.add(
@@ -379,6 +386,8 @@ def figures_of(evidence: Evidence, task: Task, limits: Iterable[Limit] = ()) -> 
     if evidence.timing is not None:
         _latencies(figures, evidence.timing)
         figures["latency.ratio"] = objective_value(parse_objective("latency"), evidence, task)
+        if (control := noise(evidence.timing)) is not None:
+            figures["latency.noise"] = control.estimate
     if evidence.answers is not None and evidence.truth is not None:
         names = {task.metric, *(each.metric for each in limits if each.quality)}
         if task.kind == "classification":
@@ -392,6 +401,11 @@ def figures_of(evidence: Evidence, task: Task, limits: Iterable[Limit] = ()) -> 
 
 
 def _latencies(figures: dict[str, float], timing: Timing) -> None:
+    """Seconds without those in which other processes had the core; joules of a call."""
+    energy, timing = timing.energy(), timing.undisturbed()
+    if energy is not None:
+        figures["original.energy"] = float(energy.baseline.mean())
+        figures["energy"] = float(energy.candidate.mean())
     for prefix, lane in (("original.", timing.baseline), ("", timing.candidate)):
         figures[f"{prefix}latency"] = float(np.median(lane))
         figures[f"{prefix}latency.mean"] = float(lane.mean())
@@ -409,16 +423,17 @@ def _reason(verdict: Verdict) -> str:
 
 
 def _nanoseconds(timing: Timing) -> dict[str, Any]:
-    def whole(lane: np.ndarray | None) -> list[list[int]] | None:
+    def whole(lane: np.ndarray | None) -> Any:
         return None if lane is None else np.rint(lane * 1e9).astype(np.int64).tolist()
 
     return {
-        "baseline": whole(timing.baseline),
-        "candidate": whole(timing.candidate),
-        "twin": whole(timing.twin),
+        **{name: whole(getattr(timing, name)) for name in IN_NANO},
         "batch": timing.batch,
         "threads": timing.threads,
         "blocks": timing.blocks,
+        "others": timing.others,
+        "first": timing.first,
+        "watts": timing.watts,
     }
 
 
@@ -440,13 +455,15 @@ def _timings(journal: Journal | None) -> dict[tuple[str, str], Timing]:
 
 
 def timing_from_json(entry: Mapping[str, Any]) -> Timing:
-    def seconds(name: str) -> np.ndarray | None:
-        return None if entry[name] is None else np.asarray(entry[name], dtype=float) * 1e-9
-
-    baseline, candidate = seconds("baseline"), seconds("candidate")
+    lanes = {
+        name: None if entry.get(name) is None else np.asarray(entry[name], dtype=float) * 1e-9
+        for name in IN_NANO
+    }
+    baseline, candidate = lanes.pop("baseline"), lanes.pop("candidate")
     if baseline is None or candidate is None:
         raise ValueError("a timing without lanes")
     return Timing(
-        baseline, candidate, seconds("twin"), entry["batch"], entry["threads"],
-        tuple(entry["blocks"]),
+        baseline, candidate, **lanes, batch=entry["batch"], threads=entry["threads"],
+        blocks=tuple(entry["blocks"]), others=tuple(entry.get("others", ())),
+        first=entry.get("first", 0), watts=entry.get("watts", WATTS),
     )  # fmt: skip

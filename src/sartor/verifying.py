@@ -23,6 +23,7 @@ from sartor.comparing import measure_pair
 from sartor.contracts import Model, Target, Task, WrongRequest
 from sartor.data import Part, Sealed, fresh
 from sartor.evaluate import Race
+from sartor.judge_timing import conditions_of
 from sartor.ledger import Ledger, ledger_path
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import find
@@ -30,7 +31,7 @@ from sartor.records import Trial, plain
 from sartor.registry import adopt, runtime
 from sartor.standing import Standing
 from sartor.terminal import Progress
-from sartor.verdicts import Evidence
+from sartor.verdicts import Evidence, improvement
 from sartor.workers import Pool
 
 ROUNDS, SECONDS = 60, 15.0
@@ -186,9 +187,11 @@ def _tested(
             rows = sealed.open()
             progress.now(f"measuring original and artifact on {len(rows):,} examples")
             with Race(claim.original, claim.target, rows, 0) as race:
+                race.meter(wanted, claim.facts["certificate"].get("watts"))
                 found = measure_pair(
                     pool, race, claim.artifact, claim.task, (ROUNDS, SECONDS), TIMEOUT,
                     memory="memory" in wanted,
+                    limits=[*claim.limits, improvement(claim.objective, claim.task)],
                 )  # fmt: skip
             known.append(found)
         return known[0] if part is None else known[0].first(len(part))
@@ -241,8 +244,14 @@ def _told(
         "parity": gap if np.isfinite(gap) else None,
         "parity_holds": not broken,
         "machine": machine.describe(),
+        "conditions": _conditions(row),
         "notes": notes,
     }
+
+
+def _conditions(row: Row | None) -> dict[str, Any]:
+    timing = row.evidence.timing if row is not None and row.evidence is not None else None
+    return {} if timing is None else plain(conditions_of(timing))
 
 
 def _status(claim: _Claim, found: Certification, row: Row | None) -> tuple[int, str]:

@@ -34,11 +34,10 @@ STUCK = 60  # seconds after which half a message counts as a hang
 LONGEST = 500  # characters of a reason
 PATIENCE = 10  # seconds for a keeper to clear up
 
+# One thread each unless a session asks for more: idle pools of several libraries fight.
+THREADS = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
 _CALM = {
-    # One thread each unless a session asks for more: idle pools of several libraries fight.
-    "OMP_NUM_THREADS": "1",
-    "OPENBLAS_NUM_THREADS": "1",
-    "MKL_NUM_THREADS": "1",
+    **THREADS,
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
     "ORT_DISABLE_TELEMETRY": "1",
