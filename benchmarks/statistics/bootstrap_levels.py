@@ -22,7 +22,9 @@ from sartor.limits import parse
 from sartor.metrics import Truth, find
 from sartor.verdicts import Evidence, judge
 
-Sample = tuple[np.ndarray, np.ndarray, np.ndarray]  # labels, the original's answers, the candidate's
+Sample = tuple[
+    np.ndarray, np.ndarray, np.ndarray
+]  # labels, the original's answers, the candidate's
 BINARY = Task("classification", "answer", "accuracy", classes=2)
 THREE = Task("classification", "answer", "accuracy", classes=3)
 NUMBER = Task("regression", "answer", "mae")
