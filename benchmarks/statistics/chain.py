@@ -359,7 +359,7 @@ def certification(world: World, repetitions: int, seed: int = 0, mode: Mode = "o
     """Search and certification, early answer and ledger included, so many times.
 
     "once": one run, whose share of the error rate is made the whole 5 %; "killed": likewise, the
-    run being killed at every third measurement on the holdout and started anew; "longer": one run
+    run being killed at every tenth measurement on the holdout and started anew; "longer": one run
     that is continued with as many trials more; "four runs" on one holdout; "fishing": each of them
     goes on from what the run before it had found to come nearest on the holdout. The last three
     share 5 %."""
@@ -368,7 +368,7 @@ def certification(world: World, repetitions: int, seed: int = 0, mode: Mode = "o
     with remembered(), in_memory() as folder:
         for number in range(repetitions):
             ledger = Ledger(folder / f"{number}.jsonl", Holdout.digest, total)
-            killing, fishing = (1 / 3 if mode == "killed" else 0.0), mode.endswith("fishing")
+            killing, fishing = (0.1 if mode == "killed" else 0.0), mode.endswith("fishing")
             one = Repetition(world, rng, ledger, killing, fishing)
             certified = one.run("0", again=mode == "longer")
             for run in range(1, 4 if mode.startswith("four") else 1):

@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from chain import remembered
-from sartor.sequences import Sequence
 
 from sartor import paired
+from sartor.certify import BET, LOOKS
+from sartor.sequences import Sequence
 
-# As certification has them.
-LOOKS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768, 65536)
-EARLY = 0.2  # of the level, for the sequence
+EARLY = BET["final"]  # of the level, for the sequence
 
 
 @dataclass(frozen=True)

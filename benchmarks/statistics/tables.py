@@ -177,7 +177,7 @@ def whole_chain(many: int) -> Iterator[Table]:
     lines += [
         Line(f"{one}; {said}", partial(_chain, one, many, mode), _wrong)
         for mode, said in (
-            ("killed", "killed at every third measurement, and started anew"),
+            ("killed", "killed at every tenth measurement, and started anew"),
             ("longer", "continued with as many trials more"),
             ("four runs", "four runs on one holdout"),
             ("four runs, fishing", "four runs, each from what came nearest on the holdout"),
