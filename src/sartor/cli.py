@@ -140,6 +140,11 @@ def _optimize(commands: Any) -> None:
     group.add_argument("--budget", help="time to spend, such as 30s, 10m, 1h (default: 10m)")
     group.add_argument("--trials", type=int, help="number of trials instead of a time")
     group.add_argument("--seed", type=int)
+    group.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="let Ray workers work ahead: ray (this machine), HOST:6379 or ray://HOST:10001",
+    )
     group.add_argument("--out", help="output folder (default: tailored)")
     group.add_argument(
         "--resume",

@@ -1,0 +1,441 @@
+"""Work done before the search asks for it, by workers that may be lost at any moment.
+
+The driver decides alone and in order, as without workers. What they do ahead of it are values that
+it would compute itself: a technique is pure, and a worker carries a recipe out by the driver's own
+`Laboratory`, in a child process of its own. The driver finds the models in its store, by their
+keys, and the answers in its memory; what is lost, late or was guessed wrong it does itself. So the
+answer cannot depend on how many workers there are, nor on what becomes of them.
+
+`Crew` hands recipes out and takes them in; it knows no cluster, only `Hands` (see `cluster`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import psutil
+
+from sartor import machine
+from sartor.bench import LocalBench
+from sartor.contracts import Failed, Model, Recipe, describe, to_json
+from sartor.data import Part
+from sartor.evaluate import digest
+from sartor.limits import Objective
+from sartor.records import Journal, State
+from sartor.registry import recipe as recipe_from_json
+from sartor.registry import runtime
+from sartor.search import key_of
+from sartor.store import Files, Store, files_of, read_model, write_files, write_model
+from sartor.trials import SAMPLES, Laboratory, Stopped
+from sartor.workers import Pool, Worker
+
+Result = TypeVar("Result")
+Entries = Sequence[Mapping[str, Any]]
+
+DEEP = 2  # recipes that a worker holds: one in hand, one to go on with
+TRIES = 2  # of one recipe, when workers are lost over it; then the driver does it itself
+REPLACED = 3  # times that a lost worker is replaced
+UNCLAIMED = 4  # finished recipes kept for each worker, in case the search comes back to them
+AHEAD_ROWS = SAMPLES[-1]  # of the search split that are answered ahead
+LOOK_SECONDS = 0.5  # between two looks at what a worker is about to finish
+
+
+class Lost(Exception):
+    """The worker is gone, and what it was doing with it."""
+
+
+# -- what travels ---------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Job:
+    """What a worker must know of a run; the holdout is not in it. `packed` holds the files of the
+    original ("teacher") and of the parts ("train", "search") where it cannot read the driver's."""
+
+    bench: LocalBench
+    objective: Objective
+    ceiling: int | None
+    packed: Mapping[str, Files] | None = None
+
+    def unpacked(self, folder: Path) -> LocalBench:
+        """The bench, with its files below `folder` where they had to travel."""
+        if self.packed is None:
+            return dataclasses.replace(self.bench, scratch=folder / "scratch")
+        for name, files in self.packed.items():
+            write_files(files, folder / name)
+        teacher = read_model(folder / "teacher")
+        train = self.bench.train
+        return dataclasses.replace(
+            self.bench,
+            model=teacher,
+            teacher=teacher,
+            train=None if train is None else dataclasses.replace(train, folder=folder / "train"),
+            search=dataclasses.replace(self.bench.search, folder=folder / "search"),
+            scratch=folder / "scratch",
+            memory=folder / "remembered",
+        )
+
+
+def job_of(lab: Laboratory, travels: bool) -> Job:
+    """What workers of this laboratory need, with all files in it where the job `travels`."""
+    job = Job(lab.bench, lab.objective, lab.pool.memory)
+    if not travels:
+        return job
+    with tempfile.TemporaryDirectory() as folder:
+        write_model(lab.original, Path(folder))
+        packed = {"teacher": files_of(Path(folder))}
+    parts: dict[str, Part | None] = {"train": lab.bench.train, "search": lab.bench.search}
+    packed |= {name: files_of(part.folder) for name, part in parts.items() if part is not None}
+    return dataclasses.replace(job, packed=packed)
+
+
+@dataclass(frozen=True)
+class Answered:
+    """The answers of the model with this digest to the rows `start` to `end` of the search split
+    in the laboratory's order, and the seconds that they took."""
+
+    model: str
+    start: int
+    end: int
+    values: np.ndarray
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Made:
+    """What came of a recipe: the models by their keys in the store, answers of the last one, and
+    the step at which it ended early (its key), if it did. `likeness` is the worker's."""
+
+    likeness: Mapping[str, Any]
+    models: tuple[tuple[str, Files], ...] = ()
+    answers: tuple[Answered, ...] = ()
+    stopped: tuple[str, State, str] | None = None
+
+
+def likeness(kind: str) -> dict[str, Any]:
+    """What must be equal on two machines for their models and answers to be equal: the versions
+    of the packages, and the instruction sets, by which a framework chooses its arithmetic."""
+    import sartor
+
+    versions = {"sartor": sartor.__version__, "numpy": np.__version__, **runtime(kind).versions()}
+    return {**versions, "instructions": sorted(machine.features())}
+
+
+# -- a worker -------------------------------------------------------------------------------------
+
+
+class GatedPool(Pool):
+    """A pool whose child can be held still while something else is timed on the machine."""
+
+    def __init__(self, memory: int | None = None) -> None:
+        super().__init__(memory)
+        self.held = False
+        self._gate = threading.Condition()
+
+    def call(self, function: Callable[..., Result], *args: Any, **kw: Any) -> Result:
+        with self._gate:
+            self._gate.wait_for(lambda: not self.held)
+            if self.worker is None or not self.worker.alive:
+                self.worker = Worker("pool", self.memory)
+                # Only a child that answers has arranged to die with its parent: one that were
+                # stopped before would stay behind.
+                self.worker.call(os.getpid)
+        return super().call(function, *args, **kw)
+
+    def hold(self) -> None:
+        """Stops the child; it stands still when this returns."""
+        with self._gate:
+            self.held = True
+            if self._signal(signal.SIGSTOP) and self.worker is not None:
+                with contextlib.suppress(psutil.Error):
+                    child = psutil.Process(self.worker.process.pid)
+                    while child.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
+                        time.sleep(0.0005)
+
+    def release(self) -> None:
+        with self._gate:
+            self.held = False
+            self._signal(signal.SIGCONT)
+            self._gate.notify_all()
+
+    def _signal(self, which: signal.Signals) -> bool:
+        if self.worker is None or not self.worker.alive:
+            return False
+        self.worker.process.send_signal(which)
+        return True
+
+    @property
+    def killed(self) -> bool:
+        """Whether the last child was killed from outside or for taking too long: that tells of
+        the machine, not of the technique."""
+        return self.worker is not None and self.worker.process.poll() == -signal.SIGKILL
+
+
+class Workshop:
+    """A worker's side: a laboratory in a folder of its own. It never times anything."""
+
+    def __init__(self, job: Job, folder: Path) -> None:
+        shutil.rmtree(folder, ignore_errors=True)  # of a worker that was killed
+        folder.mkdir(parents=True)
+        self.folder = folder
+        bench = job.unpacked(folder)
+        self.kind = bench.teacher.kind
+        self.lab = Laboratory(
+            bench.teacher, bench, bench.search, bench.limits, job.objective,
+            Store(folder / "models"), Journal(folder / "run.jsonl"), ceiling=job.ceiling,
+        )  # fmt: skip
+        self.pool = GatedPool(job.ceiling)
+        self.lab.pool = self.pool
+
+    def carry_out(self, entries: Entries) -> Made:
+        """Builds the recipe and answers the first rows of the search split."""
+        recipe, models = recipe_from_json(self.kind, entries), list[Model]()
+        stopped: tuple[str, State, str] | None = None
+        try:
+            self.lab.build(recipe, models)
+        except Stopped as end:
+            if not self.pool.killed:
+                stopped = (self._keys(recipe, models)[-1], end.state, end.reason)
+        answered = self._answers(models[-1]) if len(models) == len(recipe) and models else ()
+        keys = self._keys(recipe, models)[: len(models)]
+        folders = [self.lab.store.folder / key for key in keys]
+        return Made(
+            likeness(self.kind),
+            tuple((k, files_of(place)) for k, place in zip(keys, folders, strict=True)),
+            answered,
+            stopped,
+        )
+
+    def _keys(self, recipe: Recipe, models: list[Model]) -> list[str]:
+        """Of each model made, and of the first that was not."""
+        before = [self.lab.original, *models]
+        return [self.lab.key(m, t) for m, t in zip(before, recipe, strict=False)]
+
+    def _answers(self, model: Model) -> tuple[Answered, ...]:
+        """In the very portions that the driver asks for; what fails here it will see itself."""
+        found: list[Answered] = []
+        key, start = digest(model), 0
+        with contextlib.suppress(Failed):
+            for end in portions(len(self.lab.search)):
+                if end > AHEAD_ROWS:
+                    break
+                began = time.monotonic()
+                values = self.lab.answered(model, end)[start:]
+                found.append(Answered(key, start, end, values, time.monotonic() - began))
+                start = end
+        return tuple(found)
+
+    def close(self) -> None:
+        self.lab.close()
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def portions(total: int) -> tuple[int, ...]:
+    """After how many examples a candidate's quality is looked at."""
+    return (*(n for n in SAMPLES if n < total), total)
+
+
+# -- the driver -----------------------------------------------------------------------------------
+
+
+def take(lab: Laboratory, made: Made) -> None:
+    """Puts what a worker made where the laboratory looks first."""
+    for key, files in made.models:
+        if lab.store.get(key) is None:
+            lab.store.adopt(key, files)
+    if made.stopped is not None:
+        key, state, reason = made.stopped
+        lab.stops[key] = (state, reason)
+    lab.foreseen = {
+        (each.model, each.start, each.end): (each.values, each.seconds) for each in made.answers
+    }
+
+
+class Hands(Protocol):
+    """Workers, by number. A ticket stands for a recipe that one of them was given."""
+
+    @property
+    def workers(self) -> Sequence[int]: ...
+
+    def give(self, worker: int, entries: Entries) -> Any:
+        """Puts a recipe behind those that the worker has already; its ticket."""
+
+    def ended(self, tickets: Sequence[Any], seconds: float) -> list[Any]:
+        """Those that ended, well or not, after at most so many seconds (at once where one has)."""
+
+    def check(self, ticket: Any) -> None:
+        """Raises Lost where the worker of an ended ticket is gone."""
+
+    def fetch(self, ticket: Any) -> Made:
+        """What came of an ended ticket. Raises Lost."""
+
+    def forget(self, ticket: Any) -> None:
+        """It is not wanted any more; it need not be begun."""
+
+    def about(self, worker: int) -> Mapping[str, Any]:
+        """Where the worker is: plain JSON for the journal."""
+
+    def replace(self, worker: int) -> None:
+        """Starts another worker in the place of one that is gone."""
+
+    def hold(self) -> None:
+        """The workers on this machine stand still when this returns."""
+
+    def release(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@dataclass
+class Unit:
+    """A recipe in the hands of a worker."""
+
+    recipe: Recipe
+    ticket: Any
+    tries: int = 1
+
+    @property
+    def entries(self) -> Entries:
+        return [to_json(each) for each in self.recipe]
+
+
+@dataclass
+class Crew:
+    """Gives the workers what the search will ask soon, and brings what it asks."""
+
+    hands: Hands
+    journal: Journal
+    likeness: Mapping[str, Any]
+    queues: dict[int, list[Unit]] = field(default_factory=dict)
+    finished: OrderedDict[str, Unit] = field(default_factory=OrderedDict)
+    replaced: dict[int, int] = field(default_factory=dict)
+    brought: int = 0  # recipes that a worker had ready, or was about to
+
+    def __post_init__(self) -> None:
+        self.queues = {worker: [] for worker in self.hands.workers}
+
+    @property
+    def width(self) -> int:
+        """How many upcoming recipes are of use."""
+        return DEEP * len(self.queues)
+
+    def foresee(self, recipes: Sequence[Recipe]) -> None:
+        """Gives out what is likely to be asked, the likeliest first."""
+        self._collect(0.0)
+        for recipe in recipes:
+            free = min(self.queues, key=lambda worker: len(self.queues[worker]), default=None)
+            if free is None or len(self.queues[free]) >= DEEP:
+                return
+            if recipe and not self._known(key_of(recipe)):
+                unit = Unit(recipe, None)
+                unit.ticket = self.hands.give(free, unit.entries)
+                self.queues[free].append(unit)
+
+    def bring(self, recipe: Recipe, patience: float) -> Made | None:
+        """What the workers made of the recipe; waits where one has it in hand, `patience` seconds
+        at most. None where the driver has to do it."""
+        key, until = key_of(recipe), time.monotonic() + patience
+        while self._in_hand(key) and time.monotonic() < until:
+            self._collect(LOOK_SECONDS)
+        self._withdraw(key)
+        unit = self.finished.pop(key, None)
+        if unit is None:
+            return None
+        try:
+            made = self.hands.fetch(unit.ticket)
+        except Lost:
+            self._note(unit, None, "nobody: the driver does it")
+            return None
+        if made.likeness != self.likeness:
+            return None  # a worker that came later, on a machine of another kind
+        self.brought += 1
+        return made
+
+    @contextlib.contextmanager
+    def quiet(self) -> Iterator[None]:
+        """No worker computes on this machine meanwhile."""
+        self.hands.hold()
+        try:
+            yield
+        finally:
+            self.hands.release()
+
+    def _known(self, key: str) -> bool:
+        return key in self.finished or any(
+            key_of(unit.recipe) == key for queue in self.queues.values() for unit in queue
+        )
+
+    def _in_hand(self, key: str) -> bool:
+        heads = (queue[0] for queue in self.queues.values() if queue)
+        return any(key_of(unit.recipe) == key for unit in heads)
+
+    def _withdraw(self, key: str) -> None:
+        """Takes the recipe back from where it still waits behind another."""
+        for worker, queue in self.queues.items():
+            for unit in queue[1:]:
+                if key_of(unit.recipe) == key:
+                    self.hands.forget(unit.ticket)
+                    self.queues[worker].remove(unit)
+
+    def _collect(self, seconds: float) -> None:
+        """Sees what ended and whom that concerns: recipes that are done, workers that are lost."""
+        tickets = [unit.ticket for queue in self.queues.values() for unit in queue]
+        ended = self.hands.ended(tickets, seconds) if tickets else []
+        for worker in list(self.queues):
+            queue = self.queues[worker]
+            try:
+                while queue and any(queue[0].ticket is each for each in ended):
+                    self.hands.check(queue[0].ticket)
+                    self._finish(worker, queue.pop(0))
+            except Lost:
+                self._lose(worker)
+        while len(self.finished) > UNCLAIMED * max(len(self.queues), 1):
+            _, oldest = self.finished.popitem(last=False)
+            self.hands.forget(oldest.ticket)
+
+    def _finish(self, worker: int, unit: Unit) -> None:
+        self.finished[key_of(unit.recipe)] = unit
+        if unit.tries > 1:
+            self.journal.add(
+                "redone", recipe=describe(unit.recipe), tries=unit.tries,
+                worker=worker, **self.hands.about(worker),
+            )  # fmt: skip
+
+    def _lose(self, worker: int) -> None:
+        """The worker is gone, and what it had in hand with it: once more, by its successor; what
+        waited behind that has cost nothing yet."""
+        queue = self.queues[worker]
+        unit = queue[0]
+        self.replaced[worker] = self.replaced.get(worker, 0) + 1
+        goes_on = self.replaced[worker] <= REPLACED
+        again = unit.tries < TRIES and goes_on
+        self._note(unit, worker, "its successor" if again else "nobody: the driver does it")
+        if not again:
+            queue.pop(0)
+        else:
+            unit.tries += 1
+        if not goes_on:
+            del self.queues[worker]
+            return
+        self.hands.replace(worker)
+        for each in queue:
+            each.ticket = self.hands.give(worker, each.entries)
+
+    def _note(self, unit: Unit, worker: int | None, again: str) -> None:
+        where = {} if worker is None else {"worker": worker, **self.hands.about(worker)}
+        self.journal.add(
+            "lost", recipe=describe(unit.recipe), tries=unit.tries, again=again, **where
+        )
