@@ -322,7 +322,8 @@ class Crew:
     queues: dict[int, list[Unit]] = field(default_factory=dict)
     finished: OrderedDict[str, Unit] = field(default_factory=OrderedDict)
     replaced: dict[int, int] = field(default_factory=dict)
-    brought: int = 0  # recipes that a worker had ready, or was about to
+    given: int = 0  # recipes that workers were given
+    brought: int = 0  # and that were asked then: ready, or about to be
 
     def __post_init__(self) -> None:
         self.queues = {worker: [] for worker in self.hands.workers}
@@ -343,6 +344,7 @@ class Crew:
                 unit = Unit(recipe, None)
                 unit.ticket = self.hands.give(free, unit.entries)
                 self.queues[free].append(unit)
+                self.given += 1
 
     def bring(self, recipe: Recipe, patience: float) -> Made | None:
         """What the workers made of the recipe; waits where one has it in hand, `patience` seconds

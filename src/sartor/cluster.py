@@ -101,6 +101,7 @@ def crew(
             yield found
         finally:
             lab.quiet = contextlib.nullcontext
+            journal.add("ahead", given=found.given, brought=found.brought)
 
 
 @contextlib.contextmanager
@@ -205,6 +206,9 @@ class Hired:
         self.shop.close()
 
 
+CONTROL = ("hello", "hold", "release", "close")
+
+
 class RayHands:
     """`ahead.Hands` on the Ray cluster that this process is connected to."""
 
@@ -213,6 +217,10 @@ class RayHands:
 
         self.ray: Any = ray
         self.lost_errors = (ray.exceptions.RayError,)
+        # Holding still is asked for while a recipe is in hand: on another thread.
+        control = self.ray.method(concurrency_group="control")
+        named = {name: control(getattr(Hired, name)) for name in CONTROL}
+        self._hired = type("Hired", (Hired,), named)
         self.local = address == LOCAL
         self.place = place if self.local else None
         self.run = secrets.token_hex(6)
@@ -227,16 +235,16 @@ class RayHands:
         self._welcome(likeness(lab.original.kind), address)
 
     def _hire(self, worker: int) -> None:
-        # Holding still is asked for while a recipe is in hand: a group of its own, another thread.
-        actor = self.ray.remote(
+        remote = self.ray.remote(
             num_cpus=1, max_restarts=0, max_task_retries=0, concurrency_groups={"control": 1}
-        )(Hired)
+        )
+        actor = remote(self._hired)
         folder = None if self.place is None else str(self.place)
         self.actors[worker] = actor.remote(self.job, folder, f"{self.run}-{worker}")
         self.starting[worker] = self._control(worker, "hello")
 
     def _control(self, worker: int, method: str) -> Any:
-        return getattr(self.actors[worker], method).options(concurrency_group="control").remote()
+        return getattr(self.actors[worker], method).remote()
 
     def _welcome(self, expected: Mapping[str, Any], address: str) -> None:
         """Waits for the workers, and lets those go that would compute something else."""
@@ -256,9 +264,9 @@ class RayHands:
 
     def _told(self, worker: int, seconds: float) -> dict[str, Any]:
         """What the worker said of itself when it came. Raises Lost."""
-        if worker in self.starting:
+        if worker not in self.known:
             try:
-                self.known[worker] = self.ray.get(self.starting.pop(worker), timeout=seconds)
+                self.known[worker] = self.ray.get(self.starting[worker], timeout=seconds)
             except self.lost_errors as error:
                 raise Lost(f"a worker did not start: {_first(error)}") from None
         return self.known[worker]
@@ -300,8 +308,10 @@ class RayHands:
             self.ray.cancel(ticket[0])
 
     def about(self, worker: int) -> Mapping[str, Any]:
-        known = self.known.get(worker, {})
-        return {"host": known.get("host"), "pid": known.get("pid")}
+        with contextlib.suppress(Lost):
+            told = self._told(worker, 1.0)
+            return {"host": told["host"], "pid": told["pid"]}
+        return {}
 
     def replace(self, worker: int) -> None:
         with contextlib.suppress(Exception):
