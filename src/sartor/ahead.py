@@ -91,7 +91,7 @@ class Job:
 
 def job_of(lab: Laboratory, travels: bool) -> Job:
     """What workers of this laboratory need, with all files in it where the job `travels`."""
-    job = Job(lab.bench, lab.objective, lab.pool.memory)
+    job = Job(lab.bench, lab.objective, lab.ceiling)
     if not travels:
         return job
     with tempfile.TemporaryDirectory() as folder:

@@ -18,6 +18,7 @@ import shutil
 import signal
 import socket
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +35,7 @@ from sartor.trials import Laboratory
 from sartor.workers import Pool
 
 LOCAL = "ray"
+SCRATCH = "sartor-ray-"
 MOST_WORKERS = 32
 REACHABLE_SECONDS = 5.0
 CONNECT_SECONDS = 60.0  # for a connection, in a process that may hang over it
@@ -118,14 +120,33 @@ def _connected(address: str) -> Iterator[None]:
 
         if ray.is_initialized():
             raise WrongRequest("this process uses Ray already: call ray.shutdown() first")
-        scratch = tempfile.mkdtemp(prefix="sartor-ray-")
+        _sweep()
+        scratch = tempfile.mkdtemp(prefix=f"{SCRATCH}{os.getpid()}-")
         try:
-            _start(ray, address, scratch)
+            try:
+                _start(ray, address, scratch)
+            finally:
+                _restore(before)  # Ray's own would abort with a stack trace
             yield
         finally:
             ray.shutdown()
-            signal.signal(signal.SIGTERM, before)
+            _restore(before)
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _restore(handler: Any) -> None:
+    """What SIGTERM does; only a main thread may say so, and Ray changes it in one only."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, handler)
+
+
+def _sweep() -> None:
+    """Removes Ray's files of processes that were killed. They lie in the system's folder since
+    the path of a socket must be short."""
+    for left in Path(tempfile.gettempdir()).glob(f"{SCRATCH}*-*"):
+        pid = left.name.removeprefix(SCRATCH).split("-")[0]
+        if pid.isdigit() and not psutil.pid_exists(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _start(ray: Any, address: str, scratch: str) -> None:
@@ -223,6 +244,7 @@ class RayHands:
         self._hired = type("Hired", (Hired,), named)
         self.local = address == LOCAL
         self.place = place if self.local else None
+        shutil.rmtree(place, ignore_errors=True)  # of a run that was killed
         self.run = secrets.token_hex(6)
         self.job = ray.put(job_of(lab, travels=not self.local))
         self.left_out: list[str] = []

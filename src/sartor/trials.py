@@ -101,6 +101,7 @@ class Laboratory:
         seed = bench.seed
         self.target: Target = bench.target
         self.task: Task = bench.task
+        self.ceiling = ceiling
         self.pool = Pool(ceiling)
         self.race = Race(original, self.target, search, seed, memory=ceiling)
         self.order = np.random.default_rng(seed).permutation(len(search))
