@@ -26,7 +26,9 @@ LAYERS = [
     ["techniques.*", "runtimes.*"],
     ["registry"],
     ["store", "workers", "verdicts", "profile", "evaluate", "certify", "bundle", "report.*"],
-    ["search"],
+    ["search", "trials"],
+    ["ahead"],
+    ["cluster"],
     ["optimizing", "verifying", "comparing"],
     ["commands"],
     ["cli"],
@@ -34,12 +36,12 @@ LAYERS = [
 
 FRAMEWORKS = {
     *("catboost", "coremltools", "executorch", "jax", "keras", "lightgbm", "nncf", "onnx"),
-    *("onnxruntime", "onnxscript", "onnxslim", "openvino", "tensorflow", "torch", "torchao"),
+    *("onnxruntime", "onnxscript", "onnxslim", "openvino", "ray", "tensorflow", "torch", "torchao"),
     *("transformers", "xgboost"),
 }
 SLOW = {"optuna", "pandas", "PIL", "pyarrow", "rich", "sklearn"}
 # Heads of the building: no plug-ins, but each stands for one kind of model and says so by name.
-MAY = {"demo": {"torch", "transformers", "onnx", "onnxruntime"}}
+MAY = {"demo": {"torch", "transformers", "onnx", "onnxruntime"}, "cluster": {"ray"}}
 
 
 @cache

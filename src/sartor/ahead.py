@@ -22,6 +22,7 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
@@ -128,9 +129,7 @@ class Made:
 def likeness(kind: str) -> dict[str, Any]:
     """What must be equal on two machines for their models and answers to be equal: the versions
     of the packages, and the instruction sets, by which a framework chooses its arithmetic."""
-    import sartor
-
-    versions = {"sartor": sartor.__version__, "numpy": np.__version__, **runtime(kind).versions()}
+    versions = {"sartor": version("sartor"), "numpy": np.__version__, **runtime(kind).versions()}
     return {**versions, "instructions": sorted(machine.features())}
 
 
