@@ -16,19 +16,7 @@ import psutil
 import pytest
 
 from sartor import trials
-from sartor.ahead import (
-    Crew,
-    Entries,
-    GatedPool,
-    Hands,
-    Job,
-    Lost,
-    Made,
-    Workshop,
-    job_of,
-    likeness,
-    take,
-)
+from sartor.ahead import Crew, Hands, Lost, take
 from sartor.bench import LocalBench
 from sartor.contracts import Failed, Model, Target, Task
 from sartor.evaluate import digest
@@ -39,6 +27,7 @@ from sartor.search import GuidedSearch
 from sartor.store import Store, files_of, write_files
 from sartor.techniques.toy_fake import Toy
 from sartor.testing_fake import FakeRace, InProcess, fake_model, fake_part
+from sartor.workshop import Entries, GatedPool, Job, Made, Workshop, job_of, likeness
 
 PORTFOLIO = [
     recipe("fake", [{"technique": "slim", "strength": 0.5}]),

@@ -27,6 +27,7 @@ LAYERS = [
     ["registry"],
     ["store", "workers", "verdicts", "profile", "evaluate", "certify", "bundle", "report.*"],
     ["search", "trials"],
+    ["workshop"],
     ["ahead"],
     ["cluster"],
     ["optimizing", "verifying", "comparing"],

@@ -1,9 +1,9 @@
 """Workers on Ray: `--cluster ray` on this machine, or the address of a cluster that is there.
 
 Ray (https://docs.ray.io) is imported when it is called for, and nowhere else. One actor is one
-worker (`ahead.Workshop`); it is never restarted by Ray, so that every loss is seen, journaled and
-made good by `ahead.Crew`. The driver alone times, and holds the workers of its machine still
-meanwhile. Files travel as bytes: no folder has to be shared.
+`Workshop`; Ray never restarts it, so that every loss is seen, journaled and made good by `Crew`.
+The driver alone times, and holds the workers of its machine still meanwhile. What travels does so
+as bytes: no folder has to be shared.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ from typing import Any
 import psutil
 
 from sartor import machine
-from sartor.ahead import Crew, Entries, Job, Lost, Made, Workshop, job_of, likeness
+from sartor.ahead import Crew, Lost
 from sartor.contracts import Failed, WrongRequest
 from sartor.records import Journal
 from sartor.trials import Laboratory
 from sartor.workers import Pool
+from sartor.workshop import Entries, Job, Made, Workshop, job_of, likeness
 
 LOCAL = "ray"
 SCRATCH = "sartor-ray-"
@@ -149,7 +150,7 @@ def _sweep() -> None:
             shutil.rmtree(left, ignore_errors=True)
 
 
-def _start(ray: Any, address: str, scratch: str) -> None:
+def _start(ray: Any, address: str, scratch: str) -> Any:
     quiet: dict[str, Any] = {
         "log_to_driver": False,
         "logging_level": logging.CRITICAL,
@@ -157,9 +158,8 @@ def _start(ray: Any, address: str, scratch: str) -> None:
     }
     try:
         if address != LOCAL:
-            ray.init(address=address, **quiet)
-            return
-        ray.init(
+            return ray.init(address=address, **quiet)
+        return ray.init(
             address="local",
             num_cpus=machine.cores(),
             num_gpus=0,
@@ -168,8 +168,6 @@ def _start(ray: Any, address: str, scratch: str) -> None:
             _temp_dir=scratch,
             **quiet,
         )
-    except WrongRequest:
-        raise
     except Exception as error:  # of many kinds, also of Ray's own
         why = (str(error).strip() or type(error).__name__).splitlines()[0]
         if address != LOCAL:
