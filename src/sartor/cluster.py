@@ -41,7 +41,7 @@ MOST_WORKERS = 32
 REACHABLE_SECONDS = 5.0
 CONNECT_SECONDS = 60.0  # for a connection, in a process that may hang over it
 JOIN_SECONDS = 120.0  # for a worker to start
-END_SECONDS = 10.0
+END_SECONDS = 10.0  # for workers to go
 STORE_BYTES = 2_000_000_000  # of results in memory; what is more goes to disk
 
 
@@ -235,7 +235,7 @@ class RayHands:
         import ray
 
         self.ray: Any = ray
-        self.lost_errors = (ray.exceptions.RayError,)
+        self.lost_errors = ray.exceptions.RayError
         # Holding still is asked for while a recipe is in hand: on another thread.
         control = self.ray.method(concurrency_group="control")
         named = {name: control(getattr(Hired, name)) for name in CONTROL}
@@ -373,7 +373,6 @@ class RayHands:
         for actor in self.actors.values():
             with contextlib.suppress(Exception):
                 self.ray.kill(actor)
-        self.actors.clear()
         _gone(near)
         if self.place is not None:
             shutil.rmtree(self.place, ignore_errors=True)
