@@ -28,7 +28,10 @@ LAYERS = [
     ["registry"],
     ["keeper"],
     ["store", "workers", "verdicts", "profile", "evaluate", "certify", "bundle", "report.*"],
-    ["search"],
+    ["search", "trials"],
+    ["workshop"],
+    ["ahead"],
+    ["cluster"],
     ["optimizing", "verifying", "comparing"],
     ["commands"],
     ["cli"],
@@ -36,12 +39,12 @@ LAYERS = [
 
 FRAMEWORKS = {
     *("catboost", "coremltools", "executorch", "jax", "keras", "lightgbm", "nncf", "onnx"),
-    *("onnxruntime", "onnxscript", "onnxslim", "openvino", "tensorflow", "torch", "torchao"),
+    *("onnxruntime", "onnxscript", "onnxslim", "openvino", "ray", "tensorflow", "torch", "torchao"),
     *("transformers", "xgboost"),
 }
 SLOW = {"optuna", "pandas", "PIL", "pyarrow", "rich", "sklearn"}
 # Heads of the building: no plug-ins, but each stands for one kind of model and says so by name.
-MAY = {"demo": {"torch", "transformers", "onnx", "onnxruntime"}}
+MAY = {"demo": {"torch", "transformers", "onnx", "onnxruntime"}, "cluster": {"ray"}}
 
 
 @cache

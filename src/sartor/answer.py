@@ -362,8 +362,10 @@ class Answering:
         states = [each.state for each in self.trials]
         told = [f"{states.count(s)} {s}" for s in ("done", "dropped", "refused", "failed")]
         replayed = [f"latencies were taken from {self.spec.replay}, not measured here"]
+        lost = len(self.folder.journal.events("lost"))
         return [
             *(replayed if self.spec.replay else ()),
+            *([f"work was lost with a worker {lost} times, and done again"] if lost else ()),
             f"{len(states)} trials ({', '.join(told)}) in {self.clock.elapsed():.0f} s",
             f"{self.ledger.left():.2%} of this holdout's error rate is left for further runs",
         ]

@@ -152,6 +152,11 @@ def _optimize(commands: Any) -> None:
         "--trials", metavar="N", help="number of trials instead of a time; +N: so many more"
     )
     group.add_argument("--seed", type=int)
+    group.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="let Ray workers work ahead: ray (this machine), HOST:6379 or ray://HOST:10001",
+    )
     group.add_argument("--out", help="output folder (default: tailored)")
     group.add_argument(
         "--resume",

@@ -44,15 +44,18 @@ def answers(
     task: Task,
     target: Target,
     timeout: float | None = None,
+    sample: np.ndarray | None = None,
 ) -> np.ndarray:
     """The task's output for these rows of the part, in this order: [len(rows), ...].
 
-    Rows are batched only where that is measured to change no answer. Raises Failed where the
-    model crashes or needs more than `timeout` seconds."""
+    Rows are batched only where that is measured to change no answer, on the first of these rows
+    or of `sample`: answers given in portions are then the same in whatever process. Raises
+    Failed where the model crashes or needs more than `timeout` seconds."""
     rows = np.asarray(rows)
     return pool.call(
-        lanes.answer_rows, model, digest(model), part, rows, task.output, target, timeout=timeout
-    )
+        lanes.answer_rows, model, digest(model), part, rows, task.output, target, sample,
+        timeout=timeout,
+    )  # fmt: skip
 
 
 def natural_batch(signature: Signature) -> int | None:

@@ -182,15 +182,22 @@ def _alike(alone: np.ndarray, together: np.ndarray) -> bool:
 
 
 def answer_rows(
-    model: Model, key: str, part: Part, rows: np.ndarray, output: str, target: Target
+    model: Model,
+    key: str,
+    part: Part,
+    rows: np.ndarray,
+    output: str,
+    target: Target,
+    sample: np.ndarray | None = None,
 ) -> np.ndarray:
     """The model's answers to `rows`, in their order: [len(rows), ...].
 
-    Rows are answered many at a time where that is measured to change nothing, else `target.batch`
+    Rows are answered many at a time where that is measured to change nothing (on `sample`, where
+    it is given, else on the rows), else `target.batch`
     at a time in the given order. Quality is not timed, so all cores share one session."""
     single = replace(target, threads=1)
     run = Answerer(model, session(model, single, key), part, output)
-    groups = _groups(run, key, rows, target.batch)
+    groups = _groups(run, key, rows, target.batch, rows if sample is None else sample)
     with ThreadPoolExecutor(machine.cores()) as threads:
         found = list(threads.map(lambda group: run(rows[group]), groups))
     if not found:
@@ -240,12 +247,14 @@ def _joined(pieces: list[np.ndarray]) -> np.ndarray:
     )
 
 
-def _groups(run: Answerer, key: str, rows: np.ndarray, batch: int) -> list[np.ndarray]:
+def _groups(
+    run: Answerer, key: str, rows: np.ndarray, batch: int, sample: np.ndarray
+) -> list[np.ndarray]:
     fixed = natural_batch(run.model.signature)
     if fixed is None and len(rows) > 1:
         known = (key, run.part.digest)
         if known not in _independent:
-            _independent[known] = run.independent(rows)
+            _independent[known] = run.independent(sample)
         if _independent[known]:
             return list(run.equal_batches(rows))
     size = fixed or batch

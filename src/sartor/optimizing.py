@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
-from sartor import machine
+from sartor import cluster, machine
+from sartor.ahead import Crew, take
 from sartor.answer import Answering
 from sartor.bench import LocalBench
 from sartor.clock import Clock
@@ -33,6 +35,7 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
     folder = RunFolder(Path(spec.out))
     folder.check()
     spec = settled(spec, folder)
+    cluster.check(spec.cluster)
     replay = _replayed(spec)
     with folder.locked(), progress:
         progress.now("reading model and data")
@@ -57,7 +60,8 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
         ) as lab:  # fmt: skip
             clock = Clock(spec, began, folder.spent())
             answering = Answering(spec, ready, lab, folder, progress, clock)
-            search(spec, ready, lab, folder, progress, clock, answering)
+            with cluster.crew(spec.cluster, lab, folder.journal, folder.work) as crew:
+                search(spec, ready, lab, folder, progress, clock, answering, crew)
             answering.conclude()
     return Run(folder.root)
 
@@ -94,9 +98,10 @@ def search(
     progress: Progress,
     clock: Clock,
     answering: Answering,
+    crew: Crew | None = None,
 ) -> None:
     """Asks, tries and tells until trials, space or time end; what the journal holds already is
-    told again, not tried again."""
+    told again, not tried again. The crew works ahead; it decides nothing."""
     kind = ready.original.kind
     known = allowed(spec, kind)
     first = [recipe(kind, entries) for entries in spec.recipes]
@@ -125,6 +130,9 @@ def search(
                     0, asked[0]
                 )  # another version asked otherwise: its turn comes
         else:
+            if crew is not None:
+                progress.now(f"waiting for the workers: {describe(asked[0])}")
+                _ahead(crew, seeker, lab, spec, number, asked[0])
             trial = _try(lab, folder, progress, clock, number, asked[0])
         if trial.state in ("done", "dropped"):
             longest = max(longest, trial.seconds)
@@ -134,6 +142,17 @@ def search(
             lab.seen.setdefault(trial.model, trial)
         answering.consider(trial)
         number += 1
+
+
+def _ahead(
+    crew: Crew, seeker: GuidedSearch, lab: Laboratory, spec: Spec, number: int, asked: Recipe
+) -> None:
+    """Lets the workers go on with what comes next, and takes what they have of what is asked."""
+    left = math.inf if spec.trials is None else spec.trials - number - 1
+    crew.foresee(seeker.upcoming(int(min(crew.width, left))))
+    made = crew.bring(asked, lab.patience())
+    if made is not None:
+        take(lab, made)
 
 
 def _try(

@@ -179,6 +179,7 @@ class Spec:
     trust: bool = _key(False, _flag)
     resume: str | bool = _key(False, _folder)
     replay: str | None = _key(None, _text)
+    cluster: str | None = _key(None, _text, group="search")
     threads: int = _key(1, _whole, group="target")
     batch: int = _key(1, _whole, group="target")
     fixed: tuple[tuple[str, tuple[int, ...]], ...] = _key((), _fixed, group="target")
@@ -206,6 +207,7 @@ class Spec:
                 "write a limit for the other"
             )
         _check_objective(self)
+        _check_cluster(self.cluster)
         _check_numbers(self)
         for name in self.techniques:
             if name in self.without:
@@ -236,6 +238,14 @@ def _check_objective(spec: Spec) -> None:
         raise WrongRequest(
             f"maximize {spec.maximize}: {spec.maximize} is better when lower; "
             f"write minimize {spec.maximize}"
+        )
+
+
+def _check_cluster(cluster: str | None) -> None:
+    if cluster not in (None, "ray") and not re.fullmatch(r"(ray://)?[^\s:/]+:\d{1,5}", cluster):
+        raise WrongRequest(
+            f"cluster {cluster!r}: write ray for this machine, or the address of a Ray cluster, "
+            "such as head:6379 or ray://head:10001"
         )
 
 

@@ -13,12 +13,14 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from sartor.contracts import Failed, Model, Step, to_json
 from sartor.records import disk_full, plain
 from sartor.registry import from_json, runtime
+
+Files = dict[str, bytes]  # path below a folder -> content
 
 ASIDE = ".old-"  # prefix of folders on their way out
 
@@ -86,6 +88,27 @@ def settle(folder: Path) -> None:
             os.close(handle)
 
 
+def files_of(folder: Path) -> Files:
+    """Every file below the folder, to be written elsewhere by `write_files`."""
+    return {
+        each.relative_to(folder).as_posix(): each.read_bytes()
+        for each in sorted(folder.rglob("*"))
+        if each.is_file()
+    }
+
+
+def write_files(files: Files, folder: Path) -> None:
+    """Raises Failed, and writes nothing, where a name would lead out of the folder."""
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise Failed(f"{name!r} is no name of a file in a folder")
+    for name, content in files.items():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+
+
 def publish(made: Path, final: Path) -> None:
     """Moves a finished folder to its place in one step; what stood there goes."""
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -142,6 +165,14 @@ class Store:
             publish(made, self.folder / key)
         finally:
             shutil.rmtree(made, ignore_errors=True)
+        self._trim()
+        return read_model(self.folder / key)
+
+    def adopt(self, key: str, files: Files) -> Model:
+        """The entry as another store held it."""
+        made = self.scratch()
+        write_files(files, made)
+        publish(made, self.folder / key)
         self._trim()
         return read_model(self.folder / key)
 

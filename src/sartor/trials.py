@@ -14,6 +14,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +106,7 @@ class Laboratory:
         seed = bench.seed
         self.target: Target = bench.target
         self.task: Task = bench.task
+        self.ceiling = ceiling
         self.pool = Pool(ceiling)
         self.race = Race(original, self.target, search, seed, memory=ceiling)
         self.order = np.random.default_rng(seed).permutation(len(search))
@@ -113,6 +115,10 @@ class Laboratory:
         self.timings, self.replayed = _timings(journal), _timings(replay)
         self.pace = _paces(journal)  # model digest -> examples a second, while not timed
         self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
+        # What workers did ahead (see `ahead`), and what keeps them still while something is timed.
+        self.stops: dict[str, tuple[State, str]] = {}  # key -> how the step ended, and why
+        self.foreseen: dict[tuple[str, int, int], tuple[np.ndarray, float]] = {}
+        self.quiet: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __enter__(self) -> Laboratory:
         return self
@@ -131,7 +137,9 @@ class Laboratory:
         `lineage`, where given, receives the model after each step."""
         model = self.original
         for technique in recipe:
-            key = self._key(model, technique)
+            key = self.key(model, technique)
+            if key in self.stops:
+                raise Stopped(self.stops[key][0], technique, self.stops[key][1])
             model = self.store.get(key) or self._apply(technique, model, key)
             if lineage is not None:
                 lineage.append(model)
@@ -168,7 +176,7 @@ class Laboratory:
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 
-    def _key(self, model: Model, technique: Technique) -> str:
+    def key(self, model: Model, technique: Technique) -> str:
         return key_of(
             model=digest(model),
             technique=to_json(technique),
@@ -195,11 +203,13 @@ class Laboratory:
         key = (digest(model), purpose)
         if key not in self.timings:
             known = self.replayed.get(key)
-            timing = (
-                self.race.time(model, rounds, seconds, least, blocks, runs=runs, further=further)
-                if known is None
-                else known
-            )
+            if known is not None:
+                timing = known
+            else:
+                with self.quiet():
+                    timing = self.race.time(
+                        model, rounds, seconds, least, blocks, runs=runs, further=further
+                    )
             self.timings[key] = timing
             self.journal.add(
                 "timing", model=key[0], purpose=purpose, replayed=known is not None,
@@ -216,18 +226,25 @@ class Laboratory:
         have = self.known.get(key)
         start = 0 if have is None else len(have)
         if start < rows:
-            began = time.monotonic()
-            more = answers(
-                self.pool, model, self.search, self.order[start:rows], self.task, self.target,
-                timeout=self.patience(),
-            )  # fmt: skip
+            chunk = (key, start, rows)
+            done = chunk in self.foreseen
+            more, took = self.foreseen.pop(chunk) if done else self._answer(model, start, rows)
             if rows - start >= 64:
-                self.pace[key] = (rows - start) / (time.monotonic() - began)
+                self.pace[key] = (rows - start) / took
             have = more if have is None else np.concatenate([have, more])
             if key != digest(self.original):
                 self.known = {k: v for k, v in self.known.items() if k == digest(self.original)}
             self.known[key] = have
         return self.known[key][:rows]
+
+    def _answer(self, model: Model, start: int, end: int) -> tuple[np.ndarray, float]:
+        """The answers to these rows of the order, and the seconds that they took."""
+        began = time.monotonic()
+        found = answers(
+            self.pool, model, self.search, self.order[start:end], self.task, self.target,
+            timeout=self.patience(), sample=self.order[: SAMPLES[0]],
+        )  # fmt: skip
+        return found, time.monotonic() - began
 
     def evidence(self, model: Model) -> Evidence:
         """What is known for nothing once the model is there."""
