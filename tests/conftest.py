@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import warnings
@@ -19,6 +20,9 @@ from onnx import TensorProto, helper, numpy_helper
 from sartor import cli
 
 FLOAT = TensorProto.FLOAT
+
+# A shell starts what runs in its background with Ctrl-C ignored; the tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,7 @@ def _digits() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     return pixels, label, thick, rows
 
 
-def _digit_case(path: Path, hidden: tuple[int, ...], passes: int) -> Case:
+def digit_case(path: Path, hidden: tuple[int, ...], passes: int) -> Case:
     from sklearn.neural_network import MLPClassifier
 
     pixels, label, thick, rows = _digits()
@@ -161,13 +165,13 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def digits(models: Path) -> Case:
     """Digits, a network of 2 MB: bound by memory, so that eight bits gain time and size."""
-    return _digit_case(models / "digits.onnx", (640, 640), 6)
+    return digit_case(models / "digits.onnx", (640, 640), 6)
 
 
 @pytest.fixture(scope="session")
 def tiny(models: Path) -> Case:
     """Digits, a network of 10 kB: a call costs more than its sums, so that nothing gains time."""
-    return _digit_case(models / "tiny.onnx", (32,), 60)
+    return digit_case(models / "tiny.onnx", (32,), 60)
 
 
 @pytest.fixture(scope="session")

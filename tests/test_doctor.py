@@ -24,6 +24,7 @@ def test_it_names_what_is_here(sartor: Sartor) -> None:
     names = {name for entry in found["techniques"] for name in entry["names"]}
     assert set(registry.techniques("onnx")) <= names
     assert found["machine"]["cores"] >= 1
+    assert found["machine"]["energy"].startswith(("measured by", "estimated from CPU time"))
     for word in ("onnxruntime", "static-int8", "Runtimes", "Techniques"):
         assert word in said.err
 

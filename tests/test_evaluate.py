@@ -16,7 +16,7 @@ import pytest
 from onnx import TensorProto, helper
 from toy_part import toy_part, write_part
 
-from sartor import evaluate, lanes
+from sartor import evaluate, lanes, turns
 from sartor.contracts import Failed, Model, Target, Task, WrongRequest
 from sartor.data import Part
 from sartor.evaluate import (
@@ -27,9 +27,11 @@ from sartor.evaluate import (
     heaviest,
     memory_pair,
     natural_batch,
+    throughputs,
     timed_rows,
     turn_size,
 )
+from sartor.records import Timing
 from sartor.registry import open_model, runtime
 from sartor.testing_onnx import Draft, save_toys
 from sartor.workers import Pool
@@ -329,7 +331,7 @@ def test_an_original_that_dies_in_a_round_is_started_once_more(
         first = race._workers["original"]
         _kill(race, "original")
         first.process.wait()
-        assert race._turn("original", 0, 8, 1).shape == (8,)
+        assert race._turn("original", 0, 8, 1).took.shape == (8,)
         assert race._workers["original"] is not first
 
 
@@ -341,6 +343,75 @@ def test_every_block_starts_every_process_anew(toys: dict[str, Model], numbers: 
         assert timing.blocks == (2, 2, 2)
         assert timing.candidate.shape == timing.baseline.shape == (6, 128)
         assert race._workers["original"] is not first
+
+
+def test_a_race_adds_starts_once_where_it_is_told_to(toys: dict[str, Model], numbers: Part) -> None:
+    asked = []
+
+    def further(timing: Timing) -> int:
+        asked.append(timing.blocks)
+        return 1
+
+    with Race(toys["mlp"], Target(), numbers) as race:
+        race.watts = 7.0
+        timing = race.time(toys["mlp"], rounds=4, least=4, blocks=2, further=further)
+        assert asked == [(2, 2)]
+        assert (timing.blocks, timing.first, timing.watts) == ((2, 2, 2), 2, 7.0)
+        assert race.time(toys["mlp"], 4, None, 4, 2, further=lambda _: 0).first == 0
+
+
+def test_a_tail_gets_the_rounds_that_its_calls_take(toys: dict[str, Model], numbers: Part) -> None:
+    with Race(toys["mlp"], Target(), numbers) as race:
+        timing = race.time(toys["mlp"], rounds=2, least=2, runs=1000)
+        assert timing.candidate.size >= 1000
+        assert timing.candidate.shape == (8, 128)
+        hurried = race.time(toys["mlp"], rounds=2, seconds=0.0, least=2, runs=1000)
+        assert hurried.candidate.shape == (2, 128)
+
+
+def test_a_race_tells_cpu_time_and_what_others_took(toys: dict[str, Model], numbers: Part) -> None:
+    """CPU seconds are at most the wall's (one thread, its readings apart), and what was queued is
+    never more than the call."""
+    with Race(toys["mlp"], Target(), numbers) as race:
+        timing = race.time(toys["mlp"], rounds=8)
+    assert timing.cpu is not None
+    assert timing.cpu.shape == (3, 8)
+    assert (timing.cpu > 0).all()
+    assert timing.joules is None
+    if Path("/proc/self/schedstat").exists():
+        assert timing.queued is not None
+        assert timing.queued.shape == (3, 8, 128)
+        assert 0 <= timing.disturbed < 1
+        assert (timing.queued <= np.stack(timing.lanes)).all()
+
+
+def test_a_turn_finds_the_calls_that_had_to_wait(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By a made-up account of the queue: 5 ms more after the third call of six."""
+    waited = iter([0, 0, 0, 5_000_000, 5_000_000, 5_000_000, 5_000_000, 5_000_000])
+    monkeypatch.setattr(turns.Queue, "_total", lambda self: next(waited))
+    monkeypatch.setattr(turns, "READ_EVERY", -1)
+    lane = turns.Lane(lambda batch: time.sleep(0.006) or batch, [{}])  # type: ignore[arg-type]
+    turn = lane.turn(0, 6, 0)
+    if turn.queued is not None:
+        assert turn.queued.tolist() == [0, 0, 5_000_000, 0, 0, 0]
+    assert turn.cpu < turn.took.sum()
+
+
+def test_throughput_at_the_batch_sizes_that_the_model_takes(
+    toys: dict[str, Model], numbers: Part, tmp_path: Path
+) -> None:
+    free = throughputs(toys["mlp"], numbers, Target(), 0.01)
+    assert list(free) == ["throughput.b1", "throughput.b8", "throughput.b32"]
+    assert all(rate > 0 for rate in free.values())
+    draft = Draft(0)
+    draft.gemm("x", 32, 4)
+    ports = [
+        helper.make_tensor_value_info(name, FLOAT, [4, size])
+        for name, size in (("x", 32), ("logits", 4))
+    ]
+    onnx.save(draft.model("four", ports[:1], ports[1:]), tmp_path / "four.onnx")
+    fixed = throughputs(open_model(tmp_path / "four.onnx"), numbers, Target(), 0.01)
+    assert list(fixed) == ["throughput.b4"]
 
 
 def test_the_time_limit_ends_a_race_after_five_rounds_at_least(

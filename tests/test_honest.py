@@ -59,7 +59,10 @@ def test_an_impossible_size(sartor: Sartor, tailored: Tailored, tmp_path: Path) 
     assert answer["nearest"] in answer["message"]
     assert "size <= 1 kB" in answer["message"]
     assert answer["message"] in said.err
-    about = [json.loads(each.read_text()) for each in (out / "frontier").glob("*/about.json")]
+    about = [
+        json.loads(each.read_text())["certificate"]
+        for each in (out / "frontier").glob("*/sartor.json")
+    ]
     assert about
     assert not any(each["certified"] for each in about)
     assert list((out / "frontier").glob("*/*.onnx"))
@@ -103,7 +106,10 @@ def test_too_few_rows_for_a_tight_limit(sartor: Sartor, tailored: Tailored, tmp_
     assert answer["message"] in said.err
     assert answer["chosen"] is None
     assert not (out / "bundle").exists()
-    about = [json.loads(each.read_text()) for each in (out / "frontier").glob("*/about.json")]
+    about = [
+        json.loads(each.read_text())["certificate"]
+        for each in (out / "frontier").glob("*/sartor.json")
+    ]
     assert about
     assert not any(each["certified"] for each in about)
 

@@ -21,12 +21,17 @@ SOURCE = Path(sartor.__file__).parent
 LAYERS = [
     ["space", "records"],
     ["stats"],
+    ["bootstrap", "melded"],
     ["contracts"],
     ["limits", "spec", "data", "metrics"],
     ["techniques.*", "runtimes.*"],
     ["registry"],
+    ["keeper"],
     ["store", "workers", "verdicts", "profile", "evaluate", "certify", "bundle", "report.*"],
-    ["search"],
+    ["search", "trials"],
+    ["workshop"],
+    ["ahead"],
+    ["cluster"],
     ["optimizing", "verifying", "comparing"],
     ["commands"],
     ["cli"],
@@ -34,12 +39,12 @@ LAYERS = [
 
 FRAMEWORKS = {
     *("catboost", "coremltools", "executorch", "jax", "keras", "lightgbm", "nncf", "onnx"),
-    *("onnxruntime", "onnxscript", "onnxslim", "openvino", "tensorflow", "torch", "torchao"),
+    *("onnxruntime", "onnxscript", "onnxslim", "openvino", "ray", "tensorflow", "torch", "torchao"),
     *("transformers", "xgboost"),
 }
 SLOW = {"optuna", "pandas", "PIL", "pyarrow", "rich", "sklearn"}
 # Heads of the building: no plug-ins, but each stands for one kind of model and says so by name.
-MAY = {"demo": {"torch", "transformers", "onnx", "onnxruntime"}}
+MAY = {"demo": {"torch", "transformers", "onnx", "onnxruntime"}, "cluster": {"ray"}}
 
 
 @cache

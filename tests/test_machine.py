@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
+import psutil
 import pytest
 
 from sartor import machine
@@ -27,6 +31,75 @@ def test_cores_are_those_of_the_affinity_mask() -> None:
     code += "from sartor import machine; print(machine.cores(), len(machine.allowed_cores()))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["1", "1"]
+
+
+class Meter:
+    """A counter of joules: `idle` watts, `busy` watts, and what it has counted."""
+
+    def __init__(self, idle: float, busy: float, wraps: float = math.inf) -> None:
+        self.watts, self.total, self.wraps = {"idle": idle, "busy": busy}, 0.0, wraps
+
+    def spend(self, how: str) -> Callable[[float], None]:
+        def pass_time(seconds: float) -> None:
+            self.total = (self.total + self.watts[how] * seconds) % self.wraps
+
+        return pass_time
+
+    def __call__(self) -> float:
+        return self.total
+
+
+@pytest.mark.parametrize(
+    ("meter", "follows"),
+    [
+        (Meter(20, 30), True),
+        (Meter(0, 0), False),  # always nought, as in many virtual machines
+        (Meter(20, 20), False),  # a clock
+        (Meter(30, 20), False),
+        (Meter(20, 30, wraps=7), False),
+    ],
+)
+def test_an_energy_counter_counts_only_where_it_follows_the_load(
+    meter: Meter, follows: bool
+) -> None:
+    assert machine.follows_load(meter, meter.spend("idle"), meter.spend("busy")) == follows
+
+
+def test_counters_are_those_of_packages_that_follow_the_load(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("intel-rapl:0", "intel-rapl:1", "intel-rapl:0:0", "dtpm"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "energy_uj").write_text("2000000\n")
+    found = tuple(str(tmp_path / f"intel-rapl:{at}" / "energy_uj") for at in (0, 1))
+    monkeypatch.setattr(machine, "follows_load", lambda read, *_: read() == 4.0)
+    machine.energy_counters.cache_clear()
+    assert machine.energy_counters(tmp_path) == found
+    monkeypatch.setattr(machine, "follows_load", lambda *_: False)
+    machine.energy_counters.cache_clear()
+    assert machine.energy_counters(tmp_path) == ()
+    assert machine.energy_counters(tmp_path / "none") == ()
+    machine.energy_counters.cache_clear()
+    assert math.isnan(machine.joules(()))
+
+
+def test_a_watch_leaves_out_our_own_processes() -> None:
+    """A busy process is others' load unless it is named as ours; both are watched at a time."""
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as loop:
+        theirs, ours = machine.Watch(()), machine.Watch((loop.pid,))
+        spent = psutil.Process(loop.pid).cpu_times()
+        while (now := psutil.Process(loop.pid).cpu_times()).user - spent.user < 0.5:
+            time.sleep(0.05)
+        told, without = theirs.others(), ours.others()
+        loop.kill()
+    assert now.user > spent.user
+    assert told is not None
+    assert without is not None
+    assert told > without or told == (os.cpu_count() or 1)
+
+
+def test_too_short_a_watch_says_nothing() -> None:
+    assert machine.Watch(()).others() is None
 
 
 @pytest.fixture

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +13,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sartor.records import Journal, Trial, Verdict, plain, trial_from_json, verdict_from_json
+from sartor.records import (
+    Journal,
+    Trial,
+    Verdict,
+    allocate,
+    disk_full,
+    plain,
+    trial_from_json,
+    verdict_from_json,
+)
 
 RECIPE = ({"technique": "static-int8", "exceptions": 2},)
 
@@ -124,3 +135,37 @@ def test_a_line_is_strict_json_and_one_line(
     assert text.count(b"\n") == 1
     assert b"NaN" not in text.replace(b'"', b"") or "NaN" in str(values)
     assert journal.events("trial")[0]["values"] == plain(values)
+
+
+def test_a_full_disk_leaves_the_journal_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = Journal(tmp_path / "run.jsonl")
+    journal.add("request", run="a")
+    before = journal.path.read_bytes()
+
+    def full(_: int) -> None:
+        assert journal.path.stat().st_size > len(before)  # something was written already
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", full)
+        with pytest.raises(OSError, match="No space left") as error:
+            journal.add("trial", number=0)
+    assert disk_full(error.value)
+    assert journal.path.read_bytes() == before
+    journal.add("trial", number=0)
+    assert [each["event"] for each in journal] == ["request", "trial"]
+
+
+def test_a_full_disk_is_known_however_it_is_said(tmp_path: Path) -> None:
+    assert disk_full(OSError(errno.EDQUOT, "quota"))
+    assert disk_full(OSError("1000 requested and 24 written"))  # numpy
+    assert not disk_full(OSError(errno.EACCES, "denied"))
+    assert not disk_full(ValueError("No space left on device"))
+    sparse = tmp_path / "sparse"
+    with sparse.open("wb") as file:
+        file.truncate(1 << 20)
+    assert sparse.stat().st_blocks * 512 < 1 << 20
+    allocate(sparse)
+    assert sparse.stat().st_blocks * 512 >= 1 << 20

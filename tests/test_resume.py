@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -204,6 +205,91 @@ def test_a_finished_run_answers_at_once_and_goes_on_when_asked(
     assert len(journal.events("answer")) == 2
     assert resumed.json["trials"] == 4
     assert resumed.json["error_rate_left"] <= said.json["error_rate_left"]
+
+
+def chosen(answer: dict[str, Any]) -> dict[str, Any]:
+    """The row of what an answer chose."""
+    journal = Journal(Path(answer["artifact"]).parent / "run.jsonl")
+    recipes = {entry["number"]: entry["recipe"] for entry in journal.events("trial")}
+    return next(row for row in answer["rows"] if recipes[row["trial"]] == answer["recipe"])
+
+
+def test_the_journal_alone_is_enough(
+    sartor: Sartor, tailored: Tailored, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """To render the run again and to continue it from anywhere, with no other flag."""
+    said = sartor(*tailored.arguments(tmp_path, trials=2))
+    assert said.status == 0, said.err
+    out = tmp_path / "run"
+    journal = Journal(out / "run.jsonl")
+    for name in ("work", "bundle", "frontier"):
+        shutil.rmtree(out / name, ignore_errors=True)
+    before = journal.path.read_bytes()
+    report = sartor("report", out, "--json")
+    assert report.json == said.json
+    assert said.json["message"] in report.err
+
+    monkeypatch.chdir(out)  # whose folder "." it then is
+    for flags, words in {
+        (): "say how much more, such as --budget +10m or --trials +20",
+        ("--trials", 2): "say how much more",
+        ("--trials", "+1", "--seed", 7): "another request (seed differ)",
+        ("--trials", "+1", "--limit", "size <= 1 MB"): "another request (limits differ)",
+        ("--trials", "+1", "--out", tmp_path): "two folders: name one",
+    }.items():
+        wrong = sartor("optimize", "--resume", ".", *flags)
+        assert wrong.status == 2, (flags, wrong)
+        assert words in wrong.err
+        assert len(wrong.err.splitlines()) == 1
+        assert journal.path.read_bytes() == before
+
+    resumed = sartor("optimize", "--resume", ".", "--trials", "+1", "--json")
+    assert resumed.status == 0, resumed.err
+    assert journal.path.read_bytes().startswith(before)
+    assert [entry["number"] for entry in journal.events("trial")] == [0, 1, 2]
+    assert journal.last("budget") == {"event": "budget", "budget": 600.0, "trials": 3}
+    assert resumed.json["error_rate_left"] <= said.json["error_rate_left"]
+    monkeypatch.chdir(tmp_path)
+    bundle.read(out / "bundle")
+    # What was certified stays so, at the level that was spent on it; only better may replace it.
+    old, new = chosen(said.json), chosen(resumed.json | {"artifact": str(out / "bundle")})
+    assert new["digest"] == old["digest"] or new["value"] < old["value"]
+    kept = next(row for row in resumed.json["rows"] if row["digest"] == old["digest"])
+    assert kept["status"] == "certified"
+    assert (kept["alpha"], kept["verdicts"]) == (old["alpha"], old["verdicts"])
+
+
+def test_folders_that_cannot_be_continued(
+    sartor: Sartor, tailored: Tailored, tmp_path: Path
+) -> None:
+    entries = Journal(tailored.folder / "run.jsonl").events("request")
+    request = entries[0]
+    ways = {
+        "no run to continue": None,
+        "older version": {k: v for k, v in request.items() if k != "spec"},
+        "data of": request | {"spec": request["spec"] | {"data": None}},
+        "write --trust": request | {"spec": request["spec"] | {"model": "/x/model.py:make"}},
+        "was named from": request | {"spec": request["spec"] | {"metric": "m.py:f", "cwd": "/x"}},
+    }
+    for number, (words, line) in enumerate(ways.items()):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        if line is not None:
+            (folder / "run.jsonl").write_text(json.dumps(line) + "\n")
+        trust = ("--trust",) if words == "was named from" else ()
+        said = sartor("optimize", "--resume", folder, "--trials", "+1", *trust)
+        assert said.status == 2, said
+        assert words in said.err
+        assert len(said.err.splitlines()) == 1
+
+
+def test_the_pace_of_earlier_sessions_is_known(tailored: Tailored) -> None:
+    """Else too little time would be kept back for certifying."""
+    entries = Journal(tailored.folder / "run.jsonl").events("trial")
+    paces = {name: pace for entry in entries for name, pace in entry["pace"].items()}
+    done = {entry["model"] for entry in entries if entry["state"] == "done"}
+    assert done <= set(paces)
+    assert all(pace > 0 for pace in paces.values())
 
 
 def test_two_runs_at_once_in_one_folder(sartor: Sartor, tailored: Tailored, tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import textwrap
 from pathlib import Path
@@ -5,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from sartor.contracts import WrongRequest
-from sartor.spec import Spec, duration, from_flags, load, merge
+from sartor.records import Journal, Trial
+from sartor.resuming import remembered, requested, settled
+from sartor.run import RunFolder
+from sartor.spec import More, MoreTrials, Spec, duration, from_flags, load, merge, request
 
 
 def write(folder, text, name="sartor.toml"):
@@ -199,3 +203,47 @@ def test_nonsense_is_refused(values, sentence):
 def test_remarks():
     assert "no limit on quality" in merge(Spec(), {"limits": ["size <= 3 MB"]}).check()[0]
     assert merge(Spec(), {"limits": ["accuracy >= 0.9", "accuracy >= baseline"]}).check() == ()
+
+
+def test_budgets_on_top() -> None:
+    spec = merge(Spec(), {"budget": "+10m", "trials": "+20"})
+    assert (type(spec.budget), spec.budget) == (More, 600.0)
+    assert (type(spec.trials), spec.trials) == (MoreTrials, 20)
+    spec = merge(Spec(), {"budget": "10m", "trials": "20"})
+    assert (type(spec.budget), spec.budget) == (float, 600.0)
+    assert (type(spec.trials), spec.trials) == (int, 20)
+    with pytest.raises(WrongRequest, match="whole number"):
+        merge(Spec(), {"trials": "+few"})
+    with pytest.raises(WrongRequest, match="deadline 0 s"):
+        merge(Spec(), {"deadline": 0}).check()
+
+
+def test_what_is_on_top_is_added_to_what_was_spent(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    for session, elapsed in (("a", 40.0), ("a", 100.0), ("b", 20.0)):
+        folder.journal.add("early", session=session, elapsed=elapsed)
+    for number in range(3):
+        folder.journal.add("trial", **vars(Trial(number, (), "done")))
+    more = settled(merge(Spec(), {"budget": "+10m"}), folder)
+    assert more.budget == 720.0
+    assert settled(merge(Spec(), {"trials": "+2"}), folder).trials == 5
+    assert settled(merge(Spec(), {"budget": "2m"}), folder).budget == 120.0  # it was killed
+    folder.journal.add("answer", status=0)
+    with pytest.raises(WrongRequest, match=r"after 120 s.*say how much more"):
+        settled(merge(Spec(), {"budget": "2m", "resume": True}), folder)
+    assert settled(merge(Spec(), {"budget": "3m", "resume": True}), folder).budget == 180.0
+
+
+def test_what_the_journal_keeps_gives_the_request_again(tmp_path: Path) -> None:
+    asked = request(
+        model="m.onnx", data=str(tmp_path / "d.npz"), limits=["size <= 3 MB"], maximize="accuracy",
+        fixed={"image": [1, 3, 8, 8]}, recipes=[["simplify"], [{"technique": "x", "p": 0.5}]],
+        trials=4, seed=3, memory="1 GB", segments=["a"], without=["simplify"],
+    )  # fmt: skip
+    Journal(tmp_path / "run.jsonl").add("request", spec=remembered(asked))
+    again = requested(resume=tmp_path)
+    place = {"out": str(tmp_path), "resume": str(tmp_path)}
+    changed = {"model": str(Path.cwd() / "m.onnx"), **place}
+    assert again == dataclasses.replace(asked, **changed)
+    assert requested(resume=tmp_path, budget="+5m").trials is None
+    assert requested(resume=tmp_path, data="other.npz").data == "other.npz"

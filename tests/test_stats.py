@@ -17,20 +17,21 @@ from hypothesis import strategies as st
 from scipy.stats import beta, binom, multinomial, wilcoxon
 
 from sartor import means, paired, stats
+from sartor.bootstrap import bootstrap
 
 
-def _load() -> ModuleType:
-    path = Path(__file__).parents[1] / "benchmarks" / "statistics" / "simulate.py"
-    spec = importlib.util.spec_from_file_location("simulate", path)
+def _load(name: str) -> ModuleType:
+    path = Path(__file__).parents[1] / "benchmarks" / "statistics" / f"{name}.py"
+    spec = importlib.util.spec_from_file_location(name, path)
     assert spec
     assert spec.loader
     module = importlib.util.module_from_spec(spec)
-    sys.modules["simulate"] = module
+    sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
 
 
-simulate = _load()
+simulate, covering = _load("simulate"), _load("covering")
 
 
 # --- paired outcomes
@@ -104,7 +105,18 @@ def test_paired_test_is_quick_on_many_rows() -> None:
     assert found.method == "score test"
 
 
+@pytest.mark.parametrize(("n", "flips"), [(1000, 0.03), (1000, 0.2), (10_000, 0.012)])
+def test_paired_interval_covers_neither_too_little_nor_too_much(n: int, flips: float) -> None:
+    """Summed, not drawn. Where fewer than some 10 flips are to be expected it covers more: there
+    are too few different outcomes for 95 %."""
+    assert 0.93 <= covering.paired_exactly(n, 0.01, flips) <= 0.97
+
+
 # --- one proportion and means
+
+
+def test_clopper_and_pearson_cover_at_least_what_they_say() -> None:
+    assert min(covering.share(n, p) for n in (50, 400) for p in (0.01, 0.1, 0.37, 0.5)) >= 0.95
 
 
 def test_proportion_is_clopper_and_pearson() -> None:
@@ -219,10 +231,10 @@ def test_bootstrap_over_groups_is_wider() -> None:
     def mean(rows: np.ndarray) -> float:
         return float(x[rows].mean())
 
-    grouped = stats.bootstrap(mean, 400, 0.0, units=units).interval
-    plain = stats.bootstrap(mean, 400, 0.0).interval
+    grouped = bootstrap(mean, 400, 0.0, units=units).interval
+    plain = bootstrap(mean, 400, 0.0).interval
     assert (grouped.high - grouped.low) > 2.5 * (plain.high - plain.low)
-    assert stats.bootstrap(lambda rows: math.nan, 400, 0.0).above == 1.0
+    assert bootstrap(lambda rows: math.nan, 400, 0.0).above == 1.0
 
 
 # --- latency

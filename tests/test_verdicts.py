@@ -10,6 +10,7 @@ import pytest
 
 from sartor import stats
 from sartor.contracts import Task, WrongRequest
+from sartor.judge_quality import mean_values
 from sartor.limits import Limit, parse, parse_objective
 from sartor.metrics import Truth
 from sartor.records import Timing, Verdict
@@ -585,3 +586,32 @@ def test_the_nearest_limit_is_one_that_this_evidence_meets(text: str) -> None:
 def test_nearest_of_nothing() -> None:
     limit = parse("latency <= 4 ms")
     assert nearest(limit, judge(limit, Evidence((2, 1)), TASK)) is None
+
+
+# --- what a sequential test is given
+
+
+def test_values_of_a_mean_are_oriented_and_bounded() -> None:
+    evidence = answered(1000, 10, 30, both_wrong=100)
+    found = mean_values(parse("accuracy >= baseline - 0.01"), evidence, TASK)
+    assert found is not None
+    assert (found.worst, found.best, found.border) == (-1.0, 1.0, -0.01)
+    assert found.units is None
+    assert found.values.sum() == -20
+    flips = mean_values(parse("flips <= 2 %"), evidence, TASK)
+    assert flips is not None
+    assert (flips.worst, flips.best, flips.border) == (-1.0, 0.0, -0.02)
+    assert flips.values.sum() == -40
+    ratio = mean_values(parse("accuracy >= 99 % of baseline"), evidence, TASK)
+    assert ratio is not None
+    assert (ratio.worst, ratio.best, ratio.border) == (-0.99, 1.0, 0.0)
+
+
+@pytest.mark.parametrize("name", ["balanced_accuracy >= 0.5", "log_loss <= 101 % of baseline"])
+def test_no_values_where_the_limit_is_no_bounded_mean(name: str) -> None:
+    rng = np.random.default_rng(0)
+    before, after = rng.normal(size=(2, 100, 2))
+    evidence = Evidence((1, 1), answers=(before, after), truth=Truth(np.arange(100) % 2, before))
+    task = Task("classification", "answer", "accuracy", classes=2, form="logits")
+    assert mean_values(parse(name), evidence, task) is None
+    assert mean_values(parse("brier <= baseline + 0.1"), evidence, task) is not None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,13 @@ Sartor = Callable[..., Said]
 def rewrite(place: Path, facts: dict[str, Any]) -> None:
     facts["digest"] = bundle.digest_of(facts)
     (place / "sartor.json").write_text(json.dumps(facts))
+
+
+@pytest.fixture(autouse=True)
+def anew(tailored: Tailored) -> Iterator[None]:
+    """Every test begins with a bundle of which nothing stands."""
+    yield
+    (tailored.folder / "bundle.sartor-evidence").unlink(missing_ok=True)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +62,8 @@ def test_on_the_command_line(sartor: Sartor, tailored: Tailored, tmp_path: Path)
     """The run's folder stands for its bundle; too few rows leave it undecided."""
     few = {name: each[:40] for name, each in tailored.case.fresh.items()}
     data = tailored.case.data(tmp_path, **few)
-    said = sartor("verify", tailored.folder, "--data", data, "--json")
+    shutil.copytree(tailored.folder, tmp_path / "run")
+    said = sartor("verify", tmp_path / "run", "--data", data, "--json")
     assert said.status == 4, said.err
     assert said.json["status"] == 4
     assert "undecided" in said.json["message"]
@@ -247,3 +255,42 @@ def test_an_original_that_was_kept_is_judged_by_its_limits_alone(
     told = {0: "met", 3: "broken", 4: "undecided"}[status]
     assert found["limits"][0]["outcome"] == told
     assert ("verified" if status == 0 else text) in found["message"]
+
+
+def test_it_goes_on_with_more_data_and_takes_no_row_twice(
+    sartor: Sartor, tailored: Tailored, tmp_path: Path
+) -> None:
+    """Too few rows, then the others: the sequences of the first go on, and the first rows among
+    the others are left out."""
+    shutil.copytree(tailored.folder / "bundle", tmp_path / "bundle")
+    evidence = tmp_path / "bundle.sartor-evidence"
+    fresh = tailored.case.fresh
+    count = len(fresh["label"])
+    few = tailored.case.data(tmp_path / "few", **{k: v[: count // 2] for k, v in fresh.items()})
+    said = sartor("verify", tmp_path / "bundle", "--data", few, "--json")
+    assert said.status in (0, 4), said.err
+    if said.status == 0:
+        pytest.skip("half of the rows were enough here")
+    first = json.loads(evidence.read_text())
+    again = sartor("verify", tmp_path / "bundle", "--data", few, "--json")
+    assert again.status == 2
+    assert "fresh rows" in again.err
+    more = tailored.case.data(tmp_path / "more", **fresh)
+    said = sartor("verify", tmp_path / "bundle", "--data", more, "--json")
+    assert said.status in (0, 4), said.err
+    assert any("sequences go on" in note for note in said.json["notes"])
+    assert any(f"{count // 2:,} rows that judged it" in note for note in said.json["notes"])
+    quality = next(each for each in said.json["limits"] if each["limit"].startswith("accuracy"))
+    assert quality["method"] == f"betting on {count:,} examples"
+    if said.status == 4:
+        seen = {key: each["seen"] for key, each in json.loads(evidence.read_text())["bets"].items()}
+        assert all(seen[key] > each["seen"] for key, each in first["bets"].items())
+
+
+def test_spoilt_evidence_is_told(sartor: Sartor, tailored: Tailored, tmp_path: Path) -> None:
+    shutil.copytree(tailored.folder / "bundle", tmp_path / "bundle")
+    (tmp_path / "bundle.sartor-evidence").write_text('{"bundle": 3, "bets"')
+    data = tailored.case.data(tmp_path, **tailored.case.fresh)
+    said = sartor("verify", tmp_path / "bundle", "--data", data)
+    assert said.status == 2
+    assert "sartor-evidence is not as Sartor wrote it" in said.err

@@ -1,32 +1,26 @@
-"""How often the statistics err, where the truth is known. One command prints a table:
+"""How often the single methods err, where the truth is known. One command prints all tables:
 
-    python benchmarks/statistics/simulate.py [--repetitions 10000]
+    python benchmarks/statistics/simulate.py [--repetitions 2000] [--only chain power]
 
 The functions serve the tests too, with fewer repetitions. "Level": how often a limit that does not
-hold is called met, at a nominal 5 %; "coverage": how often a 95 % interval holds the truth.
+hold is called met, at a nominal 5 %; "coverage": how often a 95 % interval holds the truth. The
+whole procedure is in `chain.py`, its power in `power.py`, what is printed in `tables.py`.
 """
 
 from __future__ import annotations
 
-import argparse
-import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from scipy.stats import norm
 from scipy.stats import t as student
 
 from sartor import means, paired, stats
-from sartor.certify import Certifier, Finalist, freeze
+from sartor.bootstrap import bootstrap
 from sartor.contracts import Task
-from sartor.ledger import Ledger
-from sartor.limits import parse, parse_objective
+from sartor.limits import parse
 from sartor.metrics import Truth
-from sartor.records import Trial
 from sartor.verdicts import Evidence, judge
 
 BORDER = -0.01  # accuracy >= baseline - 0.01
@@ -138,7 +132,7 @@ def bootstrap_auc(n: int, repetitions: int, resamples: int = 1000) -> tuple[floa
             return auc(new[r], label[r]) - auc(old[r], label[r])
 
         seed = int(rng.integers(1 << 30))
-        return stats.bootstrap(loss, n, truth, resamples=resamples, seed=seed)
+        return bootstrap(loss, n, truth, resamples=resamples, seed=seed)
 
     def auc(score: np.ndarray, label: np.ndarray) -> float:
         others = np.sort(score[~label])
@@ -270,207 +264,7 @@ def ratio_coverage(rounds: int, repetitions: int, method: str = "ranks") -> floa
     return hits / repetitions
 
 
-# --- certification with the selection in the loop -----------------------------------------------
-
-
-@dataclass(frozen=True)
-class World:
-    """Candidates whose accuracy lies exactly one point below the original's, so that none of them
-    may be certified as "at most one point below", and `good` ones that lose nothing.
-
-    `flips` are the shares of changed answers; `alike` is the correlation, from candidate to
-    candidate, of what decides whether a row is lost."""
-
-    candidates: int = 30
-    good: int = 0
-    flips: tuple[float, ...] = (0.015, 0.03, 0.06, 0.12)
-    alike: float = 0.0
-    search_rows: int = 1000
-    holdout_rows: int = 1000
-
-    def rates(self) -> tuple[np.ndarray, np.ndarray]:
-        """P(gain), P(loss) of every candidate."""
-        flips = np.resize(np.array(self.flips), self.candidates)
-        drop = np.full(self.candidates, -BORDER)
-        drop[: self.good] = 0.0
-        return (flips - drop) / 2, (flips + drop) / 2
-
-    def draw(self, rng: np.random.Generator, rows: int) -> np.ndarray:
-        """+1 gain, -1 loss, 0 neither [rows, candidates]."""
-        gain, loss = self.rates()
-        if self.alike == 0:
-            u = rng.random((rows, self.candidates), dtype=np.float32)
-        else:
-            shared = rng.standard_normal((rows, 1), dtype=np.float32) * np.float32(self.alike**0.5)
-            u = rng.standard_normal((rows, self.candidates), dtype=np.float32)
-            u = shared + u * np.float32((1 - self.alike) ** 0.5)
-        top, bottom = (1 - gain, loss) if self.alike == 0 else (norm.isf(gain), norm.ppf(loss))
-        return (u > top.astype(np.float32)).astype(np.int8) - (u < bottom.astype(np.float32))
-
-
-class Holdout:
-    """Stands for a sealed part; the simulation's measurements know what is in it."""
-
-    digest = "simulated"
-
-    def __init__(self, rows: int) -> None:
-        self.rows = rows
-
-    def open(self) -> Any:
-        return self
-
-
-@dataclass(frozen=True)
-class Counts:
-    """How many of the repetitions certified a wrong candidate by the procedure; by testing every
-    finalist instead of stopping; by testing every candidate; and how many certified a good one."""
-
-    wrong: int
-    walking_on: int
-    everything: int
-    good: int
-    repetitions: int
-
-
-def certification(world: World, repetitions: int, seed: int = 0, runs: int = 1) -> Counts:
-    """Runs search and certification, early answer and ledger included, `repetitions` times. With
-    one run the ledger's total is chosen so that this run's share is the whole 5 %; with more, they
-    share 5 % and all of them use the same holdout."""
-    rng = np.random.default_rng(seed)
-    wrong = walking = everything = good = 0
-    # Ledgers wait for the disk at every line: in memory that costs nothing.
-    memory = Path("/dev/shm")
-    with tempfile.TemporaryDirectory(dir=memory if memory.is_dir() else None) as folder:
-        for repetition in range(repetitions):
-            total = 0.05 / 0.6 if runs == 1 else 0.05
-            ledger = Ledger(Path(folder) / f"{repetition}.jsonl", "simulated", total)
-            holdout = world.draw(rng, world.holdout_rows)
-            certified: set[int] = set()
-            finalists: tuple[Finalist, ...] = ()
-            for run in range(runs):
-                found, finalists = _one_run(world, rng, holdout, ledger, str(run))
-                certified |= found
-            p = _p_values(holdout)
-            passing = set(np.flatnonzero(p <= 0.05).tolist())
-            bad = set(range(world.good, world.candidates))
-            wrong += bool(certified & bad)
-            walking += bool(passing & bad & {each.trial.number for each in finalists})
-            everything += bool(passing & bad)
-            good += bool(certified - bad)
-    return Counts(wrong, walking, everything, good, repetitions)
-
-
-def _one_run(
-    world: World, rng: np.random.Generator, holdout: np.ndarray, ledger: Ledger, run: str
-) -> tuple[set[int], tuple[Finalist, ...]]:
-    sizes = rng.uniform(300, 900, world.candidates).astype(int)
-    search = world.draw(rng, world.search_rows)
-
-    def measure(finalist: Finalist, part: Any) -> Evidence:
-        return _evidence(holdout[:, finalist.trial.number], int(sizes[finalist.trial.number]))
-
-    certifier = Certifier(
-        LIMITS, parse_objective("size"), TASK, measure, Holdout(len(holdout)), ledger, run
-    )  # type: ignore[arg-type]
-    half = freeze(_trials(search[: world.search_rows // 2, : world.candidates // 2], sizes))
-    early = None
-    if half and half[0].trial.p_value <= 0.1:
-        early = next(iter(certifier.early(half[0]).rows), None)
-    finalists = freeze(_trials(search, sizes))
-    found = certifier.final(finalists, early)
-    certified = {row.finalist.trial.number for row in found.rows if row.status == "certified"}
-    return certified, finalists
-
-
-def _p_values(changes: np.ndarray) -> np.ndarray:
-    gains, losses = (changes > 0).sum(0), (changes < 0).sum(0)
-    return norm.sf(paired.score(gains, losses, len(changes), BORDER))
-
-
-def _trials(changes: np.ndarray, sizes: np.ndarray) -> Iterator[Trial]:
-    for number, p in enumerate(_p_values(changes)):
-        yield Trial(
-            number, ({"technique": str(number)},), "done",
-            figures={"objective": sizes[number] / 1000}, p_value=float(p), model=str(number),
-        )  # fmt: skip
-
-
-def _evidence(changes: np.ndarray, size: int) -> Evidence:
-    """Answers in which the original is wrong just where the candidate gains."""
-    label = np.zeros(len(changes), dtype=np.int64)
-    before, after = (changes > 0).astype(np.int64), (changes < 0).astype(np.int64)
-    return Evidence((1000, size), answers=(before, after), truth=Truth(label, before))
-
-
-WORLDS = {
-    "30 on the border, independent": World(),
-    "30 on the border, correlated": World(alike=0.8),
-    "25 on the border, 5 good": World(good=5, alike=0.5),
-}
-
-
-# --- the table ----------------------------------------------------------------------------------
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--repetitions", type=int, default=10_000)
-    many = parser.parse_args().repetitions
-    began = time.monotonic()
-    for line in _table(many):
-        print(f"{time.monotonic() - began:6.0f} s  {line}", flush=True)
-
-
-def _table(many: int) -> Iterator[str]:
-    for n in (50, 100, 200, 500, 1000, 2000, 10_000):
-        for border in (-0.002, -0.01, 0.0):
-            exact, score = paired_levels(n, border)
-            yield f"paired 0/1, n {n}, margin {-border}: level exact {exact:.4f}, score {score:.4f}"
-    for n in (50, 200, 1000, 10_000):
-        for flips in (0.012, 0.03, 0.1, 0.2):
-            covered = paired_coverage(n, BORDER, flips, 20 * many)
-            yield f"paired 0/1, n {n}, flips {flips}: coverage of the interval {covered:.4f}"
-    for n in (50, 200, 1000, 4000):
-        for name, draw in REAL.items():
-            level, t = (mean_level(draw, n, each, many // 4) for each in ("self", "t test"))
-            covered = mean_coverage(draw, n, many // 20)
-            yield f"mean, n {n}, {name}: level {level:.3f} (t test {t:.3f}), coverage {covered:.3f}"
-        for name, draw in BOUNDED.items():
-            level, t = (mean_level(draw, n, each, many // 4) for each in ("bounded", "t test"))
-            yield f"bounded mean, n {n}, {name}: level {level:.3f} (t test {t:.3f})"
-    for n in (200, 1000):
-        level, covered = bootstrap_auc(n, many // 20)
-        yield f"bootstrap of AUC, n {n}: level {level:.3f}, coverage {covered:.3f}"
-    for name, rare in RARE.items():
-        yield f"rare class, {name}: level {rare_level(rare, many // 20):.3f}"
-    for rows, positives in ((4000, 40), (3000, 300)):
-        level = rare_auc_level(rows, positives, many // 50)
-        yield f"rare class, AUC, {positives} of {rows}: level {level:.3f}"
-    for rows in (200, 1000):
-        for uneven in (False, True):
-            level = copies_level(rows, 10, many // 10, uneven=uneven)
-            yield f"{rows} rows, {'1 to 19' if uneven else '10'} copies: level {level:.3f}"
-    for q, rounds, calls in ((0.5, 20, 20), (0.95, 20, 50), (0.95, 40, 20), (0.99, 40, 50)):
-        for drift in (0.0, 0.05):
-            ours = quantile_coverage(q, rounds, calls, drift, many // 5)
-            plain = quantile_coverage(q, rounds, calls, drift, many // 5, naive=True)
-            yield (
-                f"p{q * 100:.0f} of {rounds} x {calls} calls, drift {drift}: coverage {ours:.3f} "
-                f"(rounds ignored {plain:.3f})"
-            )
-    for rounds in (6, 10, 20, 40):
-        ranks, drawn = (ratio_coverage(rounds, many // 4, each) for each in ("ranks", "bootstrap"))
-        yield f"ratio over {rounds} rounds: coverage {ranks:.3f} (percentile bootstrap {drawn:.3f})"
-    for name, world in WORLDS.items():
-        for runs in (1, 4):
-            found = certification(world, many, runs=runs)
-            share = {k: getattr(found, k) / many for k in ("wrong", "walking_on", "everything")}
-            yield (
-                f"{name}, {runs} run(s): wrongly certified {share['wrong']:.4f} (walking on past "
-                f"failures {share['walking_on']:.4f}, all 30 tested {share['everything']:.4f}); "
-                f"a good one certified {found.good / many:.3f}"
-            )
-
-
 if __name__ == "__main__":
+    from tables import main  # which needs this module
+
     main()

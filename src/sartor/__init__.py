@@ -23,11 +23,11 @@ __all__ = ["Failed", "WrongRequest", "__version__", "compare", "load", "optimize
 
 
 def optimize(
-    model: Any,
-    data: Any,
+    model: Any = None,
+    data: Any = None,
     limits: Sequence[str] = (),
     minimize: str | None = None,
-    budget: str = "10m",
+    budget: str | float | None = None,
     out: str | Path | None = None,
     **settings: Any,
 ) -> Run:
@@ -35,25 +35,21 @@ def optimize(
 
     `model` is a path or a live object (an `onnx.ModelProto`); `data` a path, a mapping of arrays
     or a data frame. `settings` are those of the command line (`threads`, `batch`, `trials`,
-    `seed`, `metric`, `label`, `segments` ...). Without `out` the run lives in a new temporary
-    folder; `Run.save` copies it. Raises WrongRequest with one sentence for a wrong request."""
+    `seed`, `metric`, `label`, `segments` ...); the budget is ten minutes unless one is named.
+    `resume=FOLDER` continues the run in a folder and needs nothing else but a budget, such as
+    "+10m". Without `out` the run lives in a new temporary folder; `Run.save` copies it. Raises
+    WrongRequest with one sentence for a wrong request."""
     import tempfile
 
     from sartor.optimizing import optimize as run_it
+    from sartor.resuming import requested
     from sartor.spec import request
 
+    asked = {"limits": list(limits), "minimize": minimize, "budget": budget, **settings}
+    if isinstance(settings.get("resume"), (str, Path)):
+        return run_it(requested(model, data=data, out=out, **asked))
     folder = Path(tempfile.mkdtemp(prefix="sartor-")) / "run" if out is None else Path(out)
-    return run_it(
-        request(
-            model=model,
-            data=data,
-            limits=list(limits),
-            minimize=minimize,
-            budget=budget,
-            out=str(folder),
-            **settings,
-        )
-    )
+    return run_it(request(model=model, data=data, out=str(folder), **asked))
 
 
 def load(bundle: str | Path, threads: int | None = None) -> Loaded:

@@ -4,7 +4,6 @@ the bundle and the frontier."""
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sartor import bundle
+from sartor import bundle, machine
 from sartor.card import card
 from sartor.certify import (
     Answer,
@@ -27,25 +26,30 @@ from sartor.certify import (
 from sartor.clock import Clock
 from sartor.contracts import Failed, Model, describe
 from sartor.data import Part
-from sartor.evaluate import BLOCKS, MOST_CALLS, TURN_SECONDS, answers
+from sartor.evaluate import BLOCKS, MOST_CALLS, TURN_SECONDS, answers, throughputs
+from sartor.judge_timing import conditions_of, further_starts, runs_wanted
 from sartor.ledger import Ledger, ledger_path
+from sartor.limits import TIMED
 from sartor.prepare import Prepared, environment
-from sartor.records import Trial, plain, trial_from_json, verdict_from_json
+from sartor.records import Timing, Trial, plain, trial_from_json, verdict_from_json
 from sartor.registry import recipe, runtime
 from sartor.run import RunFolder
 from sartor.spec import Spec
-from sartor.store import discard, publish, step_to_json
+from sartor.store import discard, publish, settle, step_to_json
 from sartor.terminal import Progress
 from sartor.trials import APPLY_SECONDS, LOOK_SECONDS, Laboratory, figures_of, truth_of
-from sartor.verdicts import Evidence
+from sartor.verdicts import Evidence, improvement
+from sartor.workers import THREADS
 
 EARLY = 0.01  # a candidate is certified early when the search split leaves this little doubt
 EARLY_GAIN = 0.95  # and when it is at least this much better than the original
+EARLY_BLOCKS = 3  # starts of every process for an early answer
 ROUNDS = 60
 LEAST_ROUNDS = 12
 START_SECONDS = 2.0  # about what a start of all three takes
 STEP_ROWS = 512  # examples on which the contribution of a step is looked at
 FRONTIER = 5
+LONG = 120.0  # seconds of a budget from which on throughput is seen at several batch sizes
 
 
 class Answering:
@@ -59,12 +63,19 @@ class Answering:
         self.spec, self.ready, self.lab = spec, ready, lab
         self.folder, self.progress, self.clock = folder, progress, clock
         self.trials: list[Trial] = []
+        self.load_before = machine.load()
+        self.load_timed: float | None = None
+        lab.race.meter(
+            {ready.objective.metric, *(each.metric for each in ready.limits)}, spec.watts
+        )
         self.sealed_answers: dict[str, np.ndarray] = {}
+        self.bare: dict[tuple[str, str], Evidence] = {}  # without answers, by model and purpose
         self.ledger = Ledger(
             ledger_path(spec.data), ready.data.holdout.digest, total=1.0 - spec.confidence
         )
-        self.early = self._early_before()
-        if not folder.journal.events("frozen") and self.early is None:
+        opened = self._since_the_answer("early", "frozen")
+        self.early = self._early_before() if "early" in opened else self._certified_before()
+        if not opened:
             self.ledger.check()
 
     # -- while the search goes on -------------------------------------------------------------
@@ -84,7 +95,8 @@ class Answering:
         if self.certifier.needs_data and self.clock.left() < 2 * self.test_seconds(1):
             return
         self.progress.now(f"certifying an early answer: {self.title(trial)}")
-        found = self.certifier.early(Finalist(trial.model, trial))
+        early = dataclasses.replace(self.certifier, measure=self.measure_early)
+        found = early.early(Finalist(trial.model, trial))
         row = found.rows[0]
         self.early = row
         self.folder.journal.add(
@@ -106,11 +118,19 @@ class Answering:
     def frozen(self) -> int | None:
         """After how many trials an earlier session of this run froze its finalists: the holdout
         may have been opened since, so that no further trial may be made."""
-        last = None
+        entry = self._since_the_answer("frozen").get("frozen")
+        return None if entry is None else int(entry["trials"])
+
+    def _since_the_answer(self, *events: str) -> dict[str, dict[str, Any]]:
+        """The last of each of these events after the last answer: each answer opens the holdout
+        for itself."""
+        found: dict[str, dict[str, Any]] = {}
         for entry in self.folder.journal:
-            if entry["event"] in ("frozen", "answer"):
-                last = entry["trials"] if entry["event"] == "frozen" else None
-        return last
+            if entry["event"] == "answer":
+                found.clear()
+            elif entry["event"] in events:
+                found[entry["event"]] = entry
+        return found
 
     def best_trial(self) -> Trial | None:
         hopeful = [
@@ -136,7 +156,12 @@ class Answering:
         steps = max((len(each.trial.recipe) for each in chain), default=0)
         slowest = min(self.lab.pace.values(), default=math.inf)
         look = LOOK_SECONDS + 2.0 + STEP_ROWS / slowest
-        return self.test_seconds(min(len(chain), 2)) + look * (steps + 1) + 3.0
+        return self.test_seconds(min(len(chain), 2)) + look * (steps + 1) + 3.0 + self.batch_seconds
+
+    @property
+    def batch_seconds(self) -> float:
+        """Kept back to see original and answer at several batch sizes: nothing in a short run."""
+        return 12.0 if self.spec.trials is None and self.spec.budget >= LONG else 0.0
 
     @property
     def race_seconds(self) -> float:
@@ -175,18 +200,20 @@ class Answering:
 
     def measure(self, finalist: Finalist, part: Part | None) -> Evidence:
         """The finalist beside the original, all measured anew."""
-        title = self.title(finalist.trial)
-        model = self.model_of(finalist.trial)
-        self.progress.now(f"certifying {title}: timing")
         # A resumed run measures anew: its certificate rests on no latency of an earlier answer.
         purpose = f"certify {len(self.folder.journal.events('answer'))}"
-        timing = self.lab.timing(model, purpose, ROUNDS, self.timing_seconds, LEAST_ROUNDS, BLOCKS)
-        evidence = dataclasses.replace(
-            self.lab.evidence(model), timing=timing, same=finalist.digest == self.ready_digest
-        )
-        wanted = {self.ready.objective.metric, *(each.metric for each in self.ready.limits)}
-        if "memory" in wanted:
-            evidence = dataclasses.replace(evidence, memories=self.lab.memories(model))
+        return self._measured(finalist, part, purpose, BLOCKS)
+
+    def measure_early(self, finalist: Finalist, part: Part | None) -> Evidence:
+        """As `measure`, from fewer starts: an early answer is clearly faster or waits."""
+        return self._measured(finalist, part, "certify early", EARLY_BLOCKS)
+
+    def _measured(
+        self, finalist: Finalist, part: Part | None, purpose: str, blocks: int
+    ) -> Evidence:
+        title = self.title(finalist.trial)
+        model = self.model_of(finalist.trial)
+        evidence = self._bare(finalist, model, purpose, blocks)
         if part is None:
             return evidence
         self.progress.now(f"certifying {title}: {len(part):,} examples of the holdout")
@@ -194,14 +221,54 @@ class Answering:
         after = self._sealed(model, finalist.digest, part)
         return dataclasses.replace(evidence, answers=(before, after), truth=truth_of(part, before))
 
+    def _bare(self, finalist: Finalist, model: Model, purpose: str, blocks: int) -> Evidence:
+        """What needs no holdout, measured once for each purpose."""
+        known = (finalist.digest, purpose)
+        if known not in self.bare:
+            self.progress.now(f"certifying {self.title(finalist.trial)}: timing")
+            timing = self.lab.timing(
+                model, purpose, ROUNDS, *self._timing_plan(finalist), blocks,
+                runs=runs_wanted(self.ready.limits),
+                further=self._further if blocks == BLOCKS else None,
+            )  # fmt: skip
+            self.load_timed = machine.load()
+            evidence = dataclasses.replace(
+                self.lab.evidence(model), timing=timing, same=finalist.digest == self.ready_digest
+            )
+            wanted = {self.ready.objective.metric, *(each.metric for each in self.ready.limits)}
+            if "memory" in wanted:
+                evidence = dataclasses.replace(evidence, memories=self.lab.memories(model))
+            self.bare[known] = evidence
+        return self.bare[known]
+
+    def _timing_plan(self, finalist: Finalist) -> tuple[float, int]:
+        """Seconds for the rounds of a race, more where a limit on a tail takes more calls and the
+        clock leaves time for them; and the fewest rounds."""
+        call = finalist.trial.figures.get("original.latency", 0.0)
+        tail = 3 * 1.5 * call * runs_wanted(self.ready.limits)
+        return max(self.timing_seconds, min(tail, self.clock.left() / 4)), LEAST_ROUNDS
+
+    def _further(self, timing: Timing) -> int:
+        """Starts beyond the first ones, so far as the clock leaves time for them."""
+        each = max(self.timing_seconds / BLOCKS + START_SECONDS, self.lab.race.block_seconds)
+        most = int(min(max(self.clock.left(), 0.0) / 2 / each, BLOCKS))
+        asked = [*self.ready.limits, improvement(self.ready.objective, self.ready.task)]
+        timed = [limit for limit in asked if limit.metric in TIMED]
+        return further_starts(timed, timing, most, self.spec.seed)
+
     def _sealed(self, model: Model, digest: str, part: Part) -> np.ndarray:
-        """Answers on the holdout, computed once in this process. They are kept nowhere else."""
-        if digest not in self.sealed_answers:
-            self.sealed_answers[digest] = answers(
-                self.lab.pool, model, part, np.arange(len(part)), self.ready.task,
+        """Answers to the first rows of the holdout, each computed once in this process. They are
+        kept nowhere else."""
+        known = self.sealed_answers.get(digest)
+        start = 0 if known is None else len(known)
+        if start < len(part):
+            more = answers(
+                self.lab.pool, model, part, np.arange(start, len(part)), self.ready.task,
                 self.ready.target, timeout=APPLY_SECONDS,
             )  # fmt: skip
-        return self.sealed_answers[digest]
+            known = more if known is None else np.concatenate([known, more])
+            self.sealed_answers[digest] = known
+        return self.sealed_answers[digest][: len(part)]
 
     def model_of(self, trial: Trial) -> Model:
         return self.lab.build(recipe(self.ready.original.kind, trial.recipe))
@@ -278,6 +345,8 @@ class Answering:
                 early["elapsed"] if early and early["row"]["status"] == "certified" else None
             ),
             trials=len(self.trials),
+            conditions=self._conditions(shown),
+            throughputs=self._throughputs(shown) if answer.status == 0 else {},
             notes=[*self.ready.notes, *self._notes()],
         )
 
@@ -293,8 +362,10 @@ class Answering:
         states = [each.state for each in self.trials]
         told = [f"{states.count(s)} {s}" for s in ("done", "dropped", "refused", "failed")]
         replayed = [f"latencies were taken from {self.spec.replay}, not measured here"]
+        lost = len(self.folder.journal.events("lost"))
         return [
             *(replayed if self.spec.replay else ()),
+            *([f"work was lost with a worker {lost} times, and done again"] if lost else ()),
             f"{len(states)} trials ({', '.join(told)}) in {self.clock.elapsed():.0f} s",
             f"{self.ledger.left():.2%} of this holdout's error rate is left for further runs",
         ]
@@ -307,7 +378,10 @@ class Answering:
         own = self.trials[0]
         models: list[Model] = []
         entries = shown.finalist.trial.recipe
-        self.lab.build(recipe(self.ready.original.kind, entries), models)
+        try:
+            self.lab.build(recipe(self.ready.original.kind, entries), models)
+        except Failed:  # the answer stands without
+            return []
         rows = min(STEP_ROWS, len(self.ready.data.search))
         title = f"original ({rows} search rows)"
         steps = [{"title": title, "figures": self._look(self.ready.original, rows)}]
@@ -333,9 +407,10 @@ class Answering:
         stopped; empty where it was not measured."""
         if row.evidence is not None:
             return figures_of(row.evidence, self.ready.task, self.ready.limits)
-        early = self.folder.journal.last("early")
-        known = early is not None and early["row"]["digest"] == row.finalist.digest
-        return early["row"]["figures"] if early is not None and known else {}
+        before = [each["row"] for each in self.folder.journal.events("early")]
+        before += [each for entry in self.folder.journal.events("answer") for each in entry["rows"]]
+        known = [each for each in before if each["digest"] == row.finalist.digest]
+        return known[-1]["figures"] if known else {}
 
     def _row_to_json(self, row: Row) -> dict[str, Any]:
         return {
@@ -351,25 +426,40 @@ class Answering:
         }
 
     def _bundle(self, row: Row, answer: Answer, steps: list[dict[str, Any]]) -> None:
+        self._write_bundle(row, self._message(answer, row), steps, self.folder.bundle)
+
+    def _write_bundle(
+        self, row: Row, message: str, steps: list[dict[str, Any]], place: Path
+    ) -> None:
+        """The artifact with what is known of it, certified or not."""
         trial = row.finalist.trial
         model = self.model_of(trial)
         facts = environment(self.ready.original)
-        message = self._message(answer, row)
+        conditions = self._conditions(row)
         scratch = self.lab.store.scratch()
         made = scratch / "bundle"
         original = self.ready.original
         certificate = {
             "message": message,
-            "limits": row.verdicts,
+            "status": row.status,
+            "limits": row.verdicts or trial.verdicts,
             "level": row.alpha,
             "objective": self.spec.objective,
             "ratio": row.value,
             "limits_asked": [each.text for each in self.ready.limits],
+            "figures_on_the_search_split": trial.figures,
             "steps": steps,
             "replayed": self.spec.replay is not None,
+            "conditions": conditions,
+            "watts": self.spec.watts,
             **facts,
         }
-        bundle.write(
+        if row.bets and row.status != "certified":  # `verify` goes on from here with more data
+            certificate["bets"] = {key: each.to_json() for key, each in row.bets.items()}
+            certificate["bets_level"] = row.bets_level
+        # In a child: an artifact that crashes must not take the answer with it.
+        self.lab.pool.call(
+            bundle.write,
             model,
             made,
             {
@@ -397,34 +487,60 @@ class Answering:
             self.ready.target,
             card(
                 f"{Path(str(original.payload)).stem}, tailored", self.title(trial), message,
-                plain(row.verdicts), steps, facts,
+                plain(certificate["limits"]), steps, {**facts, "conditions": conditions},
             ),
+            timeout=APPLY_SECONDS,
         )  # fmt: skip
-        publish(made, self.folder.bundle)
+        settle(made)
+        publish(made, place)
         scratch.rmdir()
+
+    def _throughputs(self, shown: Row | None) -> dict[str, dict[str, float]]:
+        """Rows a second by batch size, of the original and of what was chosen."""
+        if shown is None or not self.batch_seconds or self.clock.left() < self.batch_seconds:
+            return {}
+        models = {"original": self.ready.original, "chosen": self.model_of(shown.finalist.trial)}
+        if not shown.finalist.trial.recipe:
+            del models["chosen"]
+        self.progress.now("measuring throughput at several batch sizes")
+        part, target = self.ready.data.search, self.ready.target
+        return {name: throughputs(model, part, target) for name, model in models.items()}
+
+    def _conditions(self, row: Row | None) -> dict[str, Any]:
+        """What was measured of the noise and the load while `row` was timed, and the load average
+        at the beginning of the run, then and now."""
+        timing = row.evidence.timing if row is not None and row.evidence is not None else None
+        loads = [self.load_before, self.load_timed, machine.load()]
+        return {
+            "load_average": loads,
+            "threads": self.ready.target.threads,
+            "batch": self.ready.target.batch,
+            "settings": THREADS,
+            **(conditions_of(timing) if timing is not None else {}),
+        }
 
     def _frontier(self, found: Certification, chosen: Row | None) -> list[str]:
         """The other artifacts worth having, each marked with what is known of it."""
-        discard(self.folder.frontier)
+        scratch = self.lab.store.scratch()
         kept: list[str] = []
         others = [row for row in found.rows if row is not chosen]
         if not others and chosen is None:
             others = self._hopeless()
         for row in others[:FRONTIER]:
             trial = row.finalist.trial
-            place = self.folder.frontier / f"{len(kept) + 1:02d}-trial-{trial.number}"
-            place.mkdir(parents=True)
-            model = self.model_of(trial)
-            runtime(model.kind).save(model, place)
-            about = {
-                "recipe": self.title(trial),
-                "status": row.status,
-                "certified": row.status == "certified",
-                "figures_on_the_search_split": trial.figures,
-                "limits": row.verdicts or trial.verdicts,
-            }
-            (place / "about.json").write_text(json.dumps(plain(about), indent=1) + "\n")
-            kept.append(str(place))
+            name = f"{len(kept) + 1:02d}-trial-{trial.number}"
+            about = f"{row.status}: {self.title(trial)}"
+            try:
+                self._write_bundle(row, about, [], scratch / "frontier" / name)
+            except Failed:
+                continue  # it does not run any more: nothing worth having
+            kept.append(str(self.folder.frontier / name))
+        if kept:
+            settle(scratch / "frontier")
+            publish(scratch / "frontier", self.folder.frontier)
+        else:
+            discard(self.folder.frontier)
+        scratch.rmdir()
         return kept
 
     def _hopeless(self) -> list[Row]:
@@ -436,18 +552,32 @@ class Answering:
     def _early_before(self) -> Row | None:
         """The early answer of this run that an earlier session gave."""
         entry = self.folder.journal.last("early")
-        if entry is None:
+        return None if entry is None else _row(entry["row"], trial_from_json(entry["trial"]))
+
+    def _certified_before(self) -> Row | None:
+        """What the last answer of this run chose, where it is continued: it stays certified at the
+        level that was spent on it, whatever comes of the rest."""
+        answer = self.folder.journal.last("answer")
+        if answer is None or answer["status"]:
             return None
-        row = entry["row"]
-        trial = trial_from_json(entry["trial"])
-        return Row(
-            Finalist(trial.model, trial),
-            row["status"],
-            tuple(verdict_from_json(each) for each in row["verdicts"]),
-            row["value"],
-            row["p_value"],
-            row["alpha"],
-        )
+        trials = {each.number: each for each in self.folder.trials()}
+        for row in answer["rows"]:
+            trial = trials.get(row["trial"])
+            if row["status"] == "certified" and trial and plain(trial.recipe) == answer["recipe"]:
+                return _row(row, trial)
+        return None
+
+
+def _row(entry: Mapping[str, Any], trial: Trial) -> Row:
+    """The row that `_row_to_json` wrote."""
+    return Row(
+        Finalist(trial.model, trial),
+        entry["status"],
+        tuple(verdict_from_json(each) for each in entry["verdicts"]),
+        entry["value"],
+        entry["p_value"],
+        entry["alpha"],
+    )
 
 
 def _own(figures: Mapping[str, float]) -> dict[str, float]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sartor.report.text import figure
+from sartor.report.text import figure, told_conditions
 
 
 def card(
@@ -35,14 +35,19 @@ def card(
         lines.append(f"| {step['title']} | {figure('size', size)} | {figure('latency', latency)} |")
     machine = environment.get("machine", {})
     versions = environment.get("versions", {})
+    conditions = environment.get("conditions", {})
     lines += [
         "",
         "## Measured on",
         "",
         ", ".join(f"{name} {value}" for name, value in versions.items()),
         "",
-        f"{machine.get('cpu', 'unknown CPU')}, {machine.get('cores', '?')} cores",
+        f"{machine.get('cpu', 'unknown CPU')}, {machine.get('cores', '?')} cores, "
+        f"{_threads(conditions)}",
         "",
+        f"Instruction sets: {' '.join(machine.get('instructions', ())) or 'unknown'}",
+        "",
+        *(f"{each}\n" for each in told_conditions(conditions)),
         "## How to run it",
         "",
         "```python",
@@ -56,6 +61,13 @@ def card(
         "",
     ]
     return "\n".join(lines)
+
+
+def _threads(conditions: Mapping[str, Any]) -> str:
+    count = conditions.get("threads", 1)
+    settings = " ".join(f"{k}={v}" for k, v in conditions.get("settings", {}).items())
+    told = f"{count} {'thread' if count == 1 else 'threads'} a session"
+    return f"{told} ({settings})" if settings else told
 
 
 def _plain(value: float | None) -> str:

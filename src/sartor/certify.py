@@ -17,17 +17,19 @@ from typing import Literal
 
 import numpy as np
 
-from sartor.contracts import Failed, Task, WrongRequest
+from sartor import judge_sequence
+from sartor.contracts import HUNG, Failed, Task, WrongRequest
 from sartor.data import Part, Sealed
 from sartor.ledger import EarlyUsed, Ledger, Opening, Stage
 from sartor.limits import PERFORMANCE, Limit, Objective, parse
-from sartor.metrics import check_labels
+from sartor.metrics import Truth, check_labels
 from sartor.records import Trial, Verdict
 from sartor.verdicts import (
     EXACT,
     Evidence,
     better,
     free_for_original,
+    improvement,
     judge_all,
     nearest,
     objective_value,
@@ -40,6 +42,8 @@ MOST = 8  # finalists
 CLOSE = 0.02  # objectives that differ by less are taken for equal: latencies are never exact
 SURE = 1e-4  # p-values on the search split below this are as good as each other
 RESERVE = 0.1  # of the level, for the original where its own limits need the holdout
+LOOKS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768, 65536)
+BET = {"early": 0.8, "final": 0.2}  # of the level, on deciding before all examples were seen
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,8 @@ class Finalist:
 class Row:
     """What certification says of one finalist. `verdicts`: of every limit, and last that of the
     objective; `value`: the objective as a ratio to the original's; `alpha`: the level it was tested
-    at; `reason`: why it could not be measured, where it could not."""
+    at; `reason`: why it could not be measured, where it could not; `bets`: how far its sequences
+    came, where it has any, and `bets_level` what they are held against."""
 
     finalist: Finalist
     status: Status
@@ -64,6 +69,8 @@ class Row:
     alpha: float = 0.0
     reason: str = ""
     evidence: Evidence | None = field(default=None, compare=False, repr=False)
+    bets: judge_sequence.Bets | None = field(default=None, compare=False, repr=False)
+    bets_level: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -152,7 +159,8 @@ def _grade(objective: float) -> int:
 @dataclass(frozen=True)
 class Certifier:
     """All that stays the same between the early answer and the final one. `run` names the run in
-    the ledger: the same again after a kill."""
+    the ledger: the same again after a kill. `bets`: sequences that go on, begun on other data, and
+    `cap`: the level at which they did; then they alone decide."""
 
     limits: tuple[Limit, ...]
     objective: Objective
@@ -163,6 +171,8 @@ class Certifier:
     run: str
     original: Finalist | None = None
     seed: int = 0
+    bets: judge_sequence.Bets = field(default_factory=dict)
+    cap: float = 1.0
 
     @property
     def needs_data(self) -> bool:
@@ -202,7 +212,7 @@ class Certifier:
         test_original = original is not None and early is None and not self._free()
         opening, part, level = self._open(stage, chain, test_original)
         share = RESERVE if test_original and chain else 0.0
-        rows = list(self._walk(chain, part, level * (1 - share)))
+        rows = list(self._walk(chain, part, level * (1 - share), BET[stage]))
         rows += [
             Row(each, "not certified", each.trial.verdicts, _objective(each))
             for each in finalists
@@ -228,38 +238,99 @@ class Certifier:
         opening = self.ledger.open(self.run, stage, [*frozen, self.objective.figure])
         return opening, self.sealed.open(), opening.alpha
 
-    def _walk(self, chain: list[Finalist], part: Part | None, level: float) -> Iterable[Row]:
+    def _walk(
+        self, chain: list[Finalist], part: Part | None, level: float, bet: float
+    ) -> Iterable[Row]:
         """Fixed-sequence testing: after the first that is not certified nothing is measured."""
         stopped = False
         for finalist in chain:
             if stopped:
                 yield Row(finalist, "untested", value=_objective(finalist))
                 continue
-            row = self._test(finalist, part, level)
+            row = self._test(finalist, part, level, bet)
             stopped = row.status != "certified"
             yield row
 
-    def _test(self, finalist: Finalist, part: Part | None, level: float) -> Row:
+    def _test(self, finalist: Finalist, part: Part | None, level: float, bet: float) -> Row:
+        """Bets first, look by look; what they leave open is tested on all rows at what is left of
+        the level. Sequences that go on from other data stay alone: theirs is one test."""
+        on = bool(self.bets)
         try:
+            bets, row = self._looked(finalist, part, level, 1.0 if on else bet)
+            if row is not None:
+                return row
             evidence = self.measure(finalist, part)
         except (Failed, WrongRequest) as failure:
             return Row(finalist, "not certified", alpha=level, reason=str(failure))
-        verdicts = (
+        if bets is None:
+            return self._row(finalist, evidence, level)
+        if on:
+            return self._row(finalist, evidence, min(level, self.cap), bets)
+        row = self._row(finalist, evidence, level * (1 - bet))
+        return replace(row, bets=bets, bets_level=level * bet)
+
+    def _looked(
+        self, finalist: Finalist, part: Part | None, level: float, bet: float
+    ) -> tuple[judge_sequence.Bets | None, Row | None]:
+        """The sequences, None where there is nothing to bet on; and the row of a finalist that
+        they have certified."""
+        limits = [each for each in self._asked() if each.quality]
+        if part is None or not limits:
+            return None, None
+        truth = Truth(segments=part.segments)
+        wanted = {key for each in limits for key in judge_sequence.keys(each, truth)}
+        wanted |= set(self.bets)
+        bets, start = self.bets, 0
+        for rows in (*(each for each in LOOKS if each < len(part)), len(part)):
+            evidence = self.measure(finalist, part.first(rows))
+            more = judge_sequence.advance(bets, limits, evidence, self.task, start)
+            if more is None:
+                return (bets if start else None), None
+            bets, start = more, rows
+            p = max(bets[key].p_value if key in bets else 1.0 for key in wanted)
+            if p <= min(level * bet, self.cap):
+                row = self._row(finalist, evidence, min(level * bet, self.cap), bets)
+                return bets, row if row.status == "certified" else None
+        return bets, None
+
+    def _asked(self) -> tuple[Limit, ...]:
+        """The limits, and last that the objective be better than the original's."""
+        return (*self.limits, improvement(self.objective, self.task))
+
+    def _row(
+        self,
+        finalist: Finalist,
+        evidence: Evidence,
+        level: float,
+        bets: judge_sequence.Bets | None = None,
+    ) -> Row:
+        """The verdicts on what was measured; those on quality are as the `bets` have them, where
+        they are given."""
+        verdicts = [
             *judge_all(self.limits, evidence, self.task, level, self.seed),
             better(self.objective, evidence, self.task, level, self.seed),
-        )
+        ]
+        if bets is not None:
+            verdicts = [
+                judge_sequence.seen(bets, limit, verdict, evidence, self.task, level)
+                if limit.quality and verdict.outcome != "broken"
+                else verdict
+                for limit, verdict in zip(self._asked(), verdicts, strict=True)
+            ]
         outcome, p = together(verdicts)
         worse = judge_all(guards(self.limits), evidence, self.task, level, self.seed)
-        verdicts += tuple(each for each in worse if each.outcome == "broken")
+        verdicts += [each for each in worse if each.outcome == "broken"]
         passed = outcome == "met" and not any(each.outcome == "broken" for each in worse)
         return Row(
             finalist,
             "certified" if passed else "not certified",
-            verdicts,
+            tuple(verdicts),
             objective_value(self.objective, evidence, self.task),
             p,
             level,
             evidence=evidence,
+            bets=bets,
+            bets_level=level,
         )
 
     def _own(self, original: Finalist, part: Part | None, level: float) -> Row:
@@ -324,7 +395,14 @@ def outcome(found: Certification, limits: Sequence[Limit], trials: Iterable[Tria
     if open_:
         return _undecided(min(open_, key=lambda row: row.p_value), limits)
     judged = [row.verdicts for row in tested if row is not found.original]
-    judged += [each.verdicts for each in trials if each.recipe and each.verdicts]
+    tried = [each for each in trials if each.recipe]
+    judged += [each.verdicts for each in tried if each.verdicts]
+    late = sum(each.reason.startswith(HUNG) for each in tried)
+    if late and not judged:  # nothing was learnt of what can be reached
+        return Answer(
+            4, f"undecided: no candidate was finished in the time there was ({late} were cut off); "
+            "give a longer --budget"
+        )  # fmt: skip
     if found.original is not None:
         judged.append(found.original.verdicts)
     return _infeasible(judged, limits)

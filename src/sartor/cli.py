@@ -107,11 +107,15 @@ def _optimize(commands: Any) -> None:
         commands,
         "optimize",
         "find, certify and bundle the best artifact",
-        "MODEL --data DATA [--limit LIMIT ...] [--budget TIME] [--out FOLDER] [OPTION ...]",
+        "MODEL --data DATA [--limit LIMIT ...] [--budget TIME] [--out FOLDER] [OPTION ...]\n"
+        "       sartor optimize --resume FOLDER [--budget +TIME]",
     )
     command.epilog = LIMITS + STATUSES
     command.add_argument(
-        "model", metavar="MODEL", help="a model file, or a .toml with the whole request"
+        "model",
+        nargs="?",
+        metavar="MODEL",
+        help="a model file, or a .toml with the whole request; not needed with --resume FOLDER",
     )
     _data(command, required=False)
     _target(command)
@@ -121,6 +125,9 @@ def _optimize(commands: Any) -> None:
         dest="fixed",
         metavar="INPUT=SIZES",
         help="the target takes fixed shapes only, such as image=1,3,224,224",
+    )
+    command.add_argument(
+        "--watts", type=float, help="what a busy core needs, to estimate energy from CPU time"
     )
     group = command.add_argument_group("request")
     group.add_argument(
@@ -137,15 +144,27 @@ def _optimize(commands: Any) -> None:
     )
     group.add_argument("--without", action="append", metavar="NAME", help="leave this one out")
     group = command.add_argument_group("run")
-    group.add_argument("--budget", help="time to spend, such as 30s, 10m, 1h (default: 10m)")
-    group.add_argument("--trials", type=int, help="number of trials instead of a time")
+    group.add_argument(
+        "--budget",
+        help="time to spend, such as 30s, 10m, 1h (default: 10m); +10m: on top of what it had",
+    )
+    group.add_argument(
+        "--trials", metavar="N", help="number of trials instead of a time; +N: so many more"
+    )
     group.add_argument("--seed", type=int)
+    group.add_argument(
+        "--cluster",
+        metavar="ADDRESS",
+        help="let Ray workers work ahead: ray (this machine), HOST:6379 or ray://HOST:10001",
+    )
     group.add_argument("--out", help="output folder (default: tailored)")
     group.add_argument(
         "--resume",
-        action="store_true",
-        default=None,
-        help="continue a finished run; --budget is on top of what it had",
+        nargs="?",
+        const=True,
+        metavar="FOLDER",
+        help="continue the run in this folder (default: that of --out), finished or not; its "
+        "journal holds the request, so that --budget +10m or --trials +20 is all that it needs",
     )
     group.add_argument(
         "--replay", metavar="JOURNAL", help="take latencies from this run.jsonl where it has them"
@@ -213,13 +232,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if given.command is None:
         top.print_help()
         return 2
+    if given.command == "optimize" and not (given.model or isinstance(given.resume, str)):
+        print(
+            "sartor: name a MODEL, or --resume FOLDER; write sartor optimize --help for what "
+            "there is",
+            file=sys.stderr,
+        )
+        return 2
     try:
         return _run(given)
     except WrongRequest as error:
         print(f"sartor: {error}", file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
-        print("sartor: stopped; the same command continues where it was", file=sys.stderr)
+    except KeyboardInterrupt as stopped:
+        how = f"; {stopped}" if str(stopped) else ""
+        print(f"sartor: stopped{how}", file=sys.stderr)
         return 130
     except Failed as error:
         print(f"sartor: {error}", file=sys.stderr)

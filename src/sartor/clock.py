@@ -9,14 +9,12 @@ from sartor.spec import Spec
 
 
 class Clock:
-    """Counts from `began` (time.monotonic). What earlier sessions of the run `spent` counts too,
-    unless the run is resumed on purpose: then the budget is on top of it."""
+    """Counts from `began` (time.monotonic). What earlier sessions of the run `spent` counts too."""
 
     def __init__(self, spec: Spec, began: float, spent: float) -> None:
         self.began, self.session = began, uuid.uuid4().hex[:8]
         self.trials = spec.trials
-        used = 0.0 if spec.resume else spent
-        self.deadline = None if spec.trials is not None else began + spec.budget - used
+        self.deadline = None if spec.trials is not None else began + spec.budget - spent
 
     def elapsed(self) -> float:
         return time.monotonic() - self.began

@@ -19,12 +19,18 @@ class Answer:
     data: dict[str, Any] = field(default_factory=dict)
 
 
-def optimize(json: bool, quiet: bool, model: str, **flags: Any) -> Answer:
+def optimize(json: bool, quiet: bool, model: str | None, **flags: Any) -> Answer:
     from sartor.optimizing import optimize as run_it
     from sartor.report.text import render_answer
-    from sartor.spec import from_flags
+    from sartor.resuming import requested
 
-    run = run_it(from_flags(model, **flags), Progress(quiet))
+    spec = requested(model, **flags)
+    try:
+        run = run_it(spec, Progress(quiet))
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"the same command goes on where it was, or: sartor optimize --resume {spec.out}"
+        ) from None
     console(stderr=json).print(render_answer(run.answer))
     return Answer(run.status, run.answer)
 

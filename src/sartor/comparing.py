@@ -11,18 +11,28 @@ from typing import Any
 
 import numpy as np
 from rich import box
-from rich.console import RenderableType
+from rich.console import Group, RenderableType
 from rich.table import Table
+from rich.text import Text
 
 from sartor import bundle, lanes, machine
 from sartor.contracts import Failed, Model, Target, Task, WrongRequest
 from sartor.data import read
-from sartor.evaluate import BLOCKS, Race, answering, answers, memory_pair, natural_batch
-from sartor.limits import parse
+from sartor.evaluate import (
+    BLOCKS,
+    Race,
+    answering,
+    answers,
+    memory_pair,
+    natural_batch,
+    throughputs,
+)
+from sartor.judge_timing import conditions_of, further_starts, runs_wanted
+from sartor.limits import TIMED, Limit, parse
 from sartor.metrics import check_labels, find, infer_task
 from sartor.records import plain
 from sartor.registry import adopt, runtime
-from sartor.report.text import figure
+from sartor.report.text import figure, told_conditions, told_throughputs
 from sartor.terminal import Progress
 from sartor.trials import figures_of, truth_of
 from sartor.verdicts import Evidence, judge
@@ -91,12 +101,15 @@ def measure_pair(
     time: tuple[int, float],
     timeout: float,
     memory: bool = True,
+    limits: Sequence[Limit] = (),
 ) -> Evidence:
     """A model beside the original of a race, on all rows of the race's part.
 
     `time`: the rounds of the race and the seconds after which no more begin; `timeout`: the
     seconds that answering may take; `memory`: whether memory is measured, which takes some fresh
-    processes. Raises Failed where either model does not get through."""
+    processes; `limits`: those for which calls and starts are added until they are decided or what
+    they are about is known closely. Raises Failed where either model does not get through."""
+    timed = [limit for limit in limits if limit.metric in TIMED]
     original, target, part = race.original, race.target, race.part
     rows = np.arange(len(part))
     before, after = (
@@ -106,7 +119,13 @@ def measure_pair(
     return Evidence(
         (engines[0].size(original), engines[1].size(model)),
         memories=memory_pair(original, model, target, part) if memory else None,
-        timing=race.time(model, *time, blocks=BLOCKS),
+        timing=race.time(
+            model,
+            *time,
+            blocks=BLOCKS,
+            runs=runs_wanted(timed),
+            further=lambda found: further_starts(timed, found, BLOCKS),
+        ),
         answers=(before, after),
         truth=truth_of(part, before),
         same=engines[0].digest(original) == engines[1].digest(model),
@@ -129,12 +148,24 @@ def _row(name: str, model: Model, pool: Pool, race: Race, task: Task) -> dict[st
     return {
         "model": name,
         "figures": plain(figures_of(evidence, task)),
+        "throughputs": throughputs(model, race.part, race.target),
+        "conditions": plain(conditions_of(evidence.timing)) if evidence.timing else {},
         "latency": plain(verdicts[0]),
         "quality": plain(verdicts[1]),
     }
 
 
 def render(found: dict[str, Any]) -> RenderableType:
+    """The table, throughput by batch size, and the noise that the figures were measured in."""
+    lines = []
+    for row in found["rows"]:
+        told = [*told_throughputs({row["model"]: row.get("throughputs", {})})]
+        told += told_conditions(row.get("conditions", {}))[:1]
+        lines += [Text(each if row["model"] in each else f"  {each}") for each in told]
+    return Group(_table(found), *lines)
+
+
+def _table(found: dict[str, Any]) -> Table:
     metric = found["metric"]
     table = Table(
         title=f"Side by side on {found['examples']:,} examples of the search part",

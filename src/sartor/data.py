@@ -28,6 +28,7 @@ from sartor import rows as by_rows
 from sartor.checks import find_mask, fit
 from sartor.contracts import Signature, WrongRequest
 from sartor.readers import read_table
+from sartor.records import allocate
 from sartor.rows import PARTS, Digests
 from sartor.table import Columns, Table
 
@@ -50,6 +51,10 @@ class Part:
 
     def __len__(self) -> int:
         return self.rows
+
+    def first(self, rows: int) -> Part:
+        """The first rows alone: a random sample, since rows stand in the order of their hashes."""
+        return dataclasses.replace(self, rows=min(rows, self.rows))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without what is mapped into memory, which pickle would write out in full.
@@ -138,6 +143,7 @@ class Sealed:
     rows: int
     _part: Part = field(repr=False)
     dropped: int = 0
+    fingerprints: np.ndarray = field(default_factory=lambda: np.empty(0, np.uint32), repr=False)
 
     def open(self) -> Part:
         """The rows. Whoever calls this writes it in the ledger first."""
@@ -238,8 +244,9 @@ def fresh(
             order = order[~by_rows.known(keys[order], used)]
         if not len(order):
             raise WrongRequest(
-                f"all {len(keys):,} rows belong to the run that made this bundle: data that chose "
-                "or certified it once cannot certify it again; write --data with fresh rows"
+                f"all {len(keys):,} rows belong to the run that made this bundle or to an earlier "
+                "verification: data that chose or judged it once cannot certify it again; write "
+                "--data with fresh rows"
             )
         part = _write(folder / "sealed", table, keys, order, facts["mask"]["trims"])
     return _seal(part, keys[order], len(keys) - len(order))
@@ -348,7 +355,8 @@ def _check_filled(picked: Mapping[str, np.ndarray], facts: Mapping[str, Any]) ->
 
 
 def _seal(part: Part, keys: Digests, dropped: int = 0) -> Sealed:
-    return Sealed(by_rows.digest_of_set(keys, part.label), part.rows, part, dropped)
+    prints = by_rows.fingerprints(keys)
+    return Sealed(by_rows.digest_of_set(keys, part.label), part.rows, part, dropped, prints)
 
 
 def _write(folder: Path, table: Table, keys: Digests, rows: np.ndarray, mask: str | None) -> Part:
@@ -378,6 +386,7 @@ def _copy(path: Path, array: np.ndarray, rows: np.ndarray) -> None:
     """Writes `array[rows]` a chunk at a time: neither has to fit into memory."""
     shape = (len(rows), *array.shape[1:])
     target = np.lib.format.open_memmap(path, mode="w+", dtype=array.dtype, shape=shape)
+    allocate(path)
     for start in range(0, len(rows), _CHUNK):
         target[start : start + _CHUNK] = array[rows[start : start + _CHUNK]]
     target.flush()

@@ -18,7 +18,7 @@ def diagnose() -> dict[str, Any]:
     kinds = [plugin for plugin in plugins("runtimes") if not plugin.internal]
     shown = {plugin.kind for plugin in kinds}
     return {
-        "machine": machine.describe(),
+        "machine": {**machine.describe(), "energy": machine.energy_source()},
         "runtimes": [_runtime(plugin) for plugin in kinds],
         "techniques": [
             {

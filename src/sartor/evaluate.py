@@ -6,7 +6,7 @@ Nothing here runs a model in the driver: a crash, a hang or a kill is one trial'
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -14,8 +14,9 @@ import numpy as np
 from sartor import lanes, machine
 from sartor.contracts import Arrays, Failed, Model, Signature, Target, Task
 from sartor.data import Part
-from sartor.records import Timing
+from sartor.records import WATTS, Timing
 from sartor.registry import runtime
+from sartor.turns import Turn
 from sartor.workers import Pool, Worker
 
 TURN_SECONDS = 0.04  # what a lane's turn should take
@@ -26,6 +27,9 @@ BLOCKS = 6  # times that every process is started anew for a verdict that counts
 SAME_CORE = 20  # rounds after which the idlest core is looked for anew
 PATIENCE = 50  # a candidate may be this many times slower than the original
 ALLOWANCE = 60.0  # seconds for starting a process and loading a model on a busy machine
+LANES = ("original", "candidate", "twin")
+
+_Block = tuple[dict[str, list[Turn]], float | None]  # lane -> turns; cores others kept busy
 
 
 def digest(model: Model) -> str:
@@ -40,15 +44,18 @@ def answers(
     task: Task,
     target: Target,
     timeout: float | None = None,
+    sample: np.ndarray | None = None,
 ) -> np.ndarray:
     """The task's output for these rows of the part, in this order: [len(rows), ...].
 
-    Rows are batched only where that is measured to change no answer. Raises Failed where the
-    model crashes or needs more than `timeout` seconds."""
+    Rows are batched only where that is measured to change no answer, on the first of these rows
+    or of `sample`: answers given in portions are then the same in whatever process. Raises
+    Failed where the model crashes or needs more than `timeout` seconds."""
     rows = np.asarray(rows)
     return pool.call(
-        lanes.answer_rows, model, digest(model), part, rows, task.output, target, timeout=timeout
-    )
+        lanes.answer_rows, model, digest(model), part, rows, task.output, target, sample,
+        timeout=timeout,
+    )  # fmt: skip
 
 
 def natural_batch(signature: Signature) -> int | None:
@@ -132,8 +139,11 @@ class Race:
         self.memory, self.allowance = memory, allowance
         self.rows = timed_rows(part, target.batch, seed)
         self.pin = pin and target.threads == 1
+        self.counters: tuple[str, ...] = ()
+        self.watts = WATTS
         self.core: int | None = None
         self.load_seconds = 0.0  # of the last candidate's session
+        self.block_seconds = 0.0  # that the last block took, starts included
         self._workers: dict[str, Worker] = {}
         self._calls: tuple[int, int] | None = None  # in a turn, and to warm up
         self._opened = (0.0, 0.0)  # the original's seconds to load, and of a call
@@ -145,30 +155,36 @@ class Race:
         seconds: float | None = None,
         least: int = LEAST_ROUNDS,
         blocks: int = 1,
+        *,
+        runs: int = 0,
+        further: Callable[[Timing], int] | None = None,
     ) -> Timing:
         """Times the candidate until `rounds` rounds are done or `seconds` have passed (`least`
         rounds at least), in that many `blocks`: for each but a single one, original and twin are
-        started anew too. Raises Failed where the candidate crashes, hangs or runs out of memory;
-        the race goes on with the next one."""
-        found: list[dict[str, np.ndarray]] = []
+        started anew too. `runs`: calls of every lane that are wanted, which may take more rounds.
+        `further`: asked once, after the last block, how many more like it there shall be. Raises
+        Failed where the candidate crashes, hangs or runs out of memory; the race goes on with the
+        next one."""
         share = None if seconds is None else seconds / blocks
-        for _ in range(blocks):
-            if blocks > 1:
-                self.close()
-            found.append(self._block(candidate, -(-rounds // blocks), share, -(-least // blocks)))
-        lane = {name: np.concatenate([each[name] for each in found]) for name in found[0]}
-        return Timing(
-            baseline=lane["original"],
-            candidate=lane["candidate"],
-            twin=lane["twin"],
-            batch=self.target.batch,
-            threads=self.target.threads,
-            blocks=tuple(len(each["original"]) for each in found),
-        )
+        each = (-(-rounds // blocks), share, -(-least // blocks), -(-runs // blocks))
+        found: list[_Block] = []
+
+        def add(count: int) -> Timing:
+            for _ in range(count):
+                if blocks > 1:
+                    self.close()
+                began = time.monotonic()
+                found.append(self._block(candidate, *each))
+                self.block_seconds = time.monotonic() - began
+            return replace(_together(found, self.target), watts=self.watts)
+
+        timing = add(blocks)
+        more = 0 if further is None else further(timing)
+        return replace(add(more), first=blocks) if more > 0 else timing
 
     def _block(
-        self, candidate: Model, rounds: int, seconds: float | None, least: int
-    ) -> dict[str, np.ndarray]:
+        self, candidate: Model, rounds: int, seconds: float | None, least: int, runs: int
+    ) -> _Block:
         for name in ("original", "twin"):
             self._resident(name)
         load, call = self._opened
@@ -179,30 +195,31 @@ class Race:
                     lanes.open_lane, candidate, self.target, self.part, self.rows,
                     timeout=self.allowance + PATIENCE * (load + 20 * call),
                 )  # fmt: skip
-                return self._rounds(rounds, seconds, least)
+                return self._rounds(rounds, seconds, least, runs)
             finally:
                 del self._workers["candidate"]
 
-    def _rounds(self, rounds: int, seconds: float | None, least: int) -> dict[str, np.ndarray]:
-        """Lane -> seconds [rounds, calls]."""
+    def _rounds(self, rounds: int, seconds: float | None, least: int, runs: int) -> _Block:
         if self._calls is None:  # the same in every block, so that rounds can be put together
             self._calls = turn_size(self._opened[1], len(self.rows))
         calls, warm = self._calls
-        taken: dict[str, list[np.ndarray]] = {"original": [], "twin": [], "candidate": []}
+        rounds = max(rounds, least, -(-runs // calls))
+        taken: dict[str, list[Turn]] = {name: [] for name in LANES}
         began = time.monotonic()
-        for number in range(max(rounds, least)):
+        watch = machine.Watch(self._workers[name].process.pid for name in LANES)
+        for number in range(rounds):
             passed = time.monotonic() - began
             if seconds is not None and number >= least and passed >= seconds:
                 break
             if self.pin and number % SAME_CORE == 0:
                 self.core = machine.idlest_core()
-            for name in _turned(tuple(taken), number):
+            for name in _turned(LANES, number):
                 taken[name].append(self._turn(name, number * calls, calls, warm))
-        return {name: np.stack(each) * 1e-9 for name, each in taken.items()}
+        return taken, watch.others()
 
-    def _turn(self, name: str, first: int, calls: int, warm: int) -> np.ndarray:
+    def _turn(self, name: str, first: int, calls: int, warm: int) -> Turn:
         deadline = self.allowance + PATIENCE * (calls + warm) * self._opened[1]
-        turn = (lanes.take_turn, first, calls, warm, self.core)
+        turn = (lanes.take_turn, first, calls, warm, self.core, self.counters)
         try:
             return self._workers[name].call(*turn, timeout=deadline)
         except Failed as failure:
@@ -231,6 +248,12 @@ class Race:
                 self._opened = opened
         return worker
 
+    def meter(self, metrics: Iterable[str], watts: float | None = None) -> None:
+        """Prepares for energy where the metrics name it: by the machine's counters where they
+        follow the load, else by CPU time, a core at `watts`."""
+        self.watts = watts or WATTS
+        self.counters = machine.energy_counters() if "energy" in metrics and not watts else ()
+
     def close(self) -> None:
         for worker in self._workers.values():
             worker.close()
@@ -241,6 +264,60 @@ class Race:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def _together(found: list[_Block], target: Target) -> Timing:
+    """The blocks one after the other."""
+    lane = {name: [turn for taken, _ in found for turn in taken[name]] for name in LANES}
+    took = {name: np.stack([turn.took for turn in turns]) * 1e-9 for name, turns in lane.items()}
+    waited = [[turn.queued for turn in lane[name]] for name in LANES]
+    told = all(each is not None for turns in waited for each in turns)
+    spent = [[(turn.cpu * 1e-9, turn.joules) for turn in lane[name]] for name in LANES]
+    cpu, joules = np.moveaxis(np.array(spent), 2, 0) / took["original"].shape[1]
+    return Timing(
+        baseline=took["original"],
+        candidate=took["candidate"],
+        twin=took["twin"],
+        batch=target.batch,
+        threads=target.threads,
+        blocks=tuple(len(taken["original"]) for taken, _ in found),
+        queued=np.array(waited, np.float64) * 1e-9 if told else None,
+        cpu=cpu,
+        joules=joules if np.isfinite(joules).all() else None,
+        others=tuple(others for _, others in found if others is not None),
+    )
+
+
+THROUGHPUT_BATCHES = (1, 8, 32)
+
+
+def throughputs(
+    model: Model, part: Part, target: Target, seconds: float = 0.5, seed: int = 0
+) -> dict[str, float]:
+    """Rows a second at several batch sizes, under "throughput.b8" and the like: those that the
+    model takes. By the median call of a few turns of a process of its own, one batch size after
+    the other: to be read and not judged, for a limit is on the target's batch alone."""
+    fixed = natural_batch(model.signature)
+    found = {}
+    for batch in THROUGHPUT_BATCHES if fixed is None else (fixed,):
+        rows = timed_rows(part, batch, seed)
+        with Worker("throughput") as worker:
+            try:
+                _, call = worker.call(
+                    lanes.open_lane, model, replace(target, batch=batch), part, rows,
+                    timeout=ALLOWANCE,
+                )  # fmt: skip
+                calls, warm = turn_size(call, len(rows))
+                turns = int(np.clip(seconds / max(calls * call, 1e-6), 1, 20))
+                took = [
+                    worker.call(lanes.take_turn, at * calls, calls, warm, timeout=ALLOWANCE)
+                    for at in range(turns)
+                ]
+            except Failed:  # what it does not take has no figure
+                continue
+        left = [turn.took - (0 if turn.queued is None else turn.queued) for turn in took]
+        found[f"throughput.b{batch}"] = batch * 1e9 / float(np.median(np.concatenate(left)))
+    return found
 
 
 def timed_rows(part: Part, batch: int, seed: int) -> np.ndarray:

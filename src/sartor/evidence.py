@@ -36,6 +36,14 @@ class Evidence:
     truth: Truth | None = None
     same: bool = False
 
+    def first(self, rows: int) -> Evidence:
+        """What was known after the first rows."""
+        if self.answers is None or self.truth is None or rows >= len(self.answers[0]):
+            return self
+        before, after = (each[:rows] for each in self.answers)
+        truth = self.truth.take(slice(rows))
+        return replace(self, answers=(before, after), truth=truth, same=self.original)
+
     @property
     def original(self) -> bool:
         """Whether the candidate is the original: said so, or its answers are the same memory."""
@@ -91,7 +99,7 @@ def own_value(metric: str) -> float | None:
     """What a metric that holds answers against the original's says of the original's own; None
     for all other metrics and for a function of the user's."""
     found = lookup(metric)
-    if found is None or found.labelled:
+    if found is None or not found.relative:
         return None
     if found.bounds is None:
         return 0.0

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sartor.contracts import Port, Signature, WrongRequest
+from sartor.records import allocate
 from sartor.table import SPLITS, Table
 
 SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"})
@@ -82,6 +83,7 @@ def _pixels(
     pixels = np.lib.format.open_memmap(
         scratch / "pixels.npy", mode="w+", dtype=np.dtype(port.dtype), shape=shape
     )
+    allocate(scratch / "pixels.npy")
     for row, path in enumerate(paths):
         try:
             with Image.open(path) as opened:

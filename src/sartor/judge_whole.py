@@ -8,13 +8,13 @@ rows of each class could do that none of those seen did.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 
 import numpy as np
 
-from sartor import stats
 from sartor.answers import Ints, classes_of, columns, decisions
+from sartor.bootstrap import bootstrap
 from sartor.contracts import Task
 from sartor.definitions import CLASSIFICATION
 from sartor.metrics import Metric, Truth
@@ -83,7 +83,8 @@ def resampled(
         old = metric.value(answers[0][rows], some) if share else 0.0
         return sign * (metric.value(answers[1][rows], some) - share * old)
 
-    found = stats.bootstrap(effect, len(answers[0]), border, units=units, seed=seed)
+    fast = _weighted(metric, truth, answers, sign, share)
+    found = bootstrap(effect, len(answers[0]), border, units=units, weighted=fast, seed=seed)
     estimate = found.interval.estimate
     if math.isnan(estimate):
         return found
@@ -99,6 +100,17 @@ def resampled(
     above = max(found.above, unseen if gap > 0 else 1.0) if few or gap > 0 else found.above
     below = 1.0 if few else max(found.below, unseen) if gap < 0 else found.below
     return replace(found, above=above, below=below, z=found.z if math.isfinite(found.z) else 0.0)
+
+
+def _weighted(
+    metric: Metric, truth: Truth, answers: Pair, sign: float, share: float
+) -> Callable[[np.ndarray], Floats] | None:
+    """The effect as a function of counts [R, N]; None where the metric has no such form."""
+    new = metric.weighted(answers[1], truth)
+    if new is None or not share:
+        return new and (lambda counts: sign * new(counts))
+    old = metric.weighted(answers[0], truth)
+    return old and (lambda counts: sign * (new(counts) - share * old(counts)))
 
 
 def _unseen(gap: float, count: int, each: float) -> float:

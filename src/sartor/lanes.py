@@ -24,6 +24,7 @@ from sartor.contracts import Arrays, Failed, Model, Port, Session, Signature, Ta
 from sartor.contracts import Part as Counted
 from sartor.data import Part
 from sartor.registry import runtime
+from sartor.turns import Lane, Turn
 
 KEPT_SESSIONS = 2
 BATCH = 32  # rows answered at once where that changes nothing
@@ -181,15 +182,22 @@ def _alike(alone: np.ndarray, together: np.ndarray) -> bool:
 
 
 def answer_rows(
-    model: Model, key: str, part: Part, rows: np.ndarray, output: str, target: Target
+    model: Model,
+    key: str,
+    part: Part,
+    rows: np.ndarray,
+    output: str,
+    target: Target,
+    sample: np.ndarray | None = None,
 ) -> np.ndarray:
     """The model's answers to `rows`, in their order: [len(rows), ...].
 
-    Rows are answered many at a time where that is measured to change nothing, else `target.batch`
+    Rows are answered many at a time where that is measured to change nothing (on `sample`, where
+    it is given, else on the rows), else `target.batch`
     at a time in the given order. Quality is not timed, so all cores share one session."""
     single = replace(target, threads=1)
     run = Answerer(model, session(model, single, key), part, output)
-    groups = _groups(run, key, rows, target.batch)
+    groups = _groups(run, key, rows, target.batch, rows if sample is None else sample)
     with ThreadPoolExecutor(machine.cores()) as threads:
         found = list(threads.map(lambda group: run(rows[group]), groups))
     if not found:
@@ -208,10 +216,15 @@ def sample_outputs(model: Model, target: Target, part: Part, rows: int) -> dict[
     rows = min(rows, len(part))
     size = natural_batch(model.signature) or target.batch
     found: dict[str, list[np.ndarray]] = {}
-    with runtime(model.kind).start(model, target) as run:
+    single = replace(target, threads=1)
+    with (
+        runtime(model.kind).start(model, single) as run,
+        ThreadPoolExecutor(machine.cores()) as threads,
+    ):
         answerer = Answerer(model, run, part, "")
-        for at in range(0, rows, size):
-            for name, answer in answerer.every(np.arange(at, min(at + size, rows))).items():
+        batches = (np.arange(at, min(at + size, rows)) for at in range(0, rows, size))
+        for answered in threads.map(answerer.every, batches):
+            for name, answer in answered.items():
                 found.setdefault(name, []).append(answer)
     # An axis of the right length by chance, in the last batch say, is no batch axis.
     whole = {name: each for name, each in found.items() if sum(map(len, each)) == rows}
@@ -239,12 +252,14 @@ def _joined(pieces: list[np.ndarray]) -> np.ndarray:
     )
 
 
-def _groups(run: Answerer, key: str, rows: np.ndarray, batch: int) -> list[np.ndarray]:
+def _groups(
+    run: Answerer, key: str, rows: np.ndarray, batch: int, sample: np.ndarray
+) -> list[np.ndarray]:
     fixed = natural_batch(run.model.signature)
     if fixed is None and len(rows) > 1:
         known = (key, run.part.digest)
         if known not in _independent:
-            _independent[known] = run.independent(rows)
+            _independent[known] = run.independent(sample)
         if _independent[known]:
             return list(run.equal_batches(rows))
     size = fixed or batch
@@ -252,32 +267,6 @@ def _groups(run: Answerer, key: str, rows: np.ndarray, batch: int) -> list[np.nd
 
 
 # -- a timed lane ---------------------------------------------------------------------------------
-
-
-@dataclass
-class Lane:
-    """One model in one process, between its turns."""
-
-    run: Session
-    batches: list[Arrays]
-
-    def turn(self, first: int, calls: int, warm: int) -> np.ndarray:
-        """Nanoseconds of each of `calls` calls, from batch `first` on, in turning order."""
-        count = len(self.batches)
-        run, batches, clock = self.run, self.batches, time.perf_counter_ns
-        took = np.empty(calls, np.int64)
-        for at in range(first - warm, first):  # the other lanes have cooled the caches
-            run(batches[at % count])
-        gc.disable()
-        try:
-            for at in range(calls):
-                batch = batches[(first + at) % count]
-                began = clock()
-                run(batch)
-                took[at] = clock() - began
-        finally:
-            gc.enable()
-        return took
 
 
 _lane: Lane | None = None
@@ -299,20 +288,22 @@ def open_lane(model: Model, target: Target, part: Part, rows: np.ndarray) -> tup
     return loaded, _typical(_lane.turn)
 
 
-def _typical(turn: Callable[[int, int, int], np.ndarray]) -> float:
+def _typical(turn: Callable[[int, int, int], Turn]) -> float:
     """Median seconds of a call, from a few of them: at most about half a second's worth."""
-    first = float(turn(0, 1, 0)[0]) * 1e-9
+    first = float(turn(0, 1, 0).took[0]) * 1e-9
     more = int(min(max(0.2 / max(first, 1e-6), 1), 16))
-    return float(np.median(turn(0, more, 0))) * 1e-9
+    return float(np.median(turn(0, more, 0).took)) * 1e-9
 
 
-def take_turn(first: int, calls: int, warm: int, core: int | None = None) -> np.ndarray:
-    """Nanoseconds of each call, on `core` alone where one is given."""
+def take_turn(
+    first: int, calls: int, warm: int, core: int | None = None, counters: tuple[str, ...] = ()
+) -> Turn:
+    """A turn of the lane, on `core` alone where one is given."""
     if _lane is None:
         raise Failed("the lane was not opened")
     if core is not None:
         os.sched_setaffinity(0, {core})
-    return _lane.turn(first, calls, warm)
+    return _lane.turn(first, calls, warm, counters)
 
 
 # -- memory ---------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
 from sartor.contracts import WrongRequest
+from sartor.records import append
 
 Stage = Literal["early", "final"]
 
@@ -148,7 +149,7 @@ class Ledger:
         """The file, while no other run can write to it."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = self.path.open("a+b")
+            file = self.path.open("a+b", buffering=0)
         except OSError as error:
             raise WrongRequest(
                 f"{self.path} cannot be written ({error.strerror}): put the data where you may "
@@ -213,6 +214,4 @@ def _append(file: BinaryIO, entries: list[dict[str, Any]], **entry: Any) -> None
         file.seek(-1, os.SEEK_END)
         if file.read(1) != b"\n":
             line = "\n" + line
-    file.write(line.encode())
-    file.flush()
-    os.fsync(file.fileno())
+    append(file, line.encode())

@@ -2,10 +2,13 @@
 
     accuracy >= baseline - 0.01      at most one point below the original ("- 1 %" is the same)
     accuracy@sex >= baseline - 0.02  for every value of the column `sex`
+    demographic_parity_difference@sex <= 0.1   between the values of the column
+    f1[3] >= 0.8                     of class 3
     size <= 20 MB                    1 MB = 1,000,000 bytes, 1 MiB = 1,048,576
     latency.p95 <= 10 ms             statistics: mean, p50, p90, p95, p99; `latency` alone is p50
     latency <= 0.5 x baseline        also 50 % of baseline
-    throughput >= 100 /s
+    throughput >= 100 /s             rows a second, at the target's --batch
+    energy <= 0.5 x baseline         joules of a call, by a counter or estimated from CPU time
     log_loss <= 101 % of baseline
     metrics.py:my_metric >= 0.9      a function of the user's
 
@@ -21,7 +24,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sartor.contracts import WrongRequest
-from sartor.definitions import lookup, unknown
+from sartor.definitions import lookup, needs_groups, unknown
 from sartor.references import is_reference
 
 Sense = Literal["<=", ">="]
@@ -46,6 +49,9 @@ UNITS: dict[str, dict[str, float]] = {
 
 PERFORMANCE = frozenset(UNITS)
 """Metrics of the artifact rather than of its answers; all but throughput are better when lower."""
+
+TIMED = frozenset({"latency", "throughput", "energy"})
+"""Those that come out of a race."""
 
 _NUMBER = r"(?P<number>[+-]?(?:\d+(?:_\d+)*\.?\d*|\.\d+)(?:[eE][+-]?\d+)?)"
 _UNIT = r"(?P<unit>[^\W\d_]+|/\s*s|%)?"
@@ -165,6 +171,10 @@ def parse(text: str) -> Limit:
 def parse_objective(text: str) -> Objective:
     """`latency`, `latency.p95`, `size`, `memory`, `throughput`, `flops` or a quality metric."""
     metric, statistic = _metric(text.strip())
+    if needs_groups(metric) or metric == "worst_class_drop":
+        raise WrongRequest(
+            f"{metric} can be a limit and no objective: write e.g. --minimize latency"
+        )
     return Objective(metric, statistic, higher_is_better(metric))
 
 
@@ -194,6 +204,8 @@ def _metric(name: str) -> tuple[str, str | None]:
 
 def _segment(metric: str, text: str | None) -> str | None:
     if text is None:
+        if needs_groups(metric):
+            raise WrongRequest(f"{metric} compares the values of a column: write e.g. {metric}@sex")
         return None
     columns = [each.strip() for each in text.split(",")]
     if metric in PERFORMANCE:

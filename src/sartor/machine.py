@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import platform
+import re
 import sys
+import time
+from collections.abc import Callable, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from sartor.records import WATTS
+
 _CPUINFO = Path("/proc/cpuinfo")
+_POWERCAP = Path("/sys/class/powercap")
 
 
 def cores() -> int:
@@ -34,6 +42,42 @@ def idlest_core(seconds: float = 0.1) -> int | None:
         return allowed[0] if allowed else None
     idle = [core.idle for core in psutil.cpu_times_percent(seconds, percpu=True)]
     return max(allowed, key=lambda core: (idle[core] if core < len(idle) else 0.0, core))
+
+
+class Watch:
+    """What other processes do from now on, those with the given ids and this one left out."""
+
+    def __init__(self, own: Iterable[int]) -> None:
+        self._own = [psutil.Process(pid) for pid in {os.getpid(), *own}]
+        self._busy, self._used, self._began = _busy(), self._spent(), time.monotonic()
+
+    def _spent(self) -> dict[int, float]:
+        """CPU-seconds of each process of ours that is alive."""
+        spent = {}
+        for process in self._own:
+            with contextlib.suppress(psutil.Error):
+                times = process.cpu_times()
+                spent[process.pid] = times.user + times.system
+        return spent
+
+    def others(self) -> float | None:
+        """Cores that others kept busy on the average since the start; None where it was too short
+        to be told (the system counts hundredths of seconds)."""
+        passed = time.monotonic() - self._began
+        if passed < 0.1:
+            return None
+        now = self._spent()
+        ours = sum(now[pid] - self._used[pid] for pid in now if pid in self._used)
+        return float(min(max((_busy() - self._busy - ours) / passed, 0.0), os.cpu_count() or 1))
+
+
+def _busy() -> float:
+    """Seconds that all cores together have worked, what the hypervisor took (steal) included."""
+    times = psutil.cpu_times()
+    idle = times.idle + getattr(times, "iowait", 0.0)
+    # Linux counts the time of guests in that of the user too.
+    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
+    return float(sum(times) - idle - guests)
 
 
 @cache
@@ -73,7 +117,6 @@ def describe() -> dict[str, Any]:
     """Plain JSON: processor, instruction sets that matter for inference, cores, memory (bytes),
     Python, operating system and the load average at the moment (None where there is none)."""
     told = features()
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
     model = _cpuinfo().get("model name") or platform.processor() or platform.machine()
     return {
         "cpu": model,
@@ -85,12 +128,77 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "platform": sys.platform,
-        "load": load,
+        "load": load(),
     }
 
 
 _WITH_VNNI = {"avx512_clx", "avx512_icl", "avx512_spr"}  # numpy names generations of processors
 _TELLING = ("avx", "amx", "fma", "f16c", "sse4", "asimd", "sve", "i8mm", "bf16", "neon")
+
+
+# -- energy ---------------------------------------------------------------------------------------
+
+
+@cache
+def energy_counters(folder: Path = _POWERCAP) -> tuple[str, ...]:
+    """The files of the packages' energy counters (RAPL), in microjoules; none where there are
+    none, where they may not be read, or where they do not follow what the machine does, as those
+    of some virtual machines. Looks once, for about two seconds."""
+    packages = re.compile(r"intel-rapl:\d+")
+    found = tuple(
+        str(place / "energy_uj")
+        for place in sorted(folder.glob("*"))
+        if packages.fullmatch(place.name) and os.access(place / "energy_uj", os.R_OK)
+    )
+    return found if found and follows_load(lambda: joules(found), time.sleep, _spin) else ()
+
+
+def joules(counters: tuple[str, ...]) -> float:
+    """What the counters stand at together; NaN without any."""
+    if not counters:
+        return math.nan
+    return sum(int(Path(each).read_text()) for each in counters) * 1e-6
+
+
+def follows_load(
+    read: Callable[[], float],
+    idle: Callable[[float], None],
+    busy: Callable[[float], None],
+    seconds: float = 0.3,
+) -> bool:
+    """Whether a counter of joules rises at all, and in each of three pairs of intervals faster
+    while a core is busy than while it idles."""
+    for _ in range(3):
+        marks = [read()]
+        for spend in (idle, busy):
+            spend(seconds)
+            marks.append(read())
+        rest, work = marks[1] - marks[0], marks[2] - marks[1]
+        if rest < 0 or work <= 1.02 * rest:
+            return False
+    return True
+
+
+def _spin(seconds: float) -> None:
+    end = time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        pass
+
+
+def energy_source() -> str:
+    """How joules are come by on this machine, in words."""
+    counters = energy_counters()
+    if counters:
+        return f"measured by {', '.join(counters)}, which follow the load"
+    return f"estimated from CPU time at {WATTS:g} W a core: no counter here follows the load"
+
+
+# -- conditions -----------------------------------------------------------------------------------
+
+
+def load() -> float | None:
+    """The load average of the last minute; None where there is none."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else None
 
 
 def memory_ceiling() -> int:

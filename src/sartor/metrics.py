@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from sartor.answers import Truth, columns, form_of, groups_of, label_of, reference_of
+from sartor.answers import Floats, Truth, columns, form_of, groups_of
 from sartor.contracts import Signature, Task, WrongRequest
 from sartor.definitions import (
     CLASSIFICATION,
@@ -28,11 +28,13 @@ from sartor.definitions import (
     REGRESSION,
     SEGMENTATION,
     Scale,
+    class_of,
     lookup,
     unknown,
 )
 from sartor.references import is_reference, load_function
-from sartor.scores import Formula
+from sartor.user_functions import UserFunction
+from sartor.weighted import Weighted
 
 if TYPE_CHECKING:
     from sartor.data import Part
@@ -55,6 +57,12 @@ class Metric:
     share: bool = False
     grouped: bool = False
     measure: Callable[[np.ndarray, Truth], Any] = field(kw_only=True, compare=False, repr=False)
+    prepare: Callable[[np.ndarray, Truth], Weighted | None] | None = field(
+        default=None, kw_only=True, compare=False, repr=False
+    )
+    terms: Callable[[np.ndarray, Truth], Any] | None = field(
+        default=None, kw_only=True, compare=False, repr=False
+    )
 
     def scores(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """One float64 score per example, or per group for ranking (`unit`)."""
@@ -68,6 +76,15 @@ class Metric:
         if not len(answers):
             return float("nan")
         return float(np.asarray(self.measure(answers, truth), dtype=np.float64).mean())
+
+    def weighted(self, answers: np.ndarray, truth: Truth) -> Weighted | None:
+        """The figure of the whole set as a function of counts [R, N], how often each row was
+        drawn; None where the slow way, `value` of the rows drawn, is the only one."""
+        return None if self.prepare is None else self.prepare(answers, truth)
+
+    def ratio(self, answers: np.ndarray, truth: Truth) -> tuple[Floats, Floats] | None:
+        """The terms [N], [N] of the two sums whose ratio the figure is; None where it is none."""
+        return None if self.terms is None else self.terms(answers, truth)
 
     def unit(self, truth: Truth) -> np.ndarray | None:
         """Example -> index of its score, where scores belong to groups; None where to examples."""
@@ -99,6 +116,17 @@ def find(name: str, task: Task, sample: tuple[np.ndarray, Truth] | None = None) 
         )
     if found.labelled and not task.labelled:
         raise WrongRequest(no_labels(name, task))
+    number = class_of(name)
+    if number is not None and task.classes is not None and number >= task.classes:
+        raise WrongRequest(
+            f"{name}: the model has {task.classes} classes; write a number from 0 to "
+            f"{task.classes - 1}"
+        )
+    if found.groups and task.classes not in (None, 2):
+        raise WrongRequest(
+            f"{name} compares how often groups get class 1 of two, and the model has "
+            f"{task.classes} classes; write accuracy@COLUMN or worst_class_drop instead"
+        )
     bounds, scale = found.bounds, found.scale
     if name.endswith("brier") and task.classes == 2:
         bounds = (0.0, 1.0) if name == "brier" else (-1.0, 0.0)
@@ -113,6 +141,8 @@ def find(name: str, task: Task, sample: tuple[np.ndarray, Truth] | None = None) 
         found.share,
         grouped=found.kinds == {RANKING},
         measure=partial(_measure, formula=found.formula, task=task),
+        prepare=found.weighted and partial(_measure, formula=found.weighted, task=task),
+        terms=found.ratio and partial(_measure, formula=found.ratio, task=task),
     )
 
 
@@ -126,7 +156,7 @@ def no_labels(name: str, task: Task) -> str:
     )
 
 
-def _measure(answers: np.ndarray, truth: Truth, formula: Formula, task: Task) -> Any:
+def _measure(answers: np.ndarray, truth: Truth, formula: Callable[..., Any], task: Task) -> Any:
     return formula(answers, truth, task)
 
 
@@ -171,7 +201,7 @@ def _users(name: str, task: Task, sample: tuple[np.ndarray, Truth] | None) -> Me
     labelled = bool(getattr(function, "labelled", True))
     if labelled and not task.labelled:
         raise WrongRequest(no_labels(name, task))
-    measure = _UserFunction(name, function, labelled)
+    measure = UserFunction(name, function, labelled)
     scale: Any = getattr(function, "scale", None)
     if scale is None and sample is not None:
         scale = "real" if np.ndim(measure(*sample)) else "whole"
@@ -183,28 +213,6 @@ def _users(name: str, task: Task, sample: tuple[np.ndarray, Truth] | None) -> Me
     bounds = (0.0, 1.0) if scale in ("binary", "bounded") else None
     higher = bool(getattr(function, "higher_is_better", True))
     return Metric(name, higher, labelled, scale, bounds, measure=measure)
-
-
-@dataclass(frozen=True)
-class _UserFunction:
-    """Calls a function of the user's and checks what it returns."""
-
-    name: str
-    function: Callable[..., Any]
-    labelled: bool
-
-    def __call__(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
-        against = label_of(truth) if self.labelled else reference_of(truth)
-        try:
-            found = np.asarray(self.function(answers, against), dtype=np.float64)
-        except Exception as error:  # any failure of the user's code is told by its name
-            raise WrongRequest(f"{self.name} failed: {type(error).__name__}: {error}") from error
-        if found.shape not in ((), (len(answers),)):
-            raise WrongRequest(
-                f"{self.name} returned an array of shape {found.shape}; it must return a number "
-                f"or one per example, here {len(answers)}"
-            )
-        return found
 
 
 def infer_task(
@@ -254,6 +262,8 @@ def _wanted(kind: str | None, metric: str | None) -> list[str]:
     found = lookup(metric)
     if found is None:
         raise unknown(metric)
+    if found.groups:
+        raise WrongRequest(f"{metric} can be a limit ({metric}@COLUMN), and not the task's metric")
     return [each for each in order if each in found.kinds]
 
 

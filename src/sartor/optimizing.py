@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import time
 from pathlib import Path
 
-from sartor import machine
+from sartor import cluster, machine
+from sartor.ahead import Crew, take
 from sartor.answer import Answering
 from sartor.bench import LocalBench
 from sartor.clock import Clock
@@ -14,12 +16,13 @@ from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.priors import features, learned
 from sartor.records import Journal, Trial
 from sartor.registry import portfolio, recipe
+from sartor.resuming import note_budget, remembered, settled
 from sartor.run import Run, RunFolder
 from sartor.search import GuidedSearch, key_of
 from sartor.spec import Spec
 from sartor.store import Store
 from sartor.terminal import Progress
-from sartor.trials import APPLY_SECONDS, Laboratory
+from sartor.trials import Laboratory
 
 LEAST = 15.0  # seconds that any one step of a trial may take, however little time is left
 
@@ -32,14 +35,21 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
     progress = progress or Progress(quiet=True)
     folder = RunFolder(Path(spec.out))
     folder.check()
+    spec = settled(spec, folder)
+    cluster.check(spec.cluster)
     replay = _replayed(spec)
     with folder.locked(), progress:
         progress.now("reading model and data")
         ready = prepare(spec, folder.work)
-        folder.begin(ready.request, environment(ready.original))
+        facts = environment(ready.original) | {"spec": remembered(spec)}
+        folder.begin(ready.request, facts)
         if folder.journal.last("answer") and not spec.resume:
-            progress.say("this run is finished; --resume continues it")
+            progress.say(
+                "this run is finished; it goes on with: sartor optimize --resume "
+                f"{folder.root} --budget +10m"
+            )
             return Run(folder.root)
+        note_budget(spec, folder)
         for note in ready.notes:
             progress.say(f"note: {note}", "yellow")
         store = Store(folder.work / "models")
@@ -51,7 +61,8 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
         ) as lab:  # fmt: skip
             clock = Clock(spec, began, folder.spent())
             answering = Answering(spec, ready, lab, folder, progress, clock)
-            search(spec, ready, lab, folder, progress, clock, answering)
+            with cluster.crew(spec.cluster, lab, folder.journal, folder.work) as crew:
+                search(spec, ready, lab, folder, progress, clock, answering, crew)
             answering.conclude()
     return Run(folder.root)
 
@@ -88,9 +99,10 @@ def search(
     progress: Progress,
     clock: Clock,
     answering: Answering,
+    crew: Crew | None = None,
 ) -> None:
     """Asks, tries and tells until trials, space or time end; what the journal holds already is
-    told again, not tried again."""
+    told again, not tried again. The crew works ahead; it decides nothing."""
     kind = ready.original.kind
     known = allowed(spec, kind)
     first = [recipe(kind, entries) for entries in spec.recipes]
@@ -100,11 +112,13 @@ def search(
     finished = folder.trials()
     frozen = answering.frozen()
     progress.deadline, progress.trials = clock.deadline, clock.trials
-    lab.patience = lambda: min(APPLY_SECONDS, max(clock.left() - answering.reserve(), LEAST))
+    # Half of what is left at most: a hang takes its share of the time, not all of it.
+    lab.patience = lambda: min(spec.deadline, max((clock.left() - answering.reserve()) / 2, LEAST))
     number = 0
     longest = 0.0
     while True:
         if number == frozen:
+            progress.say("the finalists were chosen before the run was stopped: their answer first")
             return
         if number >= len(finished) and clock.left() < answering.reserve() + longest / 2 and number:
             return
@@ -118,7 +132,11 @@ def search(
                     0, asked[0]
                 )  # another version asked otherwise: its turn comes
         else:
+            if crew is not None:
+                progress.now(f"waiting for the workers: {describe(asked[0])}")
+                _ahead(crew, seeker, lab, spec, number, asked[0])
             trial = _try(lab, folder, progress, clock, number, asked[0])
+        if trial.state in ("done", "dropped"):
             longest = max(longest, trial.seconds)
         progress.trial(trial, title(kind, trial), ready.task.metric)
         seeker.tell(trial)
@@ -132,11 +150,22 @@ def _features(lab: Laboratory, folder: RunFolder) -> dict[str, float]:
     """What later runs may compare this model by; kept in the journal."""
     told = folder.journal.last("features")
     if told is None:
-        found = lab.pool.call(features, lab.original, lab.search, timeout=APPLY_SECONDS)
+        found = lab.pool.call(features, lab.original, lab.search, timeout=lab.patience())
         folder.journal.add("features", features=found)
         return found
     known: dict[str, float] = told["features"]
     return known
+
+
+def _ahead(
+    crew: Crew, seeker: GuidedSearch, lab: Laboratory, spec: Spec, number: int, asked: Recipe
+) -> None:
+    """Lets the workers go on with what comes next, and takes what they have of what is asked."""
+    left = math.inf if spec.trials is None else spec.trials - number - 1
+    crew.foresee(seeker.upcoming(int(min(crew.width, left))))
+    made = crew.bring(asked, lab.patience())
+    if made is not None:
+        take(lab, made)
 
 
 def _try(
@@ -148,12 +177,14 @@ def _try(
     asked: Recipe,
 ) -> Trial:
     progress.now(f"trying {describe(asked)}")
+    known = dict(lab.pace)
     trial = lab.try_recipe(number, asked)
     folder.journal.add(
         "trial",
         title=describe(asked),
         session=clock.session,
         elapsed=clock.elapsed(),
+        pace={name: pace for name, pace in lab.pace.items() if known.get(name) != pace},
         **vars(trial),
     )
     return trial

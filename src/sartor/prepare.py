@@ -64,8 +64,6 @@ def prepare(spec: Spec, work: Path) -> Prepared:
     target = Target("cpu", spec.threads, batch or spec.batch, machine.features(), spec.fixed)
     objective = parse_objective(spec.objective)
     limits = tuple(parse(text) for text in spec.limits)
-    if "energy" in {objective.metric, *(each.metric for each in limits)}:
-        raise WrongRequest("energy is not measured yet: write a limit on latency or flops instead")
     sample = _sampled(original, target, data.search)
     task = infer_task(
         answering(original.signature, sample), data.search, sample,
@@ -149,6 +147,7 @@ def _request(
         "threads": spec.threads,
         "batch": target.batch,
         "fixed": spec.fixed,
+        "watts": spec.watts,
         "seed": spec.seed,
         "confidence": spec.confidence,
         "recipes": spec.recipes,

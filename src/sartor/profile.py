@@ -20,7 +20,14 @@ from sartor import lanes, machine
 from sartor.contracts import Model, Target
 from sartor.contracts import Part as Counted
 from sartor.data import Part, read
-from sartor.evaluate import footprint, heaviest, natural_batch, timed_rows, turn_size
+from sartor.evaluate import (
+    footprint,
+    heaviest,
+    natural_batch,
+    throughputs,
+    timed_rows,
+    turn_size,
+)
 from sartor.records import plain
 from sartor.registry import adopt, runtime
 from sartor.workers import Worker
@@ -63,7 +70,8 @@ class Profile:
     `size` and `memory` are bytes (on disk; peak of a fresh process), `macs` those of one example
     of median length, `latency` the median seconds of a call. `explained` is the share of it that
     the parts' own times add up to: the profiler costs some time, what lies between the parts is
-    in none of them. `unknown` names operators whose work could not be counted."""
+    in none of them. `unknown` names operators whose work could not be counted. `throughputs` are
+    rows a second by batch size ("throughput.b8")."""
 
     kind: str
     digest: str
@@ -78,6 +86,7 @@ class Profile:
     unknown: tuple[str, ...]
     rows: tuple[Row, ...]
     operators: tuple[Operator, ...]
+    throughputs: Mapping[str, float]
 
 
 def profile(model: Model, part: Part, target: Target, seed: int = 0) -> Profile:
@@ -107,6 +116,7 @@ def profile(model: Model, part: Part, target: Target, seed: int = 0) -> Profile:
         unknown=tuple(sorted({row.operator for row in listed if row.macs is None})),
         rows=listed,
         operators=_operators(listed),
+        throughputs=throughputs(model, part, target, seed=seed),
     )
 
 
@@ -121,7 +131,7 @@ def _latency(worker: Worker, call: float, batches: int) -> float:
     calls, warm = turn_size(call, batches)
     turns = int(np.clip(SECONDS / max(calls * call, 1e-6), 3, 50))
     took = [
-        worker.call(lanes.take_turn, at * calls, calls, warm, timeout=TIMEOUT)
+        worker.call(lanes.take_turn, at * calls, calls, warm, timeout=TIMEOUT).took
         for at in range(turns)
     ]
     return float(np.median(np.concatenate(took))) * 1e-9
@@ -218,10 +228,16 @@ def _totals(found: Profile) -> RenderableType:
         ("multiply-adds", _count(found.macs) + unknown),
         ("peak memory", _count(found.memory, "B") + " of a fresh process"),
         ("latency", f"{_seconds(found.latency)} {how}"),
+        ("throughput", _by_batch(found.throughputs)),
         ("explained", _explained(found.explained)),
     ):
         table.add_row(name, value)
     return table
+
+
+def _by_batch(found: Mapping[str, float]) -> str:
+    told = [f"{rate:,.0f} /s at batch {name.split('.b')[1]}" for name, rate in found.items()]
+    return ", ".join(told) or "-"
 
 
 def _explained(share: float) -> str:

@@ -7,18 +7,22 @@ last line cut short by a kill is dropped on reading; everything before it stands
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import IO, Any, Literal
 
 import numpy as np
 
 State = Literal["done", "dropped", "refused", "failed"]
 Outcome = Literal["met", "broken", "undecided"]
+
+WATTS = 10.0  # a busy core of a server or a laptop, its share of the package: 5 to 15 W
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,14 @@ class Timing:
     In every round all lanes answered the same rows, one process after the other, in an order that
     turned. `twin` is the original once more in a second process: the A/A control. `blocks` are
     the rounds in each block, one after the other; with each block all processes were started
-    anew, since a process keeps for its life what its memory's layout makes it cost."""
+    anew, since a process keeps for its life what its memory's layout makes it cost.
+
+    What else was seen, each with the lanes as its first axis, in the order baseline, candidate,
+    twin, and None where the system does not tell: `queued`, the seconds of every call in which
+    another process had the core; `cpu`, CPU-seconds per call in each round; `joules`, those of an
+    energy counter. `others` are the cores that other processes kept busy in each block. `first`:
+    where the number of blocks was chosen by the scatter of the first ones, how many those were.
+    `watts`: what a core is taken to need, where joules are estimated from CPU-seconds."""
 
     baseline: np.ndarray
     candidate: np.ndarray
@@ -46,6 +57,47 @@ class Timing:
     batch: int = 1
     threads: int = 1
     blocks: tuple[int, ...] = ()
+    queued: np.ndarray | None = None
+    cpu: np.ndarray | None = None
+    joules: np.ndarray | None = None
+    others: tuple[float, ...] = ()
+    first: int = 0
+    watts: float = WATTS
+
+    @property
+    def lanes(self) -> tuple[np.ndarray, ...]:
+        lanes = (self.baseline, self.candidate)
+        return lanes if self.twin is None else (*lanes, self.twin)
+
+    @property
+    def disturbed(self) -> float:
+        """The share of the calls' time in which another process had the core; 0 where unknown."""
+        if self.queued is None:
+            return 0.0
+        return float(self.queued.sum() / max(sum(float(lane.sum()) for lane in self.lanes), 1e-12))
+
+    def undisturbed(self) -> Timing:
+        """The same calls without what they stood in the queue for a core."""
+        if self.queued is None:
+            return self
+        pairs = zip(self.lanes, self.queued, strict=True)
+        return self.of([np.maximum(lane - waited, 0.05 * lane) for lane, waited in pairs])
+
+    def of(self, lanes: Sequence[np.ndarray]) -> Timing:
+        """The same rounds with another figure of every call: [rounds, calls] for each lane."""
+        twin = lanes[2] if self.twin is not None else None
+        return dataclasses.replace(
+            self, baseline=lanes[0], candidate=lanes[1], twin=twin, queued=None
+        )
+
+    def energy(self) -> Timing | None:
+        """Joules per call in each round [rounds, 1] in place of the seconds: by the counter where
+        there was one, else CPU-seconds times `watts`. None where neither was measured."""
+        if self.joules is not None:
+            return self.of([lane[:, None] for lane in self.joules])
+        if self.cpu is None:
+            return None
+        return self.of([lane[:, None] * self.watts for lane in self.cpu])
 
 
 @dataclass(frozen=True)
@@ -138,6 +190,44 @@ def plain(value: Any) -> Any:
     return value
 
 
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+
+
+def disk_full(error: BaseException | None) -> bool:
+    """Whether it came of a disk (or a quota) without room, directly or by way of other errors."""
+    seen = 0
+    while error is not None and seen < 10:
+        # numpy says how much it could write, and leaves out the number of the error.
+        if isinstance(error, OSError) and (
+            error.errno in _FULL or re.search(r"requested and \d+ written", str(error))
+        ):
+            return True
+        error, seen = error.__cause__ or error.__context__, seen + 1
+    return False
+
+
+def allocate(path: Path) -> None:
+    """Takes the room on the disk that a sparse file will need. Raises OSError where there is too
+    little: who writes through a mapping without asking is killed by the system (SIGBUS)."""
+    if hasattr(os, "posix_fallocate") and path.stat().st_size:
+        with path.open("r+b") as file:
+            os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def append(file: IO[bytes], data: bytes) -> None:
+    """Writes the bytes at the end of an unbuffered file and onto the disk: all, or, where the disk
+    is full, none of them. Raises OSError."""
+    end = file.seek(0, os.SEEK_END)
+    try:
+        rest = memoryview(data)
+        while rest:
+            rest = rest[file.write(rest) :]
+        os.fsync(file.fileno())
+    except OSError:
+        os.ftruncate(file.fileno(), end)
+        raise
+
+
 class Journal:
     """An append-only file of JSON lines."""
 
@@ -145,16 +235,16 @@ class Journal:
         self.path = path
 
     def add(self, event: str, **values: Any) -> None:
+        """Adds a line, whole and on the disk when this returns. Raises OSError where it cannot be
+        written; the journal is then as it was."""
         line = json.dumps({"event": event, **plain(values)}, allow_nan=False) + "\n"
-        with self.path.open("a+b") as file:
+        with self.path.open("a+b", buffering=0) as file:
             # A kill can leave half a line behind: close it, so that ours starts on its own.
             if file.seek(0, os.SEEK_END):
                 file.seek(-1, os.SEEK_END)
                 if file.read(1) != b"\n":
-                    file.write(b"\n")
-            file.write(line.encode())
-            file.flush()
-            os.fsync(file.fileno())
+                    line = "\n" + line
+            append(file, line.encode())
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         if not self.path.exists():

@@ -18,9 +18,11 @@ from typing import IO, Any
 
 from sartor.bundle import Loaded
 from sartor.contracts import WrongRequest
-from sartor.records import Journal, Trial, plain, trial_from_json
+from sartor.records import Journal, Trial, disk_full, plain, trial_from_json
 from sartor.store import ASIDE, key_of
+from sartor.workers import DiskFull
 
+_LEFT = (("", f"{ASIDE}*"), ("work/data", ".reading-*"), ("work/remembered", ".making-*"))
 _HEAD = b'{"event": "request"'  # what every journal of a run begins with
 
 
@@ -70,8 +72,11 @@ class RunFolder:
                 raise WrongRequest(
                     f"--out {self.root} is in use by another run: wait for it or name another"
                 ) from None
-            for left in self.root.glob(f"{ASIDE}*"):  # by a run that was killed
-                shutil.rmtree(left, ignore_errors=True)
+            for place, each in _LEFT:  # by a run that was killed
+                for left in (self.root / place).glob(each):
+                    shutil.rmtree(left, ignore_errors=True)
+                    with contextlib.suppress(OSError):
+                        left.unlink(missing_ok=True)
             try:
                 yield
             except WrongRequest:
@@ -80,6 +85,13 @@ class RunFolder:
                     shutil.rmtree(self.work, ignore_errors=True)
                     self.journal.path.unlink()
                 raise
+            except (OSError, DiskFull) as error:
+                if isinstance(error, OSError) and not disk_full(error):
+                    raise
+                raise DiskFull(
+                    f"the disk of {self.root} is full: make room, and the same command goes on "
+                    "where it was"
+                ) from error
 
     def begin(self, request: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Writes the request into a new journal, or checks that an old one asked the same."""

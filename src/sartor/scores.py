@@ -71,47 +71,73 @@ def brier(answers: np.ndarray, truth: Truth, task: Task) -> Floats:
 def confusion(answers: np.ndarray, truth: Truth, task: Task) -> Floats:
     """Counts [C, C + 1]: rows are labels, columns decisions, the last one for unusable answers."""
     label, decided = classes_of(truth).ravel(), decisions(answers, task).ravel()
-    size = max(task.classes or 2, int(label.max(initial=0)) + 1, int(decided.max(initial=0)) + 1)
+    size = count_classes(label, decided, task)
     decided = np.where(decided < 0, size, decided)
     counts = np.bincount(label * (size + 1) + decided, minlength=size * (size + 1))
     return counts.reshape(size, size + 1).astype(np.float64)
 
 
+def count_classes(label: Ints, decided: Ints, task: Task) -> int:
+    return max(task.classes or 2, int(label.max(initial=0)) + 1, int(decided.max(initial=0)) + 1)
+
+
 def balanced_accuracy(answers: np.ndarray, truth: Truth, task: Task) -> float:
     counts = confusion(answers, truth, task)
-    labelled = counts.sum(1)
-    seen = labelled > 0
-    return float((np.diag(counts)[seen] / labelled[seen]).mean()) if seen.any() else float("nan")
+    return float(mean_recall(np.diag(counts), counts.sum(1)))
+
+
+def mean_recall(right: Floats, labelled: Floats, axis: int = 0) -> Floats:
+    """Mean over the classes that occur, which lie along `axis`, the last one."""
+    each = np.divide(right, labelled, out=np.zeros_like(right), where=labelled > 0)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(each.sum(axis) / (labelled > 0).sum(axis))
 
 
 def precision_recall_f1(
-    answers: np.ndarray, truth: Truth, task: Task, which: str, average: str
+    answers: np.ndarray, truth: Truth, task: Task, which: str, average: str | int
 ) -> float:
-    """As scikit-learn's with zero_division=0. `average`: "binary" (class 1), "macro" or "weighted"
-    over the classes that occur, "auto" = binary for two classes and macro for more."""
+    """As scikit-learn's with zero_division=0. `average`: a class; "macro" or "weighted" over the
+    classes that occur; "auto" = of class 1 for two classes and macro for more."""
     counts = confusion(answers, truth, task)
-    right, labelled = np.diag(counts), counts.sum(1)
-    decided = counts[:, :-1].sum(0)
+    return float(averaged(np.diag(counts), counts.sum(1), counts[:, :-1].sum(0), which, average))
+
+
+def averaged(
+    right: Floats, labelled: Floats, decided: Floats, which: str, average: str | int
+) -> Floats:
+    """Precision, recall or F1 from counts [..., C]."""
     below = {"precision": decided, "recall": labelled, "f1": (labelled + decided) / 2}[which]
     each = np.divide(right, below, out=np.zeros_like(right), where=below > 0)
     if average == "auto":
-        average = "binary" if len(each) == 2 else "macro"
-    if average == "binary":
-        return float(each[1])
+        average = 1 if each.shape[-1] == 2 else "macro"
+    if isinstance(average, int):
+        return np.asarray(each[..., average])
     weight = labelled if average == "weighted" else (labelled + decided > 0).astype(np.float64)
-    return float(each @ weight / weight.sum()) if weight.sum() else float("nan")
+    with np.errstate(invalid="ignore"):
+        return np.asarray((each * weight).sum(-1) / weight.sum(-1))
 
 
-def calibration(answers: np.ndarray, truth: Truth, task: Task, bins: int = 15) -> float:
+BINS = 15  # of the calibration error
+
+
+def calibration(answers: np.ndarray, truth: Truth, task: Task, bins: int = BINS) -> float:
     """Expected calibration error: equal-width bins of the top probability (Guo et al., "On
-    Calibration of Modern Neural Networks", ICML 2017)."""
-    chances = probabilities(answers, task)
-    if not np.isfinite(chances).all():
+    Calibration of Modern Neural Networks", ICML 2017). NaN where an answer is not finite."""
+    gap, at = calibration_gaps(answers, truth, task, bins)
+    if not len(gap) or not np.isfinite(gap).all():
         return float("nan")
+    return float(np.abs(np.bincount(at, gap, minlength=bins)).sum() / len(gap))
+
+
+def calibration_gaps(
+    answers: np.ndarray, truth: Truth, task: Task, bins: int = BINS
+) -> tuple[Floats, Ints]:
+    """Per example: right (0 or 1) minus the top probability, and the bin of that probability."""
+    chances = probabilities(answers, task)
     sure, right = chances.max(1), chances.argmax(1) == classes_of(truth)
-    at = np.minimum((sure * bins).astype(np.int64), bins - 1)
-    gaps = np.bincount(at, right.astype(np.float64) - sure, minlength=bins)
-    return float(np.abs(gaps).sum() / len(sure)) if len(sure) else float("nan")
+    finite = np.where(np.isfinite(sure), sure, 0.0)
+    at = np.minimum((finite * bins).astype(np.int64), bins - 1)
+    return right.astype(np.float64) - sure, at
 
 
 def auc(answers: np.ndarray, truth: Truth, task: Task) -> float:
@@ -260,18 +286,31 @@ def mrr(answers: np.ndarray, truth: Truth, task: Task) -> Floats:
 def iou(answers: np.ndarray, truth: Truth, task: Task) -> Floats:
     """Intersection over union of integer masks, averaged over the classes that occur in the
     example's label or answer."""
+    return mean_overlap(*overlaps(answers, truth, task))
+
+
+def mean_iou(answers: np.ndarray, truth: Truth, task: Task) -> float:
+    """Intersection over union of each class, both summed over the whole set, averaged over the
+    classes that occur in labels or answers (the mIoU of Pascal VOC and Cityscapes)."""
+    both, either = overlaps(answers, truth, task)
+    return float(mean_overlap(both.sum(0), either.sum(0)))
+
+
+def overlaps(answers: np.ndarray, truth: Truth, task: Task) -> tuple[Floats, Floats]:
+    """Pixels in intersection and union per example and class [N, C]."""
     label, decided = classes_of(truth), decisions(answers, task)
     label, decided = label.reshape(len(label), -1), decided.reshape(len(label), -1)
     size = max(task.classes or 0, int(label.max(initial=0)) + 1, int(decided.max(initial=0)) + 1)
-    total, seen = np.zeros(len(label)), np.zeros(len(label))
+    both, either = np.zeros((2, len(label), size))
     for c in range(size):
         of_label, of_answer = label == c, decided == c
-        union = (of_label | of_answer).sum(1)
-        total += np.divide(
-            (of_label & of_answer).sum(1), union, out=np.zeros(len(label)), where=union > 0
-        )
-        seen += union > 0
-    return np.divide(total, seen, out=np.zeros(len(label)), where=seen > 0)
+        both[:, c], either[:, c] = (of_label & of_answer).sum(1), (of_label | of_answer).sum(1)
+    return both, either
+
+
+def mean_overlap(both: Floats, either: Floats) -> Floats:
+    each = np.divide(both, either, out=np.zeros_like(both), where=either > 0)
+    return np.asarray(each.sum(-1) / np.maximum((either > 0).sum(-1), 1))
 
 
 # --- against the original's answers
@@ -283,6 +322,25 @@ def agreement(answers: np.ndarray, truth: Truth, task: Task) -> Floats:
 
 def flips(answers: np.ndarray, truth: Truth, task: Task) -> Floats:
     return 1 - agreement(answers, truth, task)
+
+
+def negative_flips(answers: np.ndarray, truth: Truth, task: Task) -> Floats:
+    """Whether the original was right and the candidate is not (Yan and others, "Positive-Congruent
+    Training", CVPR 2021)."""
+    label = classes_of(truth)
+    before, after = decisions(reference_of(truth), task), decisions(answers, task)
+    return _per_row((before == label) & (after != label))
+
+
+def worst_class_drop(answers: np.ndarray, truth: Truth, task: Task) -> float:
+    """The largest drop of a class's recall below the original's; 0 where none drops."""
+    label, (before, after) = (
+        classes_of(truth),
+        (decisions(each, task) for each in (reference_of(truth), answers)),
+    )
+    counts = np.maximum(np.bincount(label), 1)
+    lost = np.bincount(label, (before == label).astype(np.float64) - (after == label))
+    return float(max((lost / counts).max(initial=0.0), 0.0))
 
 
 def cosine(answers: np.ndarray, truth: Truth, task: Task) -> Floats:

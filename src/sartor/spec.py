@@ -11,8 +11,9 @@ Every key of `Spec` may stand so at the top, or grouped under one of these headi
 
     [data]        source (= data), label, segments, group, mask
     [task]        kind (= task), metric, output
-    [target]      threads, batch, device, fixed (such as fixed = {image = [1, 3, 224, 224]})
-    [search]      trials, seed, memory, techniques, without, recipes, confidence, learn_from
+    [target]      threads, batch, device, watts, fixed (such as fixed = {image = [1, 3, 224, 224]})
+    [search]      trials, seed, memory, deadline, techniques, without, recipes, confidence,
+                  learn_from
 
 Paths are relative to the file. An unknown key is an error that names the nearest known one.
 """
@@ -54,6 +55,31 @@ def duration(text: str | float) -> float:
     if not math.isfinite(seconds):
         raise WrongRequest(sentence)
     return seconds
+
+
+class More(float):
+    """Seconds on top of what a run has had."""
+
+
+class MoreTrials(int):
+    """Trials on top of those that a run has made."""
+
+
+def _budget(value: Any) -> float:
+    more = isinstance(value, str) and value.strip().startswith("+")
+    return More(duration(value)) if more else duration(value)
+
+
+def _trials(value: Any) -> int:
+    if isinstance(value, str) and re.fullmatch(r"[+-]?\d+", value.strip()):
+        return MoreTrials(value) if value.strip().startswith("+") else int(value)
+    if isinstance(value, str):
+        raise TypeError("a whole number, or +N for so many more than there are")
+    return _whole(value)
+
+
+def _folder(value: Any) -> str | bool:
+    return value if isinstance(value, bool) else _text(value)
 
 
 def _text(value: Any) -> str:
@@ -149,18 +175,21 @@ class Spec:
     limits: tuple[str, ...] = _key((), _texts)
     minimize: str | None = _key(None, _text)
     maximize: str | None = _key(None, _text)
-    budget: float = _key(600.0, duration)
+    budget: float = _key(600.0, _budget)
     out: str = _key("tailored", _text)
     trust: bool = _key(False, _flag)
-    resume: bool = _key(False, _flag)
+    resume: str | bool = _key(False, _folder)
     replay: str | None = _key(None, _text)
+    cluster: str | None = _key(None, _text, group="search")
     threads: int = _key(1, _whole, group="target")
     batch: int = _key(1, _whole, group="target")
     fixed: tuple[tuple[str, tuple[int, ...]], ...] = _key((), _fixed, group="target")
     device: str = _key("cpu", _text, group="target")
-    trials: int | None = _key(None, _whole, group="search")
+    watts: float | None = _key(None, _number, group="target")
+    trials: int | None = _key(None, _trials, group="search")
     seed: int = _key(0, _whole, group="search")
     memory: int | None = _key(None, _bytes, group="search")
+    deadline: float = _key(900.0, duration, group="search")
     techniques: tuple[str, ...] = _key((), _texts, group="search")
     without: tuple[str, ...] = _key((), _texts, group="search")
     recipes: tuple[tuple[Mapping[str, Any], ...], ...] = _key((), _recipes, group="search")
@@ -180,6 +209,7 @@ class Spec:
                 "write a limit for the other"
             )
         _check_objective(self)
+        _check_cluster(self.cluster)
         _check_numbers(self)
         for name in self.techniques:
             if name in self.without:
@@ -213,6 +243,14 @@ def _check_objective(spec: Spec) -> None:
         )
 
 
+def _check_cluster(cluster: str | None) -> None:
+    if cluster not in (None, "ray") and not re.fullmatch(r"(ray://)?[^\s:/]+:\d{1,5}", cluster):
+        raise WrongRequest(
+            f"cluster {cluster!r}: write ray for this machine, or the address of a Ray cluster, "
+            "such as head:6379 or ray://head:10001"
+        )
+
+
 def _check_numbers(spec: Spec) -> None:
     cores = os.cpu_count() or 1
     if spec.budget <= 0:
@@ -221,6 +259,8 @@ def _check_numbers(spec: Spec) -> None:
         raise WrongRequest(f"threads {spec.threads}: this machine has {cores}; write 1 to {cores}")
     if spec.batch < 1:
         raise WrongRequest(f"batch {spec.batch}: write 1 or more")
+    if spec.watts is not None and not 0 < spec.watts < math.inf:
+        raise WrongRequest(f"watts {spec.watts:g}: write what a busy core needs, e.g. 8")
     if spec.trials is not None and spec.trials < 1:
         raise WrongRequest(f"trials {spec.trials}: write 1 or more, or leave it out")
     if spec.device != "cpu":
@@ -229,6 +269,8 @@ def _check_numbers(spec: Spec) -> None:
         raise WrongRequest(f"confidence {spec.confidence:g}: write a share below 1, e.g. 0.95")
     if spec.memory is not None and spec.memory < 100_000_000:
         raise WrongRequest(f"memory {spec.memory} bytes: a trial needs 100 MB at least")
+    if spec.deadline <= 0:
+        raise WrongRequest(f"deadline {spec.deadline:g} s: write a time above 0, e.g. 5m")
     if spec.seed < 0:
         raise WrongRequest(f"seed {spec.seed}: write 0 or more")
 
@@ -316,18 +358,19 @@ def _relative(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The values with paths that stood relative to `folder`; what the file leaves out (`out`)
     stays relative to where the command runs."""
     found = dict(values)
-    for name in ("model", "data", "out", "replay"):
+    for name in ("model", "data", "out", "replay", "resume"):
         if name in values:
-            found[name] = _beside(values[name], folder)
+            found[name] = beside(values[name], folder)
     if "learn_from" in values:
-        found["learn_from"] = tuple(_beside(each, folder) for each in values["learn_from"])
+        found["learn_from"] = tuple(beside(each, folder) for each in values["learn_from"])
     if is_reference(values.get("metric", "")):
-        found["metric"] = _beside(values["metric"], folder)
+        found["metric"] = beside(values["metric"], folder)
     found["limits"] = tuple(_limit_beside(text, folder) for text in values.get("limits", ()))
     return found
 
 
-def _beside(value: Any, folder: Path) -> Any:
+def beside(value: Any, folder: Path) -> Any:
+    """The path or reference `value`, where it is relative, from `folder` on."""
     if not isinstance(value, str):
         return value
     reference = PATTERN.fullmatch(value)
@@ -338,7 +381,7 @@ def _beside(value: Any, folder: Path) -> Any:
 
 def _limit_beside(text: str, folder: Path) -> str:
     metric = parse(text).metric
-    return text.replace(metric, _beside(metric, folder), 1) if is_reference(metric) else text
+    return text.replace(metric, beside(metric, folder), 1) if is_reference(metric) else text
 
 
 def from_flags(model: str | None, **flags: Any) -> Spec:

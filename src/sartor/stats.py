@@ -3,14 +3,15 @@
 Every test holds an effect against a border and answers with a `Comparison`: both one-sided
 p-values and a two-sided interval. Effects are oriented by the caller so that more is better;
 "non-inferior by a margin" is "the effect is above -margin". How well each method keeps its level
-is simulated in `benchmarks/statistics/simulate.py`. Here are shares, figures of whole sets,
-latency and multiplicity; `paired` holds paired outcomes, `means` the means of scores.
+is simulated in `benchmarks/statistics/simulate.py`. Here are shares, latency
+and multiplicity; `paired` holds paired outcomes, `means` the means of scores, `bootstrap` figures
+of whole sets.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
@@ -80,77 +81,6 @@ def binomial_above(successes: float, n: float, share: float) -> float:
     if successes <= 0 or share >= 1:
         return 1.0
     return float(betainc(successes, n - successes + 1, share)) if share > 0 else 0.0
-
-
-# --- figures of a whole set ---------------------------------------------------------------------
-
-
-def bootstrap(
-    effect: Callable[[np.ndarray], float],
-    n: int,
-    border: float,
-    *,
-    units: Sequence[np.ndarray] | None = None,
-    level: float = 0.95,
-    resamples: int = 1000,
-    seed: int = 0,
-) -> Comparison:
-    """An effect of a whole set of rows against `border`: bootstrap over units (rows, or the given
-    groups of rows), bias-corrected and accelerated (Efron 1987; acceleration by a jackknife over
-    at most 50 blocks). `effect` takes row indices; resamples on which it is NaN are left out."""
-    rng, count = np.random.default_rng(seed), n if units is None else len(units)
-    method = f"bootstrap of {resamples} resamples"
-    estimate = float(effect(np.arange(n)))
-    if count < 2 or not math.isfinite(estimate):
-        return nothing(method, count)
-
-    def rows(chosen: np.ndarray) -> np.ndarray:
-        return chosen if units is None else np.concatenate([units[i] for i in chosen])
-
-    draws = np.array([effect(rows(rng.integers(0, count, count))) for _ in range(resamples)])
-    draws = draws[np.isfinite(draws)]
-    blocks = np.array_split(rng.permutation(count), min(count, 50))
-    left = [effect(rows(np.sort(np.delete(np.arange(count), block)))) for block in blocks]
-    jack = np.array([x for x in left if math.isfinite(x)])
-    if len(draws) < 0.9 * resamples or len(jack) < 2:
-        return nothing(method, count)
-    return _bca(estimate, draws, jack, border, level, count, method)
-
-
-def _bca(
-    estimate: float,
-    draws: Floats,
-    jack: Floats,
-    border: float,
-    level: float,
-    count: int,
-    method: str,
-) -> Comparison:
-    off = jack.mean() - jack
-    squares = float((off**2).sum())
-    a = float((off**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
-    size = len(draws)
-    tied = 0.5 * np.count_nonzero(draws == estimate)
-    z0 = float(ndtri((np.count_nonzero(draws < estimate) + tied + 0.5) / (size + 1)))
-
-    def p(count_beyond: int, sign: float) -> float:
-        w = sign * float(ndtri((count_beyond + 1) / (size + 2))) - z0
-        return float(ndtr(sign * (w / max(1 + a * w, 0.1) - z0)))
-
-    def end(tail: float) -> float:
-        z = z0 + float(ndtri(tail))
-        share = float(ndtr(z0 + z / max(1 - a * z, 0.1)))
-        return float(np.quantile(draws, share))
-
-    error = float(draws.std(ddof=1))
-    return Comparison(
-        Interval(estimate, end((1 - level) / 2), end((1 + level) / 2), level),
-        above=p(int(np.count_nonzero(draws <= border)), 1.0),
-        below=p(int(np.count_nonzero(draws >= border)), -1.0),
-        z=(estimate - border) / error if error > 0 else math.nan,
-        n=count,
-        method=method,
-    )
 
 
 # --- latency ------------------------------------------------------------------------------------
@@ -254,25 +184,45 @@ def pseudomedian(values: Floats, border: float, level: float = 0.95) -> Comparis
     )
 
 
-def centre(values: Floats, border: float, level: float = 0.95) -> Comparison:
+def centre(values: Floats, border: float, level: float = 0.95, first: int = 0) -> Comparison:
     """The mean of a few independent values against `border`, by Student's t: for one log ratio
     per block of fresh processes. Over 72 such blocks of a model beside itself 3.2 to 4.0 % of the
-    tests at 3 % were wrong, with 3 to 8 blocks; rounds in the same processes were wrong in 25 %."""
+    tests at 3 % were wrong, with 3 to 8 blocks; rounds in the same processes were wrong in 25 %.
+
+    `first`: how many values there were when it was settled, by their scatter, how many to have.
+    The scatter is then theirs, with their degrees of freedom (Stein 1945): the level holds however
+    the number was chosen from it. Where all values scatter more, theirs counts: one wild start
+    among the later ones would else be taken for a difference (`benchmarks/noise.py`)."""
     x = np.asarray(values, dtype=np.float64)
-    n, method = len(x), f"t over {len(x)} starts of every process"
+    n = len(x)
+    told = x[:first] if 1 < first < n else x
+    free, method = len(told) - 1, f"t over {n} starts of every process"
+    if len(told) < n:
+        method += f", their number by the scatter of the first {first}"
     if n < 2:
         return nothing(method, n)
-    estimate, error = float(x.mean()), float(np.std(x, ddof=1)) / math.sqrt(n)
-    half = float(stdtrit(n - 1, (1 + level) / 2)) * error
+    spread = max(float(np.std(told, ddof=1)), float(np.std(x, ddof=1)))
+    estimate, error = float(x.mean()), spread / math.sqrt(n)
+    half = float(stdtrit(free, (1 + level) / 2)) * error
     far = (estimate - border) / error if error > 0 else math.copysign(math.inf, estimate - border)
     return Comparison(
         Interval(estimate, estimate - half, estimate + half, level),
-        above=float(stdtr(n - 1, -far)),
-        below=float(stdtr(n - 1, far)),
+        above=float(stdtr(free, -far)),
+        below=float(stdtr(free, far)),
         z=far,
         n=n,
         method=method,
     )
+
+
+def values_for(values: Floats, half: float, most: int, level: float = 0.95) -> int:
+    """How many values, these among them and at most `most`, bring half the width of the interval
+    of `centre` down to `half`, by the scatter of these (Stein 1945)."""
+    x = np.asarray(values, dtype=np.float64)
+    if len(x) < 2:
+        return most
+    wanted = (float(stdtrit(len(x) - 1, (1 + level) / 2)) * float(np.std(x, ddof=1)) / half) ** 2
+    return int(min(max(math.ceil(wanted), len(x)), most))
 
 
 @lru_cache(maxsize=4096)

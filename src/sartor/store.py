@@ -13,17 +13,20 @@ import os
 import shutil
 import tempfile
 from collections.abc import Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from sartor.contracts import Model, Step, to_json
-from sartor.records import plain
+from sartor.contracts import Failed, Model, Step, to_json
+from sartor.records import disk_full, plain
 from sartor.registry import from_json, runtime
+
+Files = dict[str, bytes]  # path below a folder -> content
 
 ASIDE = ".old-"  # prefix of folders on their way out
 
 
 MOST_BYTES = 8_000_000_000  # what applied models may take on disk
+LEAST_ROOM = 1 << 20  # bytes; with less than that free no trial gets anywhere
 KEPT = 8  # entries that stay whatever they take: longer than any recipe
 
 
@@ -75,6 +78,37 @@ def read_model(folder: Path) -> Model:
     )
 
 
+def settle(folder: Path) -> None:
+    """Has every file below a folder on the disk, so that no crash of the machine empties one."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def files_of(folder: Path) -> Files:
+    """Every file below the folder, to be written elsewhere by `write_files`."""
+    return {
+        each.relative_to(folder).as_posix(): each.read_bytes()
+        for each in sorted(folder.rglob("*"))
+        if each.is_file()
+    }
+
+
+def write_files(files: Files, folder: Path) -> None:
+    """Raises Failed, and writes nothing, where a name would lead out of the folder."""
+    for name in files:
+        path = PurePosixPath(name)
+        if path.is_absolute() or ".." in path.parts or not path.parts:
+            raise Failed(f"{name!r} is no name of a file in a folder")
+    for name, content in files.items():
+        place = folder / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+
+
 def publish(made: Path, final: Path) -> None:
     """Moves a finished folder to its place in one step; what stood there goes."""
     final.parent.mkdir(parents=True, exist_ok=True)
@@ -107,31 +141,66 @@ class Store:
         self.folder, self.most = folder, most
         folder.mkdir(parents=True, exist_ok=True)
 
-    def scratch(self) -> Path:
-        return Path(tempfile.mkdtemp(prefix=".making-", dir=self.folder))
+    def scratch(self, within: Path | None = None) -> Path:
+        return Path(tempfile.mkdtemp(prefix=".making-", dir=within or self.folder))
 
     def get(self, key: str) -> Model | None:
+        """The entry; None where there is none, or where it can no longer be read."""
         place = self.folder / key
         if not (place / "model.json").exists():
             return None
         os.utime(place)  # used again: among the last to go
-        return read_model(place)
+        try:
+            return read_model(place)
+        except (OSError, ValueError, KeyError, Failed):  # the machine lost power, say
+            shutil.rmtree(place, ignore_errors=True)
+            return None
 
-    def put(self, key: str, model: Model) -> Model:
+    def put(self, key: str, model: Model, aside: Path | None = None) -> Model:
+        """Keeps the model; it is made in the folder `aside` (of the same disk) where one is given.
+        Raises OSError where there is no room; nothing is then left of it."""
+        made = self.scratch(aside)
+        try:
+            write_model(model, made)
+            publish(made, self.folder / key)
+        finally:
+            shutil.rmtree(made, ignore_errors=True)
+        self._trim()
+        return read_model(self.folder / key)
+
+    def adopt(self, key: str, files: Files) -> Model:
+        """The entry as another store held it."""
         made = self.scratch()
-        write_model(model, made)
+        write_files(files, made)
         publish(made, self.folder / key)
         self._trim()
         return read_model(self.folder / key)
 
+    def shrink(self, used: Path) -> bool:
+        """Removes every entry but the one that the file `used` lies in; whether there were any."""
+        others = [each for each in self._entries() if each not in used.parents]
+        for each in others:
+            shutil.rmtree(each, ignore_errors=True)
+        return bool(others)
+
+    def room(self) -> bool:
+        """Whether anything can be written at all."""
+        try:
+            with tempfile.TemporaryFile(dir=self.folder) as file:
+                file.write(bytes(LEAST_ROOM))
+        except OSError as error:
+            return not disk_full(error)
+        return True
+
+    def _entries(self) -> list[Path]:
+        """The last used first."""
+        found = [each for each in self.folder.iterdir() if not each.name.startswith(".")]
+        return sorted(found, key=lambda each: each.stat().st_mtime, reverse=True)
+
     def _trim(self) -> None:
         """Removes the entries longest unused until what is left takes no more than `most`. The
         last few stay whatever their size: a recipe is being built on them."""
-        entries = sorted(
-            (each for each in self.folder.iterdir() if not each.name.startswith(".")),
-            key=lambda each: each.stat().st_mtime,
-            reverse=True,
-        )
+        entries = self._entries()
         taken = 0
         for place, entry in enumerate(entries):
             taken += sum(each.stat().st_size for each in entry.rglob("*") if each.is_file())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -66,7 +66,7 @@ class FakeRace:
 
     def __init__(self, original: Model, target: Target, part: Part, seed: int = 0) -> None:
         self.original, self.target, self.part, self.seed = original, target, part, seed
-        self.load_seconds = 0.0
+        self.load_seconds = self.block_seconds = 0.0
         self.timed: list[str] = []  # digests of the candidates, in the order of their races
 
     def time(
@@ -76,6 +76,9 @@ class FakeRace:
         seconds: float | None = None,
         least: int = 5,
         blocks: int = 1,
+        *,
+        runs: int = 0,
+        further: Callable[[Timing], int] | None = None,
     ) -> Timing:
         engine = runtime("fake")
         self.timed.append(engine.digest(candidate))
@@ -104,6 +107,9 @@ class FakeRace:
             batch=self.target.batch,
             threads=self.target.threads,
         )
+
+    def meter(self, metrics: Iterable[str], watts: float | None = None) -> None:
+        """Nothing to meter."""
 
     def close(self) -> None:
         """Nothing to close."""

@@ -8,10 +8,13 @@ soon as the evidence is against the candidate (`racing`).
 from __future__ import annotations
 
 import dataclasses
+import errno
 import math
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +35,24 @@ from sartor.contracts import (
     to_json,
 )
 from sartor.data import Part
+from sartor.definitions import needs_groups
 from sartor.evaluate import Race, answers, digest, memory_pair
+from sartor.judge_timing import noise
 from sartor.limits import Limit, Objective, parse_objective
 from sartor.metrics import Truth, find
 from sartor.racing import SLOWER, looks, lost, outdone
-from sartor.records import Journal, State, Timing, Trial, Verdict, plain
+from sartor.records import WATTS, Journal, State, Timing, Trial, Verdict, plain
 from sartor.registry import runtime
 from sartor.report.text import figure, interval
 from sartor.store import Store, key_of, step_to_json
 from sartor.verdicts import EXACT, Evidence, judge_all, objective_value, together
-from sartor.workers import Pool
+from sartor.workers import DiskFull, Pool
 
 SCREEN_ROUNDS, SCREEN_SECONDS = 10, 4.0
 LOOK_ROUNDS, LOOK_SECONDS = 5, 2.0
+ALIKE_ROWS = 256  # on which it is seen whether batching changes answers
 APPLY_SECONDS = 900.0
+IN_NANO = ("baseline", "candidate", "twin", "queued", "cpu", "joules")  # of a timing's journal
 
 
 class Stopped(Failed):
@@ -63,7 +70,7 @@ def apply_step(
     reason = technique.refuse(model, bench)
     if reason is not None:
         return reason
-    return Store(store).put(key, technique.apply(model, bench))
+    return Store(store).put(key, technique.apply(model, bench), bench.scratch)
 
 
 def count_flops(model: Model, part: Part) -> float:
@@ -98,14 +105,19 @@ class Laboratory:
         seed = bench.seed
         self.target: Target = bench.target
         self.task: Task = bench.task
+        self.ceiling = ceiling
         self.pool = Pool(ceiling)
         self.race = Race(original, self.target, search, seed, memory=ceiling)
         self.order = np.random.default_rng(seed).permutation(len(search))
         self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`
         self.seen: dict[str, Trial] = {}  # model digest -> the trial that measured it
         self.timings, self.replayed = _timings(journal), _timings(replay)
-        self.pace: dict[str, float] = {}  # model digest -> examples a second, while not timed
+        self.pace = _paces(journal)  # model digest -> examples a second, while not timed
         self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
+        # What workers did ahead (see `ahead`), and what keeps them still while something is timed.
+        self.stops: dict[str, tuple[State, str]] = {}  # key -> how the step ended, and why
+        self.foreseen: dict[tuple[str, int, int], tuple[np.ndarray, float]] = {}
+        self.quiet: Callable[[], AbstractContextManager[None]] = nullcontext
 
     def __enter__(self) -> Laboratory:
         return self
@@ -124,30 +136,46 @@ class Laboratory:
         `lineage`, where given, receives the model after each step."""
         model = self.original
         for technique in recipe:
-            key = self._key(model, technique)
+            key = self.key(model, technique)
+            if key in self.stops:
+                raise Stopped(self.stops[key][0], technique, self.stops[key][1])
             model = self.store.get(key) or self._apply(technique, model, key)
             if lineage is not None:
                 lineage.append(model)
         return model
 
     def _apply(self, technique: Technique, model: Model, key: str) -> Model:
-        scratch = self.store.scratch()
         try:
-            made = self.pool.call(
-                apply_step, technique, model, self.bench.on(model, scratch), self.store.folder,
-                key, timeout=self.patience(),
-            )  # fmt: skip
+            made = self._made_with_room(technique, model, key)
         except Unneeded as nothing:
             raise Stopped("refused", technique, str(nothing)) from None
         except Failed as failure:
+            if not self.store.room():  # not its fault: somebody else filled the disk
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from failure
             raise Stopped("failed", technique, str(failure)) from None
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
         if isinstance(made, str):
             raise Stopped("refused", technique, made)
         return made
 
-    def _key(self, model: Model, technique: Technique) -> str:
+    def _made_with_room(self, technique: Technique, model: Model, key: str) -> Model | str:
+        try:
+            return self._made(technique, model, key)
+        except DiskFull:  # by what was kept of earlier trials, perhaps
+            if not self.store.shrink(Path(str(model.payload))):
+                raise
+            return self._made(technique, model, key)
+
+    def _made(self, technique: Technique, model: Model, key: str) -> Model | str:
+        scratch = self.store.scratch()
+        try:
+            return self.pool.call(
+                apply_step, technique, model, self.bench.on(model, scratch), self.store.folder,
+                key, timeout=self.patience(),
+            )  # fmt: skip
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+    def key(self, model: Model, technique: Technique) -> str:
         return key_of(
             model=digest(model),
             technique=to_json(technique),
@@ -165,15 +193,22 @@ class Laboratory:
         seconds: float,
         least: int = 5,
         blocks: int = 1,
+        *,
+        runs: int = 0,
+        further: Callable[[Timing], int] | None = None,
     ) -> Timing:
-        """Interleaved rounds with the original; out of another journal where they are replayed.
-        Either way they stand in this run's own."""
+        """Interleaved rounds with the original (see `evaluate.Race.time`); out of another journal
+        where they are replayed. Either way they stand in this run's own."""
         key = (digest(model), purpose)
         if key not in self.timings:
             known = self.replayed.get(key)
-            timing = (
-                self.race.time(model, rounds, seconds, least, blocks) if known is None else known
-            )
+            if known is not None:
+                timing = known
+            else:
+                with self.quiet():
+                    timing = self.race.time(
+                        model, rounds, seconds, least, blocks, runs=runs, further=further
+                    )
             self.timings[key] = timing
             self.journal.add(
                 "timing", model=key[0], purpose=purpose, replayed=known is not None,
@@ -190,18 +225,25 @@ class Laboratory:
         have = self.known.get(key)
         start = 0 if have is None else len(have)
         if start < rows:
-            began = time.monotonic()
-            more = answers(
-                self.pool, model, self.search, self.order[start:rows], self.task, self.target,
-                timeout=self.patience(),
-            )  # fmt: skip
+            chunk = (key, start, rows)
+            done = chunk in self.foreseen
+            more, took = self.foreseen.pop(chunk) if done else self._answer(model, start, rows)
             if rows - start >= 64:
-                self.pace[key] = (rows - start) / (time.monotonic() - began)
+                self.pace[key] = (rows - start) / took
             have = more if have is None else np.concatenate([have, more])
             if key != digest(self.original):
                 self.known = {k: v for k, v in self.known.items() if k == digest(self.original)}
             self.known[key] = have
         return self.known[key][:rows]
+
+    def _answer(self, model: Model, start: int, end: int) -> tuple[np.ndarray, float]:
+        """The answers to these rows of the order, and the seconds that they took."""
+        began = time.monotonic()
+        found = answers(
+            self.pool, model, self.search, self.order[start:end], self.task, self.target,
+            timeout=self.patience(), sample=self.order[:ALIKE_ROWS],
+        )  # fmt: skip
+        return found, time.monotonic() - began
 
     def evidence(self, model: Model) -> Evidence:
         """What is known for nothing once the model is there."""
@@ -366,11 +408,13 @@ def figures_of(evidence: Evidence, task: Task, limits: Iterable[Limit] = ()) -> 
     if evidence.timing is not None:
         _latencies(figures, evidence.timing)
         figures["latency.ratio"] = objective_value(parse_objective("latency"), evidence, task)
+        if (control := noise(evidence.timing)) is not None:
+            figures["latency.noise"] = control.estimate
     if evidence.answers is not None and evidence.truth is not None:
         names = {task.metric, *(each.metric for each in limits if each.quality)}
         if task.kind == "classification":
             names.add("flips")
-        for name in sorted(names):
+        for name in sorted(name for name in names if not needs_groups(name)):
             metric = find(name, task)
             before, after = evidence.answers
             figures[f"original.{name}"] = metric.value(before, evidence.truth)
@@ -379,6 +423,11 @@ def figures_of(evidence: Evidence, task: Task, limits: Iterable[Limit] = ()) -> 
 
 
 def _latencies(figures: dict[str, float], timing: Timing) -> None:
+    """Seconds without those in which other processes had the core; joules of a call."""
+    energy, timing = timing.energy(), timing.undisturbed()
+    if energy is not None:
+        figures["original.energy"] = float(energy.baseline.mean())
+        figures["energy"] = float(energy.candidate.mean())
     for prefix, lane in (("original.", timing.baseline), ("", timing.candidate)):
         figures[f"{prefix}latency"] = float(np.median(lane))
         figures[f"{prefix}latency.mean"] = float(lane.mean())
@@ -396,16 +445,26 @@ def _reason(verdict: Verdict) -> str:
 
 
 def _nanoseconds(timing: Timing) -> dict[str, Any]:
-    def whole(lane: np.ndarray | None) -> list[list[int]] | None:
+    def whole(lane: np.ndarray | None) -> Any:
         return None if lane is None else np.rint(lane * 1e9).astype(np.int64).tolist()
 
     return {
-        "baseline": whole(timing.baseline),
-        "candidate": whole(timing.candidate),
-        "twin": whole(timing.twin),
+        **{name: whole(getattr(timing, name)) for name in IN_NANO},
         "batch": timing.batch,
         "threads": timing.threads,
         "blocks": timing.blocks,
+        "others": timing.others,
+        "first": timing.first,
+        "watts": timing.watts,
+    }
+
+
+def _paces(journal: Journal) -> dict[str, float]:
+    """What earlier sessions of the run saw, so that time is kept back for the certificate."""
+    return {
+        name: pace
+        for entry in journal.events("trial")
+        for name, pace in entry.get("pace", {}).items()
     }
 
 
@@ -418,13 +477,15 @@ def _timings(journal: Journal | None) -> dict[tuple[str, str], Timing]:
 
 
 def timing_from_json(entry: Mapping[str, Any]) -> Timing:
-    def seconds(name: str) -> np.ndarray | None:
-        return None if entry[name] is None else np.asarray(entry[name], dtype=float) * 1e-9
-
-    baseline, candidate = seconds("baseline"), seconds("candidate")
+    lanes = {
+        name: None if entry.get(name) is None else np.asarray(entry[name], dtype=float) * 1e-9
+        for name in IN_NANO
+    }
+    baseline, candidate = lanes.pop("baseline"), lanes.pop("candidate")
     if baseline is None or candidate is None:
         raise ValueError("a timing without lanes")
     return Timing(
-        baseline, candidate, seconds("twin"), entry["batch"], entry["threads"],
-        tuple(entry["blocks"]),
+        baseline, candidate, **lanes, batch=entry["batch"], threads=entry["threads"],
+        blocks=tuple(entry["blocks"]), others=tuple(entry.get("others", ())),
+        first=entry.get("first", 0), watts=entry.get("watts", WATTS),
     )  # fmt: skip

@@ -22,7 +22,7 @@ from sartor.evidence import (
 )
 from sartor.judge_quality import quality
 from sartor.judge_timing import ratio, timing_verdict
-from sartor.limits import PERFORMANCE, Bound, Limit, Objective, higher_is_better
+from sartor.limits import PERFORMANCE, TIMED, Bound, Limit, Objective, higher_is_better
 from sartor.metrics import find
 from sartor.records import Verdict
 
@@ -31,6 +31,7 @@ __all__ = [
     "Evidence",
     "better",
     "free_for_original",
+    "improvement",
     "judge",
     "judge_all",
     "nearest",
@@ -45,7 +46,7 @@ def judge(
     """The verdict of one limit; undecided with a note where the evidence for it is missing."""
     if limit.metric not in PERFORMANCE:
         return quality(limit, evidence, task, alpha, seed)
-    if limit.metric in ("latency", "throughput"):
+    if limit.metric in TIMED:
         return timing_verdict(limit, evidence, alpha, seed)
     pair = counted(limit.metric, evidence)
     if pair is None:
@@ -64,13 +65,10 @@ def judge_all(
     return tuple(judge(each, evidence, task, alpha, seed) for each in limits)
 
 
-def better(
-    objective: Objective, evidence: Evidence, task: Task, alpha: float = 0.05, seed: int = 0
-) -> Verdict:
-    """Whether the objective is shown to be better than the original's: strictly smaller where it
-    is counted, beyond the noise floor where it is timed."""
+def improvement(objective: Objective, task: Task) -> Limit:
+    """ "Better than the original's", as a limit."""
     higher = _higher(objective, task)
-    limit = Limit(
+    return Limit(
         metric=objective.metric,
         statistic=objective.statistic,
         segment=None,
@@ -78,6 +76,14 @@ def better(
         bound=Bound("offset", 0.0) if objective.metric not in PERFORMANCE else Bound("ratio", 1.0),
         text=f"{objective.figure} better than the original's",
     )
+
+
+def better(
+    objective: Objective, evidence: Evidence, task: Task, alpha: float = 0.05, seed: int = 0
+) -> Verdict:
+    """Whether the objective is shown to be better than the original's: strictly smaller where it
+    is counted, beyond the noise floor where it is timed."""
+    limit = improvement(objective, task)
     pair = counted(objective.metric, evidence)
     if pair is not None and any(map(math.isnan, pair)):
         return unknown(limit, f"{objective.metric} is not known")
@@ -92,11 +98,14 @@ def objective_value(objective: Objective, evidence: Evidence, task: Task) -> flo
     """The objective as a ratio to the original's; lower is better always (NaN: not measured)."""
     if evidence.original:
         return 1.0
-    if objective.metric in ("latency", "throughput"):
-        if evidence.timing is None:
+    if objective.metric in TIMED:
+        timing = evidence.timing
+        if timing is not None and objective.metric == "energy":
+            timing = timing.energy()
+        if timing is None:
             return math.nan
-        statistic = "mean" if objective.metric == "throughput" else objective.statistic or "p50"
-        return ratio(evidence.timing, statistic)
+        statistic = objective.statistic or "p50" if objective.metric == "latency" else "mean"
+        return ratio(timing, statistic)
     if objective.metric in PERFORMANCE:
         pair = counted(objective.metric, evidence)
         return pair[1] / pair[0] if pair and pair[0] else math.nan
@@ -136,7 +145,12 @@ def _rounded(value: float, down: bool, digits: int = 3) -> float:
 
 
 def _written(limit: Limit, value: float, signed: bool = False) -> str:
-    units = {"size": (1e6, " MB"), "memory": (1e6, " MB"), "latency": (1e3, " ms")}
+    units = {
+        "size": (1e6, " MB"),
+        "memory": (1e6, " MB"),
+        "latency": (1e3, " ms"),
+        "energy": (1e3, " mJ"),
+    }
     scale, unit = units.get(limit.metric, (1.0, ""))
     factor = 1 / scale if unit == " MB" else scale
     digits = 2 if limit.metric not in PERFORMANCE and signed else 3

@@ -1,4 +1,9 @@
-"""A bundle's certificate, measured again: on this machine, with data it never saw."""
+"""A bundle's certificate, measured again: on this machine, with data it never saw.
+
+What was undecided goes on where it stood: sequences (`sequences`) that began in the run, or in an
+earlier verification, take the new rows in addition. How far they came, and which rows they have
+had, stands beside the bundle in BUNDLE.sartor-evidence.
+"""
 
 from __future__ import annotations
 
@@ -12,19 +17,21 @@ from typing import Any
 
 import numpy as np
 
-from sartor import bundle, machine
+from sartor import bundle, machine, standing
 from sartor.certify import Certification, Certifier, Finalist, Row, check_holdout, outcome
 from sartor.comparing import measure_pair
 from sartor.contracts import Model, Target, Task, WrongRequest
 from sartor.data import Part, Sealed, fresh
 from sartor.evaluate import Race
+from sartor.judge_timing import conditions_of
 from sartor.ledger import Ledger, ledger_path
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import find
 from sartor.records import Trial, plain
 from sartor.registry import adopt, runtime
+from sartor.standing import Standing
 from sartor.terminal import Progress
-from sartor.verdicts import Evidence
+from sartor.verdicts import Evidence, improvement
 from sartor.workers import Pool
 
 ROUNDS, SECONDS = 60, 15.0
@@ -78,17 +85,23 @@ def verify(
     progress = progress or Progress(quiet=True)
     claim = _claim(folder, original, threads)
     columns = _columns(claim, label, segments, group, mask)
+    before = standing.read(folder, claim.facts)
     with tempfile.TemporaryDirectory(prefix="sartor-verify-") as work, progress, Pool() as pool:
         progress.now("checking parity")
         gap = pool.call(bundle.parity, folder, claim.facts, claim.target, timeout=TIMEOUT)
         sealed = fresh(
             data, Path(work), claim.artifact.signature, **columns, trust=bool(trust),
-            used=bundle.fingerprints(folder),
+            used=np.union1d(bundle.fingerprints(folder), before.rows),
         )  # fmt: skip
         _check(claim, sealed)
         ledger = Ledger(ledger_path(data), sealed.digest)
-        found = _tested(claim, sealed, ledger, pool, progress)
-    return _told(claim, found, gap, sealed, ledger)
+        found = _tested(claim, sealed, ledger, pool, progress, before)
+    row = found.original if claim.kept else found.rows[0]
+    if row is not None and row.status == "certified":
+        standing.remove(folder)
+    elif row is not None and row.bets:
+        standing.write(folder, claim.facts, before.after(row, sealed.fingerprints))
+    return _told(claim, found, gap, sealed, ledger, before)
 
 
 def _claim(folder: Path, original: Any, threads: int | None) -> _Claim:
@@ -157,19 +170,31 @@ def _check(claim: _Claim, sealed: Sealed) -> None:
 
 
 def _tested(
-    claim: _Claim, sealed: Sealed, ledger: Ledger, pool: Pool, progress: Progress
+    claim: _Claim,
+    sealed: Sealed,
+    ledger: Ledger,
+    pool: Pool,
+    progress: Progress,
+    before: Standing,
 ) -> Certification:
     wanted = {claim.objective.metric, *(each.metric for each in claim.limits)}
 
+    known: list[Evidence] = []  # all rows at once: timing is then measured once
+
     def measure(_: Finalist, part: Part | None) -> Evidence:
         # Without a part nothing is asked of the answers: the rows serve for timing only.
-        rows = part or sealed.open()
-        progress.now(f"measuring original and artifact on {len(rows):,} examples")
-        with Race(claim.original, claim.target, rows, 0) as race:
-            return measure_pair(
-                pool, race, claim.artifact, claim.task, (ROUNDS, SECONDS), TIMEOUT,
-                memory="memory" in wanted,
-            )  # fmt: skip
+        if not known:
+            rows = sealed.open()
+            progress.now(f"measuring original and artifact on {len(rows):,} examples")
+            with Race(claim.original, claim.target, rows, 0) as race:
+                race.meter(wanted, claim.facts["certificate"].get("watts"))
+                found = measure_pair(
+                    pool, race, claim.artifact, claim.task, (ROUNDS, SECONDS), TIMEOUT,
+                    memory="memory" in wanted,
+                    limits=[*claim.limits, improvement(claim.objective, claim.task)],
+                )  # fmt: skip
+            known.append(found)
+        return known[0] if part is None else known[0].first(len(part))
 
     engine = runtime(claim.artifact.kind)
     trial = Trial(
@@ -182,12 +207,18 @@ def _tested(
     certifier = Certifier(
         claim.limits, claim.objective, claim.task, measure, sealed, ledger,
         f"verify-{uuid.uuid4().hex[:12]}", original=only if claim.kept else None,
+        bets=before.bets, cap=before.level,
     )  # fmt: skip
     return certifier.final([] if claim.kept else [only])
 
 
 def _told(
-    claim: _Claim, found: Certification, gap: float, sealed: Sealed, ledger: Ledger
+    claim: _Claim,
+    found: Certification,
+    gap: float,
+    sealed: Sealed,
+    ledger: Ledger,
+    before: Standing,
 ) -> dict[str, Any]:
     row = found.original if claim.kept else found.rows[0]
     status, message = _status(claim, found, row)
@@ -203,7 +234,9 @@ def _told(
         f"{ledger.left():.2%} of these data's error rate is left",
     ]
     if sealed.dropped:
-        notes.append(f"{sealed.dropped:,} rows of the run's own data were left out")
+        notes.append(f"{sealed.dropped:,} rows that judged it before were left out")
+    if before.bets:
+        notes.append(f"{before.seen:,} examples were seen before: the sequences go on from there")
     return {
         "status": status,
         "message": message,
@@ -211,8 +244,14 @@ def _told(
         "parity": gap if np.isfinite(gap) else None,
         "parity_holds": not broken,
         "machine": machine.describe(),
+        "conditions": _conditions(row),
         "notes": notes,
     }
+
+
+def _conditions(row: Row | None) -> dict[str, Any]:
+    timing = row.evidence.timing if row is not None and row.evidence is not None else None
+    return {} if timing is None else plain(conditions_of(timing))
 
 
 def _status(claim: _Claim, found: Certification, row: Row | None) -> tuple[int, str]:

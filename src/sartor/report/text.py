@@ -31,6 +31,8 @@ def figure(metric: str, value: float | None) -> str:
         if abs(milliseconds) < 0.1:
             return f"{value * 1e6:.1f} µs"
         return f"{milliseconds:.{2 if abs(milliseconds) >= 1 else 3}f} ms"
+    if name == "energy":
+        return f"{value * 1e3:.3g} mJ"
     if name == "throughput":
         return f"{value:.1f} /s"
     return f"{value:.4f}"
@@ -40,6 +42,9 @@ def render(journal: Journal) -> RenderableType:
     """Everything that the journal says, the answer last."""
     answer = journal.last("answer")
     shown: list[RenderableType] = [trials(journal.events("trial"))]
+    machine = (journal.last("request") or {}).get("machine")
+    if machine:
+        shown.append(Text(told_machine(machine)))
     if answer is None:
         shown.append(Text("The run is not finished: the same command continues it."))
     else:
@@ -54,8 +59,37 @@ def render_answer(answer: Mapping[str, Any]) -> RenderableType:
     if answer.get("limits"):
         shown.append(limits(answer["limits"]))
     shown.append(Text(answer["message"], style="bold"))
+    shown += [Text(told) for told in told_conditions(answer.get("conditions") or {})]
+    shown += [Text(told) for told in told_throughputs(answer.get("throughputs") or {})]
     shown += [Text(note) for note in answer.get("notes", ())]
     return Group(*shown)
+
+
+def told_conditions(conditions: Mapping[str, Any]) -> list[str]:
+    """Noise floor and load while the answer was timed."""
+    told = [conditions["noise"]] if conditions.get("noise") else []
+    loads = [f"{each:.2f}" for each in conditions.get("load_average", ()) if each is not None]
+    if loads:
+        told.append(f"load average over the run: {', '.join(loads)}")
+    return told
+
+
+def told_throughputs(found: Mapping[str, Mapping[str, float]]) -> list[str]:
+    """Rows a second by batch size, a line for each model."""
+    return [
+        f"throughput of the {name}: "
+        + ", ".join(f"{rate:,.0f} /s at batch {key.split('.b')[1]}" for key, rate in rates.items())
+        for name, rates in found.items()
+        if rates
+    ]
+
+
+def told_machine(machine: Mapping[str, Any]) -> str:
+    sets = " ".join(machine.get("instructions", ()))
+    return (
+        f"measured on {machine.get('cpu')}, {machine.get('cores')} cores, Python "
+        f"{machine.get('python')}, {machine.get('system')} ({sets})"
+    )
 
 
 def gains(steps: Iterable[Mapping[str, Any]], metric: str) -> Table:

@@ -1,0 +1,206 @@
+"""Figures of a whole set under weights, many at once: what makes a bootstrap fast.
+
+A resample is a vector of counts, how often each row was drawn. `prepare(answers, truth, task)`
+sorts and sums what does not change, once, and returns a function from counts [R, N] to R figures.
+With all counts 1 it is the formula of `scores`; the tests hold the two against each other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from scipy.sparse import csr_array
+
+from sartor import scores
+from sartor.answers import (
+    Floats,
+    Ints,
+    Truth,
+    classes_of,
+    columns,
+    decisions,
+    label_of,
+    log_probabilities,
+)
+from sartor.contracts import Task
+
+Weighted = Callable[[np.ndarray], Floats]
+Prepare = Callable[[np.ndarray, Truth, Task], "Weighted | None"]
+
+_SPARSE = 16  # numbers in a row up to which a sparse product is quicker than a dense one
+
+
+def _sums(features: Any, figure: Callable[[Floats, Floats], Floats]) -> Weighted:
+    """A figure of weighted sums of features [N, K] and of the sum of the weights."""
+    turned = csr_array(features.T)
+    if turned.nnz > _SPARSE * features.shape[0]:
+        turned = turned.toarray()
+
+    def product(counts: np.ndarray) -> Floats:
+        return np.asarray((turned @ np.ascontiguousarray(counts.T, dtype=np.float64)).T)
+
+    def figures(counts: np.ndarray) -> Floats:
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return figure(product(counts), counts.sum(1, dtype=np.float64))
+
+    return figures
+
+
+# --- counts of classes
+
+
+def _class_counts(answers: np.ndarray, truth: Truth, task: Task) -> tuple[csr_array, int]:
+    """[N, 3 C]: per class how many cells of the row are rightly decided for it, are labelled so,
+    are decided for it."""
+    label, decided = classes_of(truth), decisions(answers, task)
+    label, decided = label.reshape(len(label), -1), decided.reshape(len(decided), -1)
+    size = scores.count_classes(label, decided, task)
+    row = np.broadcast_to(np.arange(len(label))[:, None], label.shape)
+    right, usable = label == decided, decided >= 0
+    at = np.concatenate([label[right], size + label.ravel(), 2 * size + decided[usable]])
+    rows = np.concatenate([row[right], row.ravel(), row[usable]])
+    one = np.ones(len(at))
+    return csr_array((one, (rows, at)), shape=(len(label), 3 * size)), size
+
+
+def balanced_accuracy(answers: np.ndarray, truth: Truth, task: Task) -> Weighted:
+    found, size = _class_counts(answers, truth, task)
+    return _sums(found, lambda x, _: scores.mean_recall(x[:, :size], x[:, size : 2 * size], axis=1))
+
+
+def precision_recall_f1(
+    answers: np.ndarray, truth: Truth, task: Task, which: str, average: str | int
+) -> Weighted:
+    found, size = _class_counts(answers, truth, task)
+
+    def figure(x: Floats, _: Floats) -> Floats:
+        right, labelled, decided = np.split(x, [size, 2 * size], axis=1)
+        return scores.averaged(right, labelled, decided, which, average)
+
+    return _sums(found, figure)
+
+
+def mean_iou(answers: np.ndarray, truth: Truth, task: Task) -> Weighted:
+    both, either = scores.overlaps(answers, truth, task)
+    size = both.shape[1]
+    return _sums(
+        np.hstack([both, either]), lambda x, _: scores.mean_overlap(x[:, :size], x[:, size:])
+    )
+
+
+def calibration(
+    answers: np.ndarray, truth: Truth, task: Task, bins: int = scores.BINS
+) -> Weighted | None:
+    gap, at = scores.calibration_gaps(answers, truth, task, bins)
+    if not np.isfinite(gap).all():
+        return None
+    features = np.zeros((len(gap), bins))
+    features[np.arange(len(gap)), at] = gap
+    return _sums(features, lambda x, n: np.asarray(np.abs(x).sum(1) / n))
+
+
+# --- areas under curves
+
+
+def auc(answers: np.ndarray, truth: Truth, task: Task) -> Weighted | None:
+    return _one_against_rest(answers, truth, task, _auc)
+
+
+def average_precision(answers: np.ndarray, truth: Truth, task: Task) -> Weighted | None:
+    return _one_against_rest(answers, truth, task, _average_precision)
+
+
+def _one_against_rest(
+    answers: np.ndarray,
+    truth: Truth,
+    task: Task,
+    area: Callable[[Floats, np.ndarray], Weighted],
+) -> Weighted | None:
+    label, logs = classes_of(truth), log_probabilities(answers, task)
+    if not np.isfinite(logs).all():
+        return None
+    if logs.shape[1] == 2:
+        return area(logs[:, 1] - logs[:, 0], label == 1)
+    areas = [area(logs[:, c], label == c) for c in range(logs.shape[1]) if (label == c).any()]
+
+    def figures(counts: np.ndarray) -> Floats:
+        each = np.stack([one(counts) for one in areas])
+        seen = ~np.isnan(each)
+        with np.errstate(invalid="ignore"):
+            return np.asarray(np.where(seen, each, 0.0).sum(0) / seen.sum(0))
+
+    return figures
+
+
+def _auc(score: Floats, positive: np.ndarray) -> Weighted:
+    order = np.argsort(score, kind="stable")
+    own, others = order[positive[order]], order[~positive[order]]
+    left = np.searchsorted(score[others], score[own], "left")
+    right = np.searchsorted(score[others], score[own], "right")
+    tied = bool((left != right).any())
+
+    def figures(counts: np.ndarray) -> Floats:
+        below = np.zeros((len(counts), len(others) + 1))
+        np.cumsum(counts[:, others], axis=1, out=below[:, 1:])
+        mine = counts[:, own].astype(np.float64)
+        beaten = (below[:, left] + below[:, right]) / 2 if tied else below[:, left]
+        pairs = mine.sum(1) * below[:, -1]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return np.asarray(np.einsum("rn,rn->r", mine, beaten) / pairs)
+
+    return figures
+
+
+def _average_precision(score: Floats, positive: np.ndarray) -> Weighted:
+    order = np.argsort(-score, kind="stable")
+    last = np.append(np.flatnonzero(np.diff(score[order])), len(score) - 1)  # of equal scores
+    group: Ints = np.searchsorted(last, np.arange(len(order)))
+    at = np.flatnonzero(positive[order])  # places of the positives
+    own, ends = order[at], last[group[at]]
+    # The positives up to the end of the equal scores that a positive belongs to.
+    upto = np.searchsorted(at, ends, "right") - 1
+    tied = bool((upto != np.arange(len(at))).any())
+
+    def figures(counts: np.ndarray) -> Floats:
+        mine = counts[:, own].astype(np.float64)
+        hits = np.cumsum(mine, axis=1)
+        seen = np.cumsum(counts[:, order], axis=1)[:, ends]
+        reached = hits[:, upto] if tied else hits
+        precision = np.divide(reached, seen, out=np.zeros_like(mine), where=seen > 0)
+        total = mine.sum(1)
+        usable = (total > 0) & (total < counts.sum(1))
+        with np.errstate(divide="ignore", invalid="ignore"):
+            area = np.einsum("rn,rn->r", mine, precision) / total
+        return np.where(usable, area, np.nan)
+
+    return figures
+
+
+# --- regression
+
+
+def rmse(answers: np.ndarray, truth: Truth, task: Task) -> Weighted:
+    missed = (columns(answers).astype(np.float64) - columns(label_of(truth))) ** 2
+    return _sums(missed, lambda x, n: np.asarray(np.sqrt(x / n[:, None]).mean(1)))
+
+
+def r2(answers: np.ndarray, truth: Truth, task: Task) -> Weighted:
+    label = columns(label_of(truth)).astype(np.float64)
+    missed = (columns(answers).astype(np.float64) - label) ** 2
+    label = label - label.mean(0)  # squares of what lies far from 0 would lose digits
+    width = label.shape[1]
+
+    def figure(x: Floats, n: Floats) -> Floats:
+        off, sums, squares = np.split(x, [width, 2 * width], axis=1)
+        spread = squares - sums**2 / n[:, None]
+        usable = spread > 1e-12 * np.maximum(squares, np.finfo(np.float64).tiny)
+        return np.asarray(np.where(usable, 1 - off / spread, np.nan).mean(1))
+
+    return _sums(np.hstack([missed, label, label**2]), figure)
+
+
+def negated(answers: np.ndarray, truth: Truth, task: Task, prepare: Prepare) -> Weighted | None:
+    found = prepare(answers, truth, task)
+    return None if found is None else lambda counts: -found(counts)
