@@ -297,7 +297,7 @@ def test_a_crash_is_the_trials_failure_and_the_worker_lives(
         assert not made.models
         made = shop.carry_out(entries)
         assert made.stopped is None
-        assert [len(each.values) for each in made.answers] == [256, 344]
+        assert sum(len(each.values) for each in made.answers) == 600
     finally:
         shop.close()
     assert not (tmp_path / "worker").exists()
@@ -314,7 +314,7 @@ def test_a_held_pool_stands_still_and_goes_on() -> None:
     with GatedPool() as pool:
         pool.call(os.getpid)
         assert pool.worker is not None
-        child = psutil.Process(pool.worker.process.pid)
+        child = psutil.Process(pool.worker.process.pid).children()[0]
         found: list[float] = []
         work = threading.Thread(target=lambda: found.append(pool.call(spin, 3.0)))
         work.start()

@@ -11,6 +11,7 @@ import pytest
 from sartor import stats
 from sartor.contracts import Task
 from sartor.evidence import Evidence
+from sartor.figures import figures_of
 from sartor.judge_timing import (
     conditions_of,
     energy_source,
@@ -21,7 +22,7 @@ from sartor.judge_timing import (
 )
 from sartor.limits import parse, parse_objective
 from sartor.records import Timing, Verdict
-from sartor.trials import _nanoseconds, figures_of, timing_from_json
+from sartor.timings import timing_from_json, timing_to_json
 from sartor.verdicts import improvement, judge, objective_value
 
 TASK = Task("classification", "answer", "accuracy", classes=2)
@@ -266,7 +267,7 @@ def test_a_counter_takes_the_place_of_the_estimate() -> None:
 
 def test_a_timing_comes_back_from_the_journal() -> None:
     timing = replace(raced(0.5, shared=0.3, others=0.5), first=6, watts=8.0)
-    again = timing_from_json(_nanoseconds(timing))
+    again = timing_from_json(timing_to_json(timing))
     assert again.first == 6
     assert again.watts == 8.0
     assert again.others == timing.others

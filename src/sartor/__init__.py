@@ -8,6 +8,7 @@ artifact that is shown to meet them on this machine, with the evidence, or says 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,6 +18,8 @@ from sartor.contracts import Failed, WrongRequest
 if TYPE_CHECKING:
     from sartor.bundle import Loaded
     from sartor.run import Run
+
+os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime reports home from 1.24 on unless told
 
 __version__ = "0.1.0"
 __all__ = ["Failed", "WrongRequest", "__version__", "compare", "load", "optimize", "verify"]

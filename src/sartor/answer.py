@@ -27,6 +27,7 @@ from sartor.clock import Clock
 from sartor.contracts import Failed, Model, describe
 from sartor.data import Part
 from sartor.evaluate import BLOCKS, MOST_CALLS, TURN_SECONDS, answers, throughputs
+from sartor.figures import figures_of, truth_of
 from sartor.judge_timing import conditions_of, further_starts, runs_wanted
 from sartor.ledger import Ledger, ledger_path
 from sartor.limits import TIMED
@@ -37,7 +38,7 @@ from sartor.run import RunFolder
 from sartor.spec import Spec
 from sartor.store import discard, publish, settle, step_to_json
 from sartor.terminal import Progress
-from sartor.trials import APPLY_SECONDS, LOOK_SECONDS, Laboratory, figures_of, truth_of
+from sartor.trials import APPLY_SECONDS, LOOK_SECONDS, Laboratory
 from sartor.verdicts import Evidence, improvement
 from sartor.workers import THREADS
 

@@ -27,6 +27,7 @@ from sartor.evaluate import (
     natural_batch,
     throughputs,
 )
+from sartor.figures import figures_of, truth_of
 from sartor.judge_timing import conditions_of, further_starts, runs_wanted
 from sartor.limits import TIMED, Limit, parse
 from sartor.metrics import check_labels, find, infer_task
@@ -34,7 +35,6 @@ from sartor.records import plain
 from sartor.registry import adopt, runtime
 from sartor.report.text import figure, told_conditions, told_throughputs
 from sartor.terminal import Progress
-from sartor.trials import figures_of, truth_of
 from sartor.verdicts import Evidence, judge
 from sartor.workers import Pool
 

@@ -45,10 +45,13 @@ def idlest_core(seconds: float = 0.1) -> int | None:
 
 
 class Watch:
-    """What other processes do from now on, those with the given ids and this one left out."""
+    """What other processes do from now on, but for this one and those with the given ids with all
+    that they have started (a worker is a keeper and the process that works)."""
 
     def __init__(self, own: Iterable[int]) -> None:
-        self._own = [psutil.Process(pid) for pid in {os.getpid(), *own}]
+        given = [psutil.Process(pid) for pid in set(own)]
+        below = [child for each in given for child in each.children(recursive=True)]
+        self._own = [psutil.Process(), *given, *below]
         self._busy, self._used, self._began = _busy(), self._spent(), time.monotonic()
 
     def _spent(self) -> dict[int, float]:

@@ -18,12 +18,12 @@ from sartor.certify import check_holdout
 from sartor.contracts import Arrays, Failed, Model, Target, Task, WrongRequest
 from sartor.data import Data, Part, read
 from sartor.evaluate import answering, digest
+from sartor.figures import truth_of
 from sartor.lanes import natural_batch, sample_outputs
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import check_labels, default_limit, find, infer_task
 from sartor.registry import adopt, runtime, techniques
 from sartor.spec import Spec
-from sartor.trials import truth_of
 from sartor.workers import Pool
 
 SAMPLE = 512  # examples of the search split on which the original is looked at before the run

@@ -13,10 +13,9 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -35,16 +34,15 @@ from sartor.contracts import (
     to_json,
 )
 from sartor.data import Part
-from sartor.definitions import needs_groups
 from sartor.evaluate import Race, answers, digest, memory_pair
-from sartor.judge_timing import noise
-from sartor.limits import Limit, Objective, parse_objective
-from sartor.metrics import Truth, find
+from sartor.figures import figures_of, truth_of
+from sartor.limits import Limit, Objective
 from sartor.racing import SLOWER, looks, lost, outdone
-from sartor.records import WATTS, Journal, State, Timing, Trial, Verdict, plain
+from sartor.records import Journal, State, Timing, Trial, Verdict, plain
 from sartor.registry import runtime
 from sartor.report.text import figure, interval
 from sartor.store import Store, key_of, step_to_json
+from sartor.timings import journaled, paces, timing_from_json, timing_to_json
 from sartor.verdicts import EXACT, Evidence, judge_all, objective_value, together
 from sartor.workers import DiskFull, Pool
 
@@ -52,7 +50,6 @@ SCREEN_ROUNDS, SCREEN_SECONDS = 10, 4.0
 LOOK_ROUNDS, LOOK_SECONDS = 5, 2.0
 ALIKE_ROWS = 256  # on which it is seen whether batching changes answers
 APPLY_SECONDS = 900.0
-IN_NANO = ("baseline", "candidate", "twin", "queued", "cpu", "joules")  # of a timing's journal
 
 
 class Stopped(Failed):
@@ -111,8 +108,8 @@ class Laboratory:
         self.order = np.random.default_rng(seed).permutation(len(search))
         self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`
         self.seen: dict[str, Trial] = {}  # model digest -> the trial that measured it
-        self.timings, self.replayed = _timings(journal), _timings(replay)
-        self.pace = _paces(journal)  # model digest -> examples a second, while not timed
+        self.timings, self.replayed = journaled(journal), journaled(replay)
+        self.pace = paces(journal)  # model digest -> examples a second, while not timed
         self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
         # What workers did ahead (see `ahead`), and what keeps them still while something is timed.
         self.stops: dict[str, tuple[State, str]] = {}  # key -> how the step ended, and why
@@ -209,11 +206,11 @@ class Laboratory:
                     timing = self.race.time(
                         model, rounds, seconds, least, blocks, runs=runs, further=further
                     )
-            self.timings[key] = timing
+            told = timing_to_json(timing)  # a resumed run must see the very same figures
+            self.timings[key] = timing_from_json(told)
             self.journal.add(
-                "timing", model=key[0], purpose=purpose, replayed=known is not None,
-                **_nanoseconds(timing),
-            )  # fmt: skip
+                "timing", model=key[0], purpose=purpose, replayed=known is not None, **told
+            )
         return self.timings[key]
 
     def known_timing(self, model: Model) -> Timing | None:
@@ -383,109 +380,9 @@ def performance_limits(
     )
 
 
-def truth_of(part: Part, reference: np.ndarray, rows: np.ndarray | None = None) -> Truth:
-    """What a metric may compare with, for these rows; `reference` is the original's answers."""
-    picked = np.arange(len(part)) if rows is None else rows
-    return Truth(
-        label=None if part.label is None else np.asarray(part.label)[picked],
-        reference=reference,
-        group=None if part.group is None else np.asarray(part.group)[picked],
-        segments={name: np.asarray(values)[picked] for name, values in part.segments.items()},
-        unit=None if part.unit is None else np.asarray(part.unit)[picked],
-    )
-
-
-def figures_of(evidence: Evidence, task: Task, limits: Iterable[Limit] = ()) -> dict[str, float]:
-    """Point estimates of the candidate, by name, and of the original under `original.`."""
-    figures: dict[str, float] = {
-        "size": float(evidence.sizes[1]),
-        "original.size": float(evidence.sizes[0]),
-    }
-    if evidence.memories:
-        figures["original.memory"], figures["memory"] = map(float, evidence.memories)
-    if evidence.flops:
-        figures["original.flops"], figures["flops"] = evidence.flops
-    if evidence.timing is not None:
-        _latencies(figures, evidence.timing)
-        figures["latency.ratio"] = objective_value(parse_objective("latency"), evidence, task)
-        if (control := noise(evidence.timing)) is not None:
-            figures["latency.noise"] = control.estimate
-    if evidence.answers is not None and evidence.truth is not None:
-        names = {task.metric, *(each.metric for each in limits if each.quality)}
-        if task.kind == "classification":
-            names.add("flips")
-        for name in sorted(name for name in names if not needs_groups(name)):
-            metric = find(name, task)
-            before, after = evidence.answers
-            figures[f"original.{name}"] = metric.value(before, evidence.truth)
-            figures[name] = metric.value(after, evidence.truth)
-    return figures
-
-
-def _latencies(figures: dict[str, float], timing: Timing) -> None:
-    """Seconds without those in which other processes had the core; joules of a call."""
-    energy, timing = timing.energy(), timing.undisturbed()
-    if energy is not None:
-        figures["original.energy"] = float(energy.baseline.mean())
-        figures["energy"] = float(energy.candidate.mean())
-    for prefix, lane in (("original.", timing.baseline), ("", timing.candidate)):
-        figures[f"{prefix}latency"] = float(np.median(lane))
-        figures[f"{prefix}latency.mean"] = float(lane.mean())
-        for share in (95, 99):
-            figures[f"{prefix}latency.p{share}"] = float(np.quantile(lane, share / 100))
-        figures[f"{prefix}throughput"] = timing.batch / float(lane.mean())
-
-
 def _reason(verdict: Verdict) -> str:
     metric = verdict.limit.split()[0]
     return (
         f"breaks {verdict.limit}: {interval(metric, plain(verdict))}, must reach "
         f"{figure(metric, verdict.bound)}"
     )
-
-
-def _nanoseconds(timing: Timing) -> dict[str, Any]:
-    def whole(lane: np.ndarray | None) -> Any:
-        return None if lane is None else np.rint(lane * 1e9).astype(np.int64).tolist()
-
-    return {
-        **{name: whole(getattr(timing, name)) for name in IN_NANO},
-        "batch": timing.batch,
-        "threads": timing.threads,
-        "blocks": timing.blocks,
-        "others": timing.others,
-        "first": timing.first,
-        "watts": timing.watts,
-    }
-
-
-def _paces(journal: Journal) -> dict[str, float]:
-    """What earlier sessions of the run saw, so that time is kept back for the certificate."""
-    return {
-        name: pace
-        for entry in journal.events("trial")
-        for name, pace in entry.get("pace", {}).items()
-    }
-
-
-def _timings(journal: Journal | None) -> dict[tuple[str, str], Timing]:
-    """The timings that a journal holds, by model digest and purpose."""
-    return {
-        (entry["model"], entry["purpose"]): timing_from_json(entry)
-        for entry in (journal.events("timing") if journal else ())
-    }
-
-
-def timing_from_json(entry: Mapping[str, Any]) -> Timing:
-    lanes = {
-        name: None if entry.get(name) is None else np.asarray(entry[name], dtype=float) * 1e-9
-        for name in IN_NANO
-    }
-    baseline, candidate = lanes.pop("baseline"), lanes.pop("candidate")
-    if baseline is None or candidate is None:
-        raise ValueError("a timing without lanes")
-    return Timing(
-        baseline, candidate, **lanes, batch=entry["batch"], threads=entry["threads"],
-        blocks=tuple(entry["blocks"]), others=tuple(entry.get("others", ())),
-        first=entry.get("first", 0), watts=entry.get("watts", WATTS),
-    )  # fmt: skip

@@ -22,7 +22,7 @@ import psutil
 
 from sartor import machine
 from sartor.bench import LocalBench
-from sartor.contracts import Failed, Model, Recipe
+from sartor.contracts import HUNG, Failed, Model, Recipe
 from sartor.data import Part
 from sartor.evaluate import digest
 from sartor.limits import Objective
@@ -119,11 +119,15 @@ def likeness(kind: str) -> dict[str, Any]:
 
 
 class GatedPool(Pool):
-    """A pool whose child can be held still while something else is timed on the machine."""
+    """A pool whose child can be held still while something else is timed on the machine.
+
+    `killed`: whether the last call ended by a kill from outside or for taking too long: that tells
+    of the machine, not of the technique."""
 
     def __init__(self, memory: int | None = None) -> None:
         super().__init__(memory)
         self.held = False
+        self.killed = False
         self._gate = threading.Condition()
 
     def call(self, function: Callable[..., Result], *args: Any, **kw: Any) -> Result:
@@ -134,15 +138,19 @@ class GatedPool(Pool):
                 # Only a child that answers has arranged to die with its parent: one that were
                 # stopped before would stay behind.
                 self.worker.call(os.getpid)
-        return super().call(function, *args, **kw)
+        self.killed = False
+        try:
+            return super().call(function, *args, **kw)
+        except Failed as failure:
+            self.killed = str(failure).startswith(("killed", HUNG))
+            raise
 
     def hold(self) -> None:
         """Stops the child; it stands still when this returns."""
         with self._gate:
             self.held = True
-            if self._signal(signal.SIGSTOP) and self.worker is not None:
+            for child in self._signal(signal.SIGSTOP):
                 with contextlib.suppress(psutil.Error):
-                    child = psutil.Process(self.worker.process.pid)
                     while child.status() not in (psutil.STATUS_STOPPED, psutil.STATUS_ZOMBIE):
                         time.sleep(0.0005)
 
@@ -152,17 +160,15 @@ class GatedPool(Pool):
             self._signal(signal.SIGCONT)
             self._gate.notify_all()
 
-    def _signal(self, which: signal.Signals) -> bool:
-        if self.worker is None or not self.worker.alive:
-            return False
-        self.worker.process.send_signal(which)
-        return True
-
-    @property
-    def killed(self) -> bool:
-        """Whether the last child was killed from outside or for taking too long: that tells of
-        the machine, not of the technique."""
-        return self.worker is not None and self.worker.process.poll() == -signal.SIGKILL
+    def _signal(self, which: signal.Signals) -> list[psutil.Process]:
+        """Sends it to all below the worker's keeper, which itself goes on to watch the driver."""
+        found: list[psutil.Process] = []
+        with contextlib.suppress(psutil.Error):
+            while self.worker is not None and self.worker.alive and not found:
+                found = psutil.Process(self.worker.process.pid).children(recursive=True)
+            for each in found:
+                each.send_signal(which)
+        return found
 
 
 class Workshop:
