@@ -257,7 +257,7 @@ class Certifier:
         for at, finalist in enumerate(chain):
             if at >= SURELY_TESTED and not self.in_time():
                 break
-            if _hopeful(rows, at):
+            if _hopeful(rows, at, level):
                 rows[at] = self._test(finalist, part, _share(rows, weights, at, level), bet)
                 self._pass_on(rows, weights, part, level, bet)
         return [self._named(row, level) for row in rows]
@@ -299,7 +299,7 @@ class Certifier:
             fixed = self._row(row.finalist, row.evidence, share * (1 - bet))
             if fixed.status == "certified":
                 return replace(fixed, bets=row.bets, bets_level=share * bet)
-        if part is not None and self._bet_p(row.bets, part) <= share * bet:
+        if part is not None and self._shown(row.bets, part, share * bet):
             found = self._row(row.finalist, row.evidence, share * bet, row.bets)
             return found if found.status == "certified" else None
         return None
@@ -337,18 +337,18 @@ class Certifier:
             if more is None:
                 return (bets if start else None), None
             bets, start = more, rows
-            if self._bet_p(bets, part) <= min(level * bet, self.cap):
+            if self._shown(bets, part, min(level * bet, self.cap)):
                 row = self._row(finalist, evidence, min(level * bet, self.cap), bets)
                 return bets, row if row.status == "certified" else None
         return bets, None
 
-    def _bet_p(self, bets: judge_sequence.Bets, part: Part) -> float:
-        """The p-value of the sequences together: every limit, in every crossing that occurs."""
+    def _shown(self, bets: judge_sequence.Bets, part: Part, level: float) -> bool:
+        """Whether the sequences show every limit, in every crossing that occurs, at the level."""
+        if any(each.p_value > level for each in bets.values()):
+            return False
         truth = Truth(segments=part.segments)
         limits = [each for each in self._asked() if each.quality]
-        wanted = {key for each in limits for key in judge_sequence.keys(each, truth)}
-        known = (bets[key].p_value if key in bets else 1.0 for key in wanted | set(self.bets))
-        return max(known, default=1.0)
+        return all(key in bets for each in limits for key in judge_sequence.keys(each, truth))
 
     def _asked(self) -> tuple[Limit, ...]:
         """The limits, and last that the objective be better than the original's."""
@@ -439,10 +439,15 @@ def _share(rows: Sequence[Row], weights: Sequence[float], at: int, level: float)
     return level * weights[at] / sum(left)
 
 
-def _hopeful(rows: Sequence[Row], at: int) -> bool:
-    """Whether the finalist could be the answer: it is better than all that are certified."""
-    certified = [_grade(row.value) for row in rows if row.status == "certified"]
-    return not certified or _grade(rows[at].value) < min(certified)
+def _hopeful(rows: Sequence[Row], at: int, level: float) -> bool:
+    """Whether measuring the finalist could change the answer: it is better than all that are
+    certified, or one that is was measured and might pass with a larger share."""
+    certified = [_objective(row.finalist) for row in rows if row.status == "certified"]
+    if not certified:
+        return True
+    waiting = [row for row in rows if row.status == "not certified" and row.p_value <= level]
+    open_ = [rows[at], *waiting]
+    return min(_grade(_objective(row.finalist)) for row in open_) < min(map(_grade, certified))
 
 
 def _objective(finalist: Finalist) -> float:
