@@ -113,7 +113,7 @@ def test_a_line_cut_short_counts_as_an_opening(tmp_path: Path) -> None:
         file.write('{"event": "open", "holdout": "h", "run": "tw')
     assert book.left() == pytest.approx(0.002)
     assert book.open("three", "final", FROZEN).alpha == pytest.approx(0.0016)
-    assert book.left() == pytest.approx(0.0032)
+    assert book.left() == pytest.approx(0.0004)
     assert len(lines(tmp_path)) == 3
     assert book.open("three", "final", FROZEN).again
 

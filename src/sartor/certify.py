@@ -5,7 +5,7 @@ Testing, Laufer-Goldshtein et al., ICLR 2023). All limits of a finalist and "bet
 original" are one hypothesis (intersection-union). The finalists share the level that the ledger
 grants, the surest have most of it, and each that is certified passes its share on to the others:
 Holm's procedure with weights (Holm 1979; as a graph: Bretz et al. 2009). That keeps the chance of
-certifying any wrong one at that level, however many there are and however they depend on each other.
+certifying any wrong one at that level, however many there are and however they hang together.
 The certified one with the best objective is the answer.
 """
 
@@ -62,8 +62,8 @@ class Finalist:
 class Row:
     """What certification says of one finalist. `verdicts`: of every limit, and last that of the
     objective; `value`: the objective as a ratio to the original's; `alpha`: the level it was tested
-    at, a share of that of all; `reason`: why it could not be measured, where it could not; `bets`: how far its sequences
-    came, where it has any, and `bets_level` what they are held against."""
+    at, a share of that of all; `reason`: why it could not be measured, where it could not; `bets`:
+    how far its sequences came, where it has any, and `bets_level` what they are held against."""
 
     finalist: Finalist
     status: Status
@@ -167,8 +167,8 @@ def _grade(objective: float) -> int:
 class Certifier:
     """All that stays the same between the early answer and the final one. `run` names the run in
     the ledger: the same again after a kill. `bets`: sequences that go on, begun on other data, and
-    `cap`: the level at which they did; then they alone decide. `in_time`: whether there is time for one
-    more finalist."""
+    `cap`: the level at which they did; then they alone decide. `in_time`: whether there is time for
+    one more finalist."""
 
     limits: tuple[Limit, ...]
     objective: Objective
@@ -254,10 +254,11 @@ class Certifier:
         to know the answer counts as not shown, which costs no level."""
         rows = [Row(each, "untested", value=_objective(each)) for each in chain]
         weights = [DECAY**at for at in range(len(chain))]
-        for at, finalist in enumerate(chain):
+        # Twice: what was passed over at first may have a share to leave to one that waits for it.
+        for at, finalist in [*enumerate(chain)] * 2:
             if at >= SURELY_TESTED and not self.in_time():
                 break
-            if _hopeful(rows, at, level):
+            if rows[at].status == "untested" and _hopeful(rows, at, level):
                 rows[at] = self._test(finalist, part, _share(rows, weights, at, level), bet)
                 self._pass_on(rows, weights, part, level, bet)
         return [self._named(row, level) for row in rows]
