@@ -493,3 +493,16 @@ def test_figures_of_a_whole_set_wait_for_all_rows(tmp_path: Path) -> None:
     row = stage.certifier().final(finalists(1)).rows[0]
     assert row.alpha == pytest.approx(0.05)  # nothing was bet
     assert ROWS in stage.seen
+
+
+def test_candidates_cut_off_by_the_clock_say_nothing_of_what_can_be_reached(tmp_path: Path) -> None:
+    limits = (parse("size <= 10 B"),)
+    original = Finalist("m0", Trial(0, (), "dropped", model="m0"))
+    stage = Stage(tmp_path, {"m0": evidence(100, losses=0)}, limits)
+    found = stage.certifier(original=original).final([])
+    late = Trial(1, ({"technique": "slow"},), "failed", reason="hung: no answer within 15 s")
+    answer = outcome(found, limits, [original.trial, late])
+    assert answer.status == 4
+    assert "--budget" in answer.message
+    broken = Trial(1, ({"technique": "bad"},), "failed", reason="crashed")
+    assert outcome(found, limits, [original.trial, broken]).status == 3

@@ -14,10 +14,11 @@ import pytest
 
 from sartor.contracts import STAGES, Failed, Recipe, Technique, technique_name, to_json
 from sartor.fake_model import Facts
+from sartor.proposals import SLOTS
 from sartor.records import Journal, Trial, Verdict, trial_from_json
 from sartor.registry import recipe as recipe_from_json
 from sartor.registry import techniques
-from sartor.search import SLOTS, GuidedSearch, key_of
+from sartor.search import GuidedSearch, key_of
 from sartor.space import domains
 from sartor.testing_fake import fake_model
 

@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 
 from sartor import judge_sequence
-from sartor.contracts import Failed, Task, WrongRequest
+from sartor.contracts import HUNG, Failed, Task, WrongRequest
 from sartor.data import Part, Sealed
 from sartor.ledger import EarlyUsed, Ledger, Opening, Stage
 from sartor.limits import PERFORMANCE, Limit, Objective, parse
@@ -470,7 +470,14 @@ def outcome(found: Certification, limits: Sequence[Limit], trials: Iterable[Tria
     if open_:
         return _undecided(min(open_, key=lambda row: row.p_value), limits)
     judged = [row.verdicts for row in tested if row is not found.original]
-    judged += [each.verdicts for each in trials if each.recipe and each.verdicts]
+    tried = [each for each in trials if each.recipe]
+    judged += [each.verdicts for each in tried if each.verdicts]
+    late = sum(each.reason.startswith(HUNG) for each in tried)
+    if late and not judged:  # nothing was learnt of what can be reached
+        return Answer(
+            4, f"undecided: no candidate was finished in the time there was ({late} were cut off); "
+            "give a longer --budget"
+        )  # fmt: skip
     if found.original is not None:
         judged.append(found.original.verdicts)
     return _infeasible(judged, limits)

@@ -169,6 +169,12 @@ def _optimize(commands: Any) -> None:
     group.add_argument(
         "--replay", metavar="JOURNAL", help="take latencies from this run.jsonl where it has them"
     )
+    group.add_argument(
+        "--learn-from",
+        action="append",
+        metavar="PATH",
+        help="a run.jsonl, or a folder of runs: what they found guides what is tried first",
+    )
     group.add_argument("--quiet", action="store_true", help="only the answer")
     _json(command)
 

@@ -29,6 +29,9 @@ Arrays = Mapping[str, np.ndarray]
 """Input or output name -> array; the first axis of every array is the batch."""
 
 
+HUNG = "hung"  # how the reason of a trial begins that was cut off by the clock
+
+
 class WrongRequest(ValueError):
     """The request is wrong: one clear sentence that says what, and what to write instead."""
 

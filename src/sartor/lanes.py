@@ -216,10 +216,15 @@ def sample_outputs(model: Model, target: Target, part: Part, rows: int) -> dict[
     rows = min(rows, len(part))
     size = natural_batch(model.signature) or target.batch
     found: dict[str, list[np.ndarray]] = {}
-    with runtime(model.kind).start(model, target) as run:
+    single = replace(target, threads=1)
+    with (
+        runtime(model.kind).start(model, single) as run,
+        ThreadPoolExecutor(machine.cores()) as threads,
+    ):
         answerer = Answerer(model, run, part, "")
-        for at in range(0, rows, size):
-            for name, answer in answerer.every(np.arange(at, min(at + size, rows))).items():
+        batches = (np.arange(at, min(at + size, rows)) for at in range(0, rows, size))
+        for answered in threads.map(answerer.every, batches):
+            for name, answer in answered.items():
                 found.setdefault(name, []).append(answer)
     # An axis of the right length by chance, in the last batch say, is no batch axis.
     whole = {name: each for name, each in found.items() if sum(map(len, each)) == rows}

@@ -13,6 +13,7 @@ from sartor.bench import LocalBench
 from sartor.clock import Clock
 from sartor.contracts import Recipe, WrongRequest, describe
 from sartor.prepare import Prepared, allowed, environment, prepare
+from sartor.priors import features, learned
 from sartor.records import Journal, Trial
 from sartor.registry import portfolio, recipe
 from sartor.resuming import note_budget, remembered, settled
@@ -106,7 +107,8 @@ def search(
     known = allowed(spec, kind)
     first = [recipe(kind, entries) for entries in spec.recipes]
     first += portfolio(ready.original, lab.bench)
-    seeker = GuidedSearch(kind, known, first, trials=spec.trials, seed=spec.seed)
+    lessons = learned(spec.learn_from, kind, _features(lab, folder), spec.objective, folder.root)
+    seeker = GuidedSearch(kind, known, first, lessons=lessons, trials=spec.trials, seed=spec.seed)
     finished = folder.trials()
     frozen = answering.frozen()
     progress.deadline, progress.trials = clock.deadline, clock.trials
@@ -142,6 +144,17 @@ def search(
             lab.seen.setdefault(trial.model, trial)
         answering.consider(trial)
         number += 1
+
+
+def _features(lab: Laboratory, folder: RunFolder) -> dict[str, float]:
+    """What later runs may compare this model by; kept in the journal."""
+    told = folder.journal.last("features")
+    if told is None:
+        found = lab.pool.call(features, lab.original, lab.search, timeout=lab.patience())
+        folder.journal.add("features", features=found)
+        return found
+    known: dict[str, float] = told["features"]
+    return known
 
 
 def _ahead(

@@ -1,5 +1,5 @@
-"""Which recipe to try next: the original, a portfolio known to be good, repairs of what came
-close, then a model of what was seen (Optuna's TPE) until the caller stops asking.
+"""Which recipe to try next: the original, what is known to be good, repairs of what came close,
+then whatever a model of what was seen expects most of.
 
 Ask and tell: the caller owns the loop. The same seed and the same answers give the same questions,
 so a run that was killed is continued by telling the journal's trials again.
@@ -8,37 +8,34 @@ so a run that was killed is continued by telling the journal's trials again.
 from __future__ import annotations
 
 import copy
-import dataclasses
-import json
 import math
-import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-from sartor.contracts import STAGES, Recipe, Technique, technique_name, to_json
+import numpy as np
+
+from sartor.contracts import Recipe, Technique, technique_name
+from sartor.priors import DONE, Lesson, objective_of, observed
+from sartor.proposals import Points, everything, key_of, neighbours, rebuilt, sample
 from sartor.records import Trial
-from sartor.registry import recipe as recipe_from_json
-from sartor.space import Choice, domains
+from sartor.repairs import Repairs
+from sartor.surrogate import Observed, expected_improvement, holds, predict, stacked
 
-Settings = dict[str, Any]
+__all__ = ["GuidedSearch", "key_of"]
 
-# A graph may be fused, rewritten and folded in turn; elsewhere one technique a stage is enough.
-SLOTS = tuple(stage for stage in STAGES for _ in range(3 if stage == "graph" else 1))
-REPAIRS = 3  # how often one recipe's exceptions are widened before it is given up
 HOPELESS = 2  # a technique that only ever refused or failed is not suggested again
-FRUITLESS = 200  # asks in a row that bring only known recipes: the space is exhausted
-
-
-def key_of(recipe: Recipe) -> str:
-    return json.dumps([to_json(each) for each in recipe], sort_keys=True)
+PARENTS = 4  # of the best trials the neighbours are looked at
+EVERY, SOME = 3, 30  # every so many asks only so many recipes drawn at random are looked at
+DRAWN = 200  # recipes drawn at random beside them
+FRUITLESS = 5000  # draws in a row that bring only known recipes: the space is exhausted
 
 
 class GuidedSearch:
     """The default Searcher.
 
     `known` maps technique names to classes for the kind at hand; `portfolio` comes first, in its
-    order; `trials` ends the search after that many (None: until the caller stops).
+    order; `lessons` are trials of earlier runs on other models; `trials` ends the search after
+    that many (None: until the caller stops).
     """
 
     def __init__(
@@ -47,6 +44,7 @@ class GuidedSearch:
         known: Mapping[str, type[Technique]],
         portfolio: Sequence[Recipe] = (),
         *,
+        lessons: Sequence[Lesson] = (),
         trials: int | None = None,
         seed: int = 0,
     ) -> None:
@@ -55,51 +53,54 @@ class GuidedSearch:
         self.waiting: list[Recipe] = [(), *portfolio]
         self.trials = trials
         self.told: dict[str, Trial] = {}
-        self.pending: dict[str, Any] = {}
-        self.repaired: dict[str, int] = {}
+        self.pending: set[str] = set()
         self.useless: Counter[str] = Counter()
         self.useful: set[str] = set()
-        self.study = _study(seed)
+        self.repairs = Repairs(self.known)
+        self.points = Points(self.known)
+        self.lessons = tuple(lessons)
+        self.rng = np.random.default_rng(seed)
+        self.all = everything(self.known)
+        if portfolio and lessons:  # what is learned orders what is tried first
+            order = np.argsort(-self._promise(portfolio), kind="stable")
+            self.waiting = [(), *(portfolio[at] for at in order)]
+        elif not portfolio and not lessons:  # nothing is known: each technique by itself first
+            self.waiting += [(cls(),) for cls in self.known.values()]
 
     def ask(self) -> tuple[Recipe, float] | None:
         if self.trials is not None and len(self.told) >= self.trials:
             return None
         while self.waiting:
             recipe = self.waiting.pop(0)
-            if key_of(recipe) not in self.told and self._legal(recipe):
-                self.pending[key_of(recipe)] = None
-                return recipe, 1.0
-        if not self.known:
+            if key_of(recipe) not in self.told and self._allowed(recipe):
+                return self._asked(recipe)
+        pool = self._pool()
+        if not pool:
             return None
-        for _ in range(FRUITLESS):
-            question = self.study.ask()
-            recipe = self._suggest(question)
-            key = key_of(recipe)
-            if key not in self.told and key not in self.pending:
-                self.pending[key] = question
-                return recipe, 1.0
-            # Tell what is known already, so that the model learns not to ask again.
-            seen = self.told.get(key)
-            self.study.tell(question, _loss(seen) if seen else math.inf)
-        return None
+        return self._asked(pool[int(np.argmax(self._promise(pool)))])
+
+    def _asked(self, recipe: Recipe) -> tuple[Recipe, float]:
+        self.pending.add(key_of(recipe))
+        return recipe, 1.0
 
     def tell(self, trial: Trial) -> None:
         self.told[trial.key] = trial
+        self.pending.discard(trial.key)
         if trial.culprit:
             self.useless[trial.culprit] += 1
-        elif trial.state in ("done", "dropped"):
+        elif trial.state in DONE:
             self.useful |= {entry["technique"] for entry in trial.recipe}
-        question = self.pending.pop(trial.key, None)
-        if question is not None:
-            self.study.tell(question, _loss(trial))
-        else:
-            self._teach(trial)
-        self._repair(trial)
+        recipe = rebuilt(self.known, trial.recipe)
+        milder = self.repairs.after(trial, recipe, self._best()) if recipe else None
+        if milder is not None:
+            self.waiting.insert(0, milder)
 
     def upcoming(self, n: int) -> list[Recipe]:
         """At most `n` recipes that are likely to be asked next, the likeliest first, without a
         change of state: what would be asked if no answer changed the plan."""
-        ahead = copy.deepcopy(self)
+        ahead = copy.copy(self)
+        ahead.waiting, ahead.pending = list(self.waiting), set(self.pending)
+        ahead.rng, ahead.points = copy.deepcopy(self.rng), self.points.copied()
         ahead.trials = None
         found: list[Recipe] = []
         while len(found) < n:
@@ -109,147 +110,97 @@ class GuidedSearch:
             found.append(asked[0])
         return found
 
-    def _legal(self, recipe: Recipe) -> bool:
+    # -- what may be asked --------------------------------------------------------------------
+
+    def _allowed(self, recipe: Recipe) -> bool:
         return all(technique_name(each) in self.known or each.makes for each in recipe)
 
-    def _suggest(self, question: Any) -> Recipe:
-        """A recipe from the study: for each slot a technique or none, then its settings."""
-        steps: list[Technique] = []
-        for number, stage in enumerate(SLOTS):
-            names = [name for name, cls in self.known.items() if cls.stage == stage]
-            if not names:
-                continue
-            picked = question.suggest_categorical(f"{number}:{stage}", _options(names))
-            if picked not in self.known or any(technique_name(each) == picked for each in steps):
-                continue
-            if self.useless[picked] >= HOPELESS and picked not in self.useful:
-                continue
-            cls = self.known[picked]
-            settings = {
-                name: _suggest(question, f"{number}:{picked}:{name}", domain)
-                for name, domain in domains(cls).items()
-            }
-            steps.append(cls(**settings))
-        return tuple(steps)
+    def _worth(self, recipe: Recipe) -> bool:
+        names = {technique_name(each) for each in recipe}
+        return all(self.useless[n] < HOPELESS or n in self.useful for n in names)
 
-    def _teach(self, trial: Trial) -> None:
-        """Puts a trial that the study did not ask for (portfolio, repair) into it."""
-        import optuna
+    def _pool(self) -> list[Recipe]:
+        """Recipes that were not tried yet: all where there are few, else the neighbours of the
+        best and some at random. Now and then only a few at random, which are short more often
+        than not: a model that is wrong is not followed for ever."""
+        if len(self.told) % EVERY == EVERY - 1:
+            few = self._new([sample(self.known, self.rng) for _ in range(SOME)])
+            if few:
+                return few
+        if self.all is not None:
+            return self._new(self.all)
+        near: list[Recipe] = []
+        for trial in self._ranked()[:PARENTS]:
+            recipe = rebuilt(self.known, trial.recipe)
+            near += neighbours(recipe, self.known) if recipe is not None else []
+        near += [each for each in map(self._learned, self.lessons) if each]
+        drawn = (sample(self.known, self.rng) for _ in range(DRAWN))
+        pool = self._new([*near, *drawn])
+        for _ in range(0 if pool else FRUITLESS):
+            pool = self._new([sample(self.known, self.rng)])
+            if pool:
+                break
+        return pool
 
-        params: Settings = {}
-        space: dict[str, Any] = {}
-        slots = list(enumerate(SLOTS))
-        for entry in trial.recipe:
-            cls = self.known.get(entry["technique"])
-            at = next((i for i, s in enumerate(slots) if cls and s[1] == cls.stage), None)
-            if cls is None or at is None:
-                return  # more techniques of a stage than the study has slots for
-            number, stage = slots.pop(at)
-            slots = [slot for slot in slots if slot[0] > number]
-            names = _options([n for n, c in self.known.items() if c.stage == stage])
-            space[f"{number}:{stage}"] = optuna.distributions.CategoricalDistribution(names)
-            params[f"{number}:{stage}"] = entry["technique"]
-            for name, domain in domains(cls).items():
-                label = f"{number}:{entry['technique']}:{name}"
-                space[label] = _distribution(domain)
-                params[label] = _code(domain, entry[name])
-        for number, stage in enumerate(SLOTS):
-            names = [n for n, c in self.known.items() if c.stage == stage]
-            if names and f"{number}:{stage}" not in params:
-                space[f"{number}:{stage}"] = optuna.distributions.CategoricalDistribution(
-                    _options(names)
-                )
-                params[f"{number}:{stage}"] = "none 0"
-        self.study.add_trial(
-            optuna.trial.create_trial(params=params, distributions=space, value=_loss(trial))
+    def _learned(self, lesson: Lesson) -> Recipe | None:
+        return rebuilt(self.known, lesson.recipe)
+
+    def _new(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        found: dict[str, Recipe] = {}
+        for each in recipes:
+            key = key_of(each)
+            if key not in self.told and key not in self.pending and self._worth(each):
+                found.setdefault(key, each)
+        return list(found.values())
+
+    # -- what to expect of it -----------------------------------------------------------------
+
+    def _ranked(self) -> list[Trial]:
+        """Trials with an objective, those whose limits hold first, the best first."""
+        known = [each for each in self.told.values() if math.isfinite(objective_of(each))]
+        return sorted(known, key=lambda each: (not feasible(each), objective_of(each)))
+
+    def _best(self) -> float:
+        """The best objective among trials whose limits hold; that of the original is 1."""
+        found = [objective_of(each) for each in self.told.values() if feasible(each)]
+        return min([1.0, *found])
+
+    def _promise(self, pool: Sequence[Recipe]) -> np.ndarray:
+        """How much each recipe promises: expected improvement times probability to be feasible."""
+        wanted = self.points.of(pool)
+        seen = [Lesson(t.recipe, t.state, observed(t), 0, 1.0) for t in self.told.values()]
+        seen += self.lessons
+        promise = np.ones(len(pool))
+        carried = [(each, 1.0 if each.state in DONE else -1.0) for each in seen]
+        if any(value < 0 for _, value in carried):
+            promise *= holds(*self._predicted(carried, wanted, 1.0))
+        for name in sorted({name for each in seen for name in each.observed}):
+            rows = [(each, each.observed[name]) for each in seen if name in each.observed]
+            if name == "objective":
+                mean, deviation = self._predicted(rows, wanted, 0.0)
+                promise *= expected_improvement(mean, deviation, math.log(self._best()))
+            else:
+                promise *= holds(*self._predicted(rows, wanted))
+        return promise
+
+    def _predicted(
+        self,
+        rows: Sequence[tuple[Lesson, float]],
+        wanted: np.ndarray,
+        centre: float | None = None,
+    ) -> tuple[np.ndarray, np.ndarray]:
+        points = self.points([each.recipe for each, _ in rows])
+        both = stacked([points, wanted])
+        seen = Observed(
+            both[: len(rows)],
+            np.array([value for _, value in rows]),
+            np.array([each.source for each, _ in rows]),
+            np.array([each.likeness for each, _ in rows]),
         )
-
-    def _repair(self, trial: Trial) -> None:
-        """A recipe that gains but loses too much quality is tried again, milder: the setting that
-        buys quality back is raised in its last technique that has one, bolder each time."""
-        gains = trial.figures.get("objective", math.inf) < 1.0
-        harmed = any(each.outcome != "met" and each.method != "exact" for each in trial.verdicts)
-        if trial.state not in ("done", "dropped") or not gains or not harmed or trial.same:
-            return
-        recipe = recipe_from_json(self.kind, trial.recipe)
-        for at in reversed(range(len(recipe))):
-            technique = recipe[at]
-            name = technique.repair
-            if name is None:
-                continue
-            root = key_of(
-                (*recipe[:at], dataclasses.replace(technique, **{name: _first(technique, name)}))
-            )
-            times = self.repaired.get(root, 0)
-            milder = _milder(technique, name, times)
-            if times < REPAIRS and milder is not None:
-                self.repaired[root] = times + 1
-                self.waiting.insert(0, (*recipe[:at], milder, *recipe[at + 1 :]))
-                return
+        return predict(seen, both[len(rows) :], centre)
 
 
-def _options(names: list[str]) -> list[str]:
-    """What a slot may hold. Nothing has two chances of three, so that recipes stay short."""
-    return [*(f"none {i}" for i in range(2 * len(names))), *names]
-
-
-def _first(technique: Technique, name: str) -> Any:
-    return domains(technique)[name].grid(2)[0]
-
-
-def _milder(technique: Technique, name: str, times: int) -> Technique | None:
-    """The technique with its repair setting raised, by more each time (as in a bisection, the
-    order of sensitivity is known, so that steps may double)."""
-    domain = domains(technique)[name]
-    steps = domain.grid(16)
-    above = [value for value in steps if value > getattr(technique, name)]
-    if not above:
-        return None
-    return dataclasses.replace(technique, **{name: above[min(times, len(above) - 1)]})
-
-
-def _loss(trial: Trial) -> float:
-    """What the study minimizes: the objective's ratio to the original where the limits hold;
-    above 1, by how improbable that is, where they do not."""
-    value = trial.figures.get("objective", math.inf)
-    if not math.isfinite(value) or (trial.state != "done" and not trial.same):
-        return 3.0
-    broken = sum(each.outcome == "broken" for each in trial.verdicts)
-    return value if trial.p_value <= 0.5 and not broken else 1.0 + trial.p_value + broken
-
-
-def _study(seed: int) -> Any:
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            seed=seed, multivariate=True, group=True, n_startup_trials=5, constant_liar=False
-        )
-    return optuna.create_study(sampler=sampler, direction="minimize")
-
-
-def _distribution(domain: Any) -> Any:
-    from optuna import distributions
-
-    if isinstance(domain, Choice):
-        return distributions.CategoricalDistribution(range(len(domain.values)))
-    if domain.whole:
-        return distributions.IntDistribution(domain.low, domain.high, log=domain.log)
-    return distributions.FloatDistribution(domain.low, domain.high, log=domain.log)
-
-
-def _code(domain: Any, value: Any) -> Any:
-    # Choices travel as their index: Optuna's categories must be plain values.
-    value = tuple(value) if isinstance(value, list) else value
-    return domain.values.index(value) if isinstance(domain, Choice) else value
-
-
-def _suggest(question: Any, label: str, domain: Any) -> Any:
-    if isinstance(domain, Choice):
-        return domain.values[question.suggest_categorical(label, list(range(len(domain.values))))]
-    if domain.whole:
-        return question.suggest_int(label, domain.low, domain.high, log=domain.log)
-    value = question.suggest_float(label, domain.low, domain.high, log=domain.log)
-    return float(f"{value:.3g}")  # three digits are enough, and equal recipes are then equal
+def feasible(trial: Trial) -> bool:
+    """Whether its limits rather hold than not."""
+    sound = trial.state == "done" or trial.same
+    return sound and trial.p_value <= 0.5 and math.isfinite(objective_of(trial))

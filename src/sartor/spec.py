@@ -12,7 +12,8 @@ Every key of `Spec` may stand so at the top, or grouped under one of these headi
     [data]        source (= data), label, segments, group, mask
     [task]        kind (= task), metric, output
     [target]      threads, batch, device, watts, fixed (such as fixed = {image = [1, 3, 224, 224]})
-    [search]      trials, seed, memory, deadline, techniques, without, recipes, confidence
+    [search]      trials, seed, memory, deadline, techniques, without, recipes, confidence,
+                  learn_from
 
 Paths are relative to the file. An unknown key is an error that names the nearest known one.
 """
@@ -193,6 +194,7 @@ class Spec:
     without: tuple[str, ...] = _key((), _texts, group="search")
     recipes: tuple[tuple[Mapping[str, Any], ...], ...] = _key((), _recipes, group="search")
     confidence: float = _key(0.95, _number, group="search")
+    learn_from: tuple[str, ...] = _key((), _texts, group="search")
 
     @property
     def objective(self) -> str:
@@ -359,6 +361,8 @@ def _relative(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     for name in ("model", "data", "out", "replay", "resume"):
         if name in values:
             found[name] = beside(values[name], folder)
+    if "learn_from" in values:
+        found["learn_from"] = tuple(beside(each, folder) for each in values["learn_from"])
     if is_reference(values.get("metric", "")):
         found["metric"] = beside(values["metric"], folder)
     found["limits"] = tuple(_limit_beside(text, folder) for text in values.get("limits", ()))

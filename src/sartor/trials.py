@@ -2,7 +2,7 @@
 
 The order is that of cost: a refusal is free, the size is known after applying, a few interleaved
 rounds give the latency, quality comes last on a growing sample of the search split and stops as
-soon as the evidence is against the candidate.
+soon as the evidence is against the candidate (`racing`).
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from sartor.evaluate import Race, answers, digest, memory_pair
 from sartor.judge_timing import noise
 from sartor.limits import Limit, Objective, parse_objective
 from sartor.metrics import Truth, find
+from sartor.racing import SLOWER, looks, lost, outdone
 from sartor.records import WATTS, Journal, State, Timing, Trial, Verdict, plain
 from sartor.registry import runtime
 from sartor.report.text import figure, interval
@@ -47,11 +48,9 @@ from sartor.store import Store, key_of, step_to_json
 from sartor.verdicts import EXACT, Evidence, judge_all, objective_value, together
 from sartor.workers import DiskFull, Pool
 
-SAMPLES = (256, 1024, 4096)  # examples after which a candidate's quality is looked at
-DROP = 0.01  # a candidate is dropped when the evidence against it is this strong
 SCREEN_ROUNDS, SCREEN_SECONDS = 10, 4.0
-SLOWER = 1.2  # times the original's latency: then a candidate is dropped on a screen's evidence
 LOOK_ROUNDS, LOOK_SECONDS = 5, 2.0
+ALIKE_ROWS = 256  # on which it is seen whether batching changes answers
 APPLY_SECONDS = 900.0
 IN_NANO = ("baseline", "candidate", "twin", "queued", "cpu", "joules")  # of a timing's journal
 
@@ -242,7 +241,7 @@ class Laboratory:
         began = time.monotonic()
         found = answers(
             self.pool, model, self.search, self.order[start:end], self.task, self.target,
-            timeout=self.patience(), sample=self.order[: SAMPLES[0]],
+            timeout=self.patience(), sample=self.order[:ALIKE_ROWS],
         )  # fmt: skip
         return found, time.monotonic() - began
 
@@ -320,11 +319,17 @@ class Laboratory:
             trial = dataclasses.replace(trial, state="dropped", reason=f"no gain: {how}")
         if trial.state == "dropped":
             return trial
+        better = outdone(trial, evidence, self.objective, self.seen.values(), self.task, self.seed)
+        if better is not None:
+            how = f"{trial.figures['latency.ratio']:.2f} x the original's latency"
+            against = f"{better.figures['latency.ratio']:.2f} x, and is no bigger"
+            reason = f"cannot beat trial {better.number}: {how}; that has {against}"
+            return dataclasses.replace(trial, state="dropped", reason=reason)
         return self._quality(trial, model, evidence)
 
     def _quality(self, trial: Trial, model: Model, evidence: Evidence) -> Trial:
         total = len(self.search)
-        for rows in (*(n for n in SAMPLES if n < total), total):
+        for rows in looks(total):
             pair = (self.answered(self.original, rows), self.answered(model, rows))
             evidence = dataclasses.replace(
                 evidence, answers=pair, truth=truth_of(self.search, pair[0], self.order[:rows])
@@ -346,9 +351,9 @@ class Laboratory:
         trial = dataclasses.replace(
             trial, figures=figures, verdicts=verdicts, p_value=together(verdicts)[1]
         )
-        lost = [each for each in verdicts if each.outcome == "broken" and each.p_value > 1 - DROP]
-        if lost:
-            trial = dataclasses.replace(trial, state="dropped", reason=_reason(lost[0]))
+        missed = lost(limits, verdicts, evidence, self.task, self.seed, len(self.search))
+        if missed is not None:
+            trial = dataclasses.replace(trial, state="dropped", reason=_reason(missed))
         return trial
 
 

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, TypeVar
 
-from sartor.contracts import Failed, Unneeded, WrongRequest
+from sartor.contracts import HUNG, Failed, Unneeded, WrongRequest
 from sartor.keeper import descendants, keep
 from sartor.records import disk_full
 
@@ -111,7 +111,7 @@ class Worker:
 
     def _hung(self, seconds: float) -> Failed:
         self.close()
-        return Failed(f"hung: no answer within {seconds:.0f} s")
+        return Failed(f"{HUNG}: no answer within {seconds:.0f} s")
 
     def _died(self) -> str:
         with contextlib.suppress(subprocess.TimeoutExpired):

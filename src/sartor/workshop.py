@@ -26,11 +26,12 @@ from sartor.contracts import Failed, Model, Recipe
 from sartor.data import Part
 from sartor.evaluate import digest
 from sartor.limits import Objective
+from sartor.racing import SAMPLES, looks
 from sartor.records import Journal, State
 from sartor.registry import recipe as recipe_from_json
 from sartor.registry import runtime
 from sartor.store import Files, Store, files_of, read_model, write_files, write_model
-from sartor.trials import SAMPLES, Laboratory, Stopped
+from sartor.trials import Laboratory, Stopped
 from sartor.workers import Pool, Worker
 
 Result = TypeVar("Result")
@@ -225,4 +226,4 @@ class Workshop:
 
 def portions(total: int) -> tuple[int, ...]:
     """After how many examples a candidate's quality is looked at."""
-    return (*(n for n in SAMPLES if n < total), total)
+    return looks(total)

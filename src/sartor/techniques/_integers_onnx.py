@@ -17,7 +17,8 @@ MICROSOFT = "com.microsoft"
 FEW = 512
 """Below so many weights, what is added around a quantized node costs more than it saves."""
 
-EXCEPTIONS = (0, 1, 2, 4, 8, 16, 32)
+# Close enough for a bisection to find about the smallest number that meets a limit.
+EXCEPTIONS = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
 # Operator -> which of its inputs are weights. Input 0 is the activation in all of them.
 WEIGHTS = {

@@ -1,0 +1,226 @@
+"""Recipes as points: what may be asked, what lies beside a recipe, how alike two recipes are."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from sartor.contracts import STAGES, Recipe, Technique, technique_name, to_json
+from sartor.space import Choice, Domain, domains
+
+Known = Mapping[str, type[Technique]]
+Entry = Mapping[str, Any]
+
+# A graph may be fused, rewritten and folded in turn; elsewhere one technique a stage is enough.
+SLOTS = tuple(stage for stage in STAGES for _ in range(3 if stage == "graph" else 1))
+FEW = 1000  # a space of at most so many recipes is looked at as a whole
+GRID = 12  # values of an interval that count as its neighbours' lattice and in a small space
+
+
+def key_of(recipe: Recipe) -> str:
+    return json.dumps([to_json(each) for each in recipe], sort_keys=True)
+
+
+def rebuilt(known: Known, entries: Sequence[Entry]) -> Recipe | None:
+    """The recipe of these JSON entries in the known classes; None where one is not known or a
+    setting lies outside its domain."""
+    steps = []
+    for entry in entries:
+        cls = known.get(entry["technique"])
+        settings = {name: _value(v) for name, v in entry.items() if name != "technique"}
+        if cls is None or not settings.keys() <= domains(cls).keys():
+            return None
+        if any(value not in domains(cls)[name] for name, value in settings.items()):
+            return None
+        steps.append(cls(**settings))
+    return tuple(steps)
+
+
+def _value(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def legal(recipe: Recipe) -> bool:
+    """In the order of the stages, none twice, and no more of a stage than there are slots."""
+    stages = [STAGES.index(each.stage) for each in recipe]
+    names = {technique_name(each) for each in recipe}
+    if stages != sorted(stages) or len(names) < len(recipe):
+        return False
+    return all(stages.count(at) <= SLOTS.count(stage) for at, stage in enumerate(STAGES))
+
+
+# -- what may be asked -------------------------------------------------------------------------
+
+
+def everything(known: Known) -> list[Recipe] | None:
+    """All recipes where there are few, else None."""
+    held = {
+        stage: [_variants(cls) for cls in known.values() if cls.stage == stage] for stage in STAGES
+    }
+    if any(each is None for lists in held.values() for each in lists):
+        return None
+    choices: list[list[Recipe]] = []
+    for stage in STAGES:
+        lists = [each for each in held[stage] if each is not None]
+        most = min(SLOTS.count(stage), len(lists))
+        choices.append(
+            [
+                picked
+                for n in range(most + 1)
+                for some in itertools.permutations(lists, n)
+                for picked in itertools.product(*some)
+            ]
+        )
+        if math.prod(map(len, choices)) > FEW:
+            return None
+    return [tuple(itertools.chain(*picked)) for picked in itertools.product(*choices)]
+
+
+def _variants(cls: type[Technique]) -> list[Technique] | None:
+    lists = {name: domain.grid(GRID) for name, domain in domains(cls).items()}
+    if math.prod(map(len, lists.values())) > FEW:
+        return None
+    return [
+        cls(**dict(zip(lists, values, strict=True)))
+        for values in itertools.product(*lists.values())
+    ]
+
+
+def sample(known: Known, rng: np.random.Generator) -> Recipe:
+    """A recipe at random: each slot holds nothing with two chances of three."""
+    steps: list[Technique] = []
+    for stage in SLOTS:
+        names = [name for name, cls in known.items() if cls.stage == stage]
+        if not names or rng.random() < 2 / 3:
+            continue
+        picked = names[int(rng.integers(len(names)))]
+        if all(technique_name(each) != picked for each in steps):
+            steps.append(_sampled(known[picked], rng))
+    return tuple(steps)
+
+
+def _sampled(cls: type[Technique], rng: np.random.Generator) -> Technique:
+    """Defaults but for some settings: what a technique's author thought good is a good start."""
+    settings = {
+        name: _tidy(domain, domain.sample(rng))
+        for name, domain in domains(cls).items()
+        if rng.random() < 0.5
+    }
+    return cls(**settings)
+
+
+def _tidy(domain: Domain, value: Any) -> Any:
+    """Three digits are enough, and equal recipes are then equal."""
+    if isinstance(domain, Choice) or domain.whole:
+        return value
+    return min(max(float(f"{value:.3g}"), domain.low), domain.high)
+
+
+def neighbours(recipe: Recipe, known: Known) -> list[Recipe]:
+    """The recipes one change away: a setting moved, a step left out, put in (with its defaults) or
+    replaced by another of its stage, two steps of a stage in the other order."""
+    found: list[Recipe] = []
+    for at, technique in enumerate(recipe):
+        before, after = recipe[:at], recipe[at + 1 :]
+        found.append((*before, *after))
+        for name, domain in domains(technique).items():
+            for value in _moved(domain, getattr(technique, name)):
+                found.append((*before, dataclasses.replace(technique, **{name: value}), *after))
+        for cls in known.values():
+            if cls.stage == technique.stage and not isinstance(technique, cls):
+                found.append((*before, cls(), *after))
+        if after and after[0].stage == technique.stage:
+            found.append((*before, after[0], technique, *after[1:]))
+    for cls in known.values():
+        for at in range(len(recipe) + 1):
+            found.append((*recipe[:at], cls(), *recipe[at:]))
+    return [each for each in found if legal(each)]
+
+
+def _moved(domain: Domain, value: Any) -> list[Any]:
+    if isinstance(domain, Choice):
+        return [each for each in domain.values if each != value]
+    return [_tidy(domain, each) for each in domain.neighbours(value)]
+
+
+# -- how alike ---------------------------------------------------------------------------------
+
+SETTING = 0.5  # what a setting weighs beside the presence of its technique
+
+
+class Points:
+    """Recipes as vectors: for each technique whether it is there, for each of its settings the
+    value (its place in the domain for numbers, one of many for names), for two techniques of a
+    stage which comes first. Axes appear as they are met."""
+
+    def __init__(self, known: Known) -> None:
+        self.known = known
+        self.axes: dict[Any, int] = {}
+        self.rows: dict[Any, dict[int, float]] = {}
+
+    def copied(self) -> Points:
+        made = Points(self.known)
+        made.axes, made.rows = dict(self.axes), dict(self.rows)
+        return made
+
+    def of(self, recipes: Sequence[Recipe]) -> np.ndarray:
+        for each in recipes:
+            if each not in self.rows:
+                self.rows[each] = self._row([to_json(step) for step in each])
+        return self._stacked([self.rows[each] for each in recipes])
+
+    def __call__(self, recipes: Sequence[Sequence[Entry]]) -> np.ndarray:
+        """[len(recipes), axes met so far]."""
+        return self._stacked([self._row(each) for each in recipes])
+
+    def _stacked(self, rows: Sequence[Mapping[int, float]]) -> np.ndarray:
+        made = np.zeros((len(rows), len(self.axes)))
+        for at, row in enumerate(rows):
+            for axis, value in row.items():
+                made[at, axis] = value
+        return made
+
+    def _row(self, entries: Sequence[Entry]) -> dict[int, float]:
+        row: dict[int, float] = {}
+        stages: dict[str, list[str]] = {}
+        for entry in entries:
+            name = entry["technique"]
+            row[self._axis(name)] = 1.0
+            cls = self.known.get(name)
+            for setting, domain in domains(cls).items() if cls else ():
+                key, value = _coordinate(domain, _value(entry.get(setting)))
+                if value:
+                    row[self._axis((name, setting, key))] = SETTING * value
+            if cls:
+                stages.setdefault(cls.stage, []).append(name)
+        for names in stages.values():
+            for pair in itertools.combinations(names, 2):
+                row[self._axis(pair)] = SETTING
+        return row
+
+    def _axis(self, key: Any) -> int:
+        return self.axes.setdefault(key, len(self.axes))
+
+
+def _coordinate(domain: Domain, value: Any) -> tuple[str, float]:
+    if isinstance(domain, Choice):
+        numbers = all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in domain.values
+        )
+        if not numbers:
+            return json.dumps(value), 1.0
+        if value not in domain.values:
+            return "", 0.0
+        return "", domain.values.index(value) / max(len(domain.values) - 1, 1)
+    if value is None:
+        return "", 0.0
+    low, high, here = domain.low, domain.high, value
+    if domain.log:
+        low, high, here = math.log(low), math.log(high), math.log(value)
+    return "", (here - low) / (high - low) if high > low else 0.0

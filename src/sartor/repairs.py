@@ -1,0 +1,79 @@
+"""Buying quality back: a recipe that gains but breaks a limit is tried again, milder.
+
+A technique's `repair` setting buys quality back as it grows, and costs some of the gain. Its
+smallest value that meets the limits is found by bisection over the values of its domain: in as many
+trials as the logarithm of their number, since the order in which parts are spared is measured
+(the most sensitive first) and every value spares what the one before it spared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from sartor.contracts import Recipe, Technique
+from sartor.proposals import key_of
+from sartor.records import Trial
+from sartor.space import domains
+
+GRID = 16  # values of an interval that are told apart
+
+
+class Repairs:
+    """For every recipe, its repair setting put aside, between which values the answer lies."""
+
+    def __init__(self, known: Mapping[str, type[Technique]]) -> None:
+        self.known = known
+        self.between: dict[str, tuple[int, int]] = {}
+
+    def after(self, trial: Trial, recipe: Recipe, best: float) -> Recipe | None:
+        """The recipe to try next after this trial, if its repair is worth going on with: what
+        gains no more than `best` (an objective) will not gain more by being made milder."""
+        at = next((i for i in reversed(range(len(recipe))) if recipe[i].repair), None)
+        if at is None:
+            return None
+        technique = recipe[at]
+        name = technique.repair or ""
+        values = _values(technique, name)
+        root = key_of((*recipe[:at], dataclasses.replace(technique, **{name: values[0]}),
+                       *recipe[at + 1 :]))  # fmt: skip
+        low, high = self.between.get(root, (-1, _useful(values, trial, at)))
+        place = _place(values, getattr(technique, name))
+        harmed = _harmed(trial)
+        if harmed and trial.figures.get("objective", 1.0) < best:
+            low = max(low, place)
+        elif root in self.between or not harmed:
+            high = min(high, place)
+        if harmed or root in self.between:
+            self.between[root] = (low, high)
+        if root not in self.between or low < 0 or high - low < 2:
+            return None
+        milder = dataclasses.replace(technique, **{name: values[(low + high) // 2]})
+        return (*recipe[:at], milder, *recipe[at + 1 :])
+
+
+def _useful(values: list[Any], trial: Trial, at: int) -> int:
+    """How many of the values can mean anything: a count of parts to spare ends below the parts
+    that the step touched."""
+    counts = all(isinstance(each, int) for each in values) and values[0] == 0
+    if not counts or at >= len(trial.steps):
+        return len(values)
+    parts = len(trial.steps[at].get("touched", ()))
+    return sum(each < max(parts, 1) for each in values)
+
+
+def _harmed(trial: Trial) -> bool:
+    """Whether a limit on quality rather fails than holds."""
+    if trial.state not in ("done", "dropped") or trial.same:
+        return False
+    return any(v.p_value > 0.5 and v.method not in ("", "exact") for v in trial.verdicts)
+
+
+def _values(technique: Technique, name: str) -> list[Any]:
+    return domains(technique)[name].grid(GRID)
+
+
+def _place(values: list[Any], value: Any) -> int:
+    """The last place whose value is not above."""
+    return max((i for i, each in enumerate(values) if each <= value), default=0)

@@ -1,0 +1,77 @@
+"""Buying quality back: the smallest repair that meets the limits, in few trials."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+
+from sartor.contracts import Bench, Model, Technique, to_json
+from sartor.records import Trial, Verdict
+from sartor.repairs import Repairs
+from sartor.space import choice
+
+VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
+
+
+@dataclass(frozen=True)
+class Spare(Technique):
+    """Keeps some parts as they are."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"fake"})
+    repair: ClassVar[str | None] = "exceptions"
+    exceptions: int = choice(0, values=VALUES)
+
+    def refuse(self, model: Model, bench: Bench) -> str | None:
+        return None
+
+    def apply(self, model: Model, bench: Bench) -> Model:
+        return model
+
+
+def told(spare: Spare, needed: int, parts: int = 99, gain: float = 0.5) -> Trial:
+    """The limit holds from `needed` exceptions on; each exception costs a little."""
+    p = 0.01 if spare.exceptions >= needed else 0.99
+    outcome: Any = "met" if p < 0.5 else "broken"
+    verdict = Verdict("accuracy >= 0.9", outcome, 0.9, 0.8, 1.0, 0.9, p, "score test", 500)
+    return Trial(
+        1, (to_json(spare),), "done", figures={"objective": gain + spare.exceptions / 1000},
+        verdicts=(verdict,), p_value=p, steps=({"touched": ["part"] * (parts - spare.exceptions)},),
+    )  # fmt: skip
+
+
+def repaired(needed: int, parts: int = 99, best: float = 1.0) -> list[int]:
+    """The numbers of exceptions that are tried, beginning with none."""
+    repairs, spare, tried = Repairs({"spare": Spare}), Spare(), []
+    while True:
+        tried.append(spare.exceptions)
+        found = repairs.after(told(spare, needed, parts), (spare,), best)
+        if found is None:
+            return tried
+        (spare,) = found  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("needed", VALUES[1:])
+def test_the_smallest_number_that_meets_the_limit_is_found_by_halving(needed: int) -> None:
+    tried = repaired(needed)
+    assert needed in tried
+    assert len(tried) - 1 <= math.ceil(math.log2(len(VALUES)))
+    assert len(set(tried)) == len(tried)
+
+
+def test_what_no_number_repairs_is_given_up_after_as_many_trials() -> None:
+    assert len(repaired(1000)) - 1 <= math.ceil(math.log2(len(VALUES)))
+
+
+def test_what_meets_its_limits_is_not_repaired() -> None:
+    assert repaired(0) == [0]
+
+
+def test_no_more_parts_are_spared_than_there_are() -> None:
+    assert all(each < 5 for each in repaired(1000, parts=5))
+
+
+def test_what_gains_no_more_than_the_best_is_not_repaired() -> None:
+    assert repaired(4, best=0.4) == [0]
