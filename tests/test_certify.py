@@ -55,10 +55,10 @@ ROWS = 4000
 def test_wrongly_certified_in_at_most_5_percent_of_runs(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """50 candidates, three limits, four segments, a search that goes after the best: in 400 runs a
-    procedure with a true 5 % stays below 8 % in 99 of 100. Walking on past failures, or testing
-    every candidate, exceeds it, so that this test can fail; `make test-all` makes 2,000 runs."""
-    runs = 400
+    """50 candidates, three limits, four segments, a search that goes after the best: in 100 runs a
+    procedure with a true 5 % stays at most 10 % in 99 of 100. Testing every finalist, or every
+    candidate, at 5 % exceeds it, so that this test can fail; `make test-all` makes 2,000 runs."""
+    runs = 100
     found = chain.certification(chain.WORLDS[name], runs, seed=1)
     with capsys.disabled():
         print(
@@ -66,19 +66,19 @@ def test_wrongly_certified_in_at_most_5_percent_of_runs(
             f"{found.walking_on / runs:.2%}, all tested {found.everything / runs:.2%}); "
             f"a good one {found.good / runs:.2%}"
         )
-    assert found.wrong / runs <= 0.08
+    assert found.wrong / runs <= 0.10
     assert found.everything / runs > 0.3
     if "good" in name:
         assert found.good / runs > 0.8
     else:
-        assert found.walking_on / runs > 0.08
+        assert found.walking_on > found.wrong
 
 
-@pytest.mark.parametrize("mode", ["killed", "four runs, fishing"])
+@pytest.mark.parametrize("mode", ["killed", "three runs, fishing"])
 def test_kills_and_further_runs_share_the_error_rate(mode: str) -> None:
-    found = chain.certification(chain.WORLDS["accuracy on its limit"], 300, 2, mode)
-    assert found.wrong / 300 <= 0.083  # a true 5 % stays below in 99 of 100
-    assert found.wrong > 0
+    found = chain.certification(chain.WORLDS["accuracy on its limit"], 100, 2, mode)
+    assert found.wrong / 100 <= 0.10  # a true 5 % stays below in 99 of 100
+    assert found.walking_on > found.wrong
 
 
 # --- a small stage for everything else
@@ -122,7 +122,7 @@ class Stage:
 
     def __init__(
         self, path: Path, evidence: Mapping[str, Evidence], limits: tuple[Limit, ...] = (QUALITY,),
-        objective: str = "size", total: float = 0.05 / 0.6,
+        objective: str = "size", total: float = 0.05 / 0.8,
     ) -> None:  # fmt: skip
         self.evidence, self.limits = evidence, limits
         self.sealed, self.measured = Sealed(), list[tuple[str, Any]]()
@@ -178,13 +178,41 @@ def test_the_best_of_the_certified_is_returned(tmp_path: Path) -> None:
     assert outcome(found, stage.limits).status == 0
 
 
-def test_testing_stops_at_the_first_that_is_not_certified(tmp_path: Path) -> None:
+def test_a_failure_ends_nothing(tmp_path: Path) -> None:
     stage = Stage(tmp_path, {"m1": evidence(60, 5), "m2": evidence(50, 40), "m3": evidence(40, 0)})
     found = stage.certifier().final(finalists(1, 2, 3))
-    assert [row.status for row in found.rows] == ["certified", "not certified", "untested"]
-    assert [digest for digest, _ in stage.measured] == ["m1", "m2"]
+    assert [row.status for row in found.rows] == ["certified", "not certified", "certified"]
     assert found.best
-    assert found.best.finalist.digest == "m1"
+    assert found.best.finalist.digest == "m3"
+
+
+def test_what_cannot_be_the_answer_is_not_measured(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, {"m1": evidence(60, 0), "m2": evidence(40, 5)})
+    found = stage.certifier().final([*finalists(2), *finalists(1)])
+    assert [row.status for row in found.rows] == ["certified", "untested"]
+
+
+def test_what_is_certified_leaves_its_share_to_the_others(tmp_path: Path) -> None:
+    """28 losses of 4,000 have a p-value between the second share and the whole level: they pass
+    once the third, better and clear, has been certified."""
+    doubtful, clear = evidence(50, 28), evidence(40, 0)
+    alone = Stage(tmp_path / "alone", {"m1": evidence(60, 60), "m2": doubtful})
+    alone.path.mkdir()
+    found = alone.certifier().final(finalists(1, 2))
+    assert [row.status for row in found.rows] == ["not certified"] * 2
+    both = Stage(tmp_path / "both", {"m1": clear, "m2": doubtful})
+    both.path.mkdir()
+    row = both.certifier().final(finalists(1, 2)).rows[1]
+    assert row.status == "certified"
+    assert row.p_value <= row.alpha <= 0.05
+    assert row.verdicts[0].outcome == "met"
+
+
+def test_finalists_beyond_the_second_wait_for_time(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, {f"m{n}": evidence(60, 60) for n in (1, 2, 3)})
+    certifier = replace(stage.certifier(), in_time=lambda: False)
+    found = certifier.final(finalists(1, 2, 3))
+    assert [row.status for row in found.rows] == ["not certified", "not certified", "untested"]
 
 
 def test_what_is_not_better_than_the_original_is_not_certified(tmp_path: Path) -> None:
@@ -247,7 +275,7 @@ def test_early_answer_then_final_chain(tmp_path: Path) -> None:
     evidences = {"m1": evidence(60, 5), "m2": evidence(50, 10)}
     stage = Stage(tmp_path, evidences)
     early = stage.certifier().early(finalists(1)[0])
-    assert early.alpha == pytest.approx(0.01)
+    assert early.alpha == pytest.approx(0.0075)
     assert early.rows[0].status == "certified"
     found = stage.certifier().final(finalists(1, 2), early.rows[0])
     assert found.alpha == pytest.approx(0.05)
@@ -273,7 +301,7 @@ def test_a_failed_early_answer_leaves_the_rest_of_the_level(tmp_path: Path) -> N
     early = stage.certifier().early(finalists(1)[0])
     assert early.rows[0].status == "not certified"
     found = stage.certifier().final(finalists(2), early.rows[0])
-    assert found.alpha == pytest.approx(0.04)
+    assert found.alpha == pytest.approx(0.0425)
     assert found.best
 
 
@@ -294,11 +322,11 @@ def test_killed_in_the_middle_and_started_again(tmp_path: Path) -> None:
 
 def test_used_up_data_are_refused_before_they_are_opened(tmp_path: Path) -> None:
     stage = Stage(tmp_path, {"m1": evidence(60, 5)}, total=0.05)
-    for run in range(4):
+    for run in range(3):
         stage.certifier(str(run)).final(finalists(1))
     with pytest.raises(WrongRequest, match="fresh data are needed"):
-        stage.certifier("fifth").final(finalists(1))
-    assert stage.sealed.opened == 4
+        stage.certifier("fourth").final(finalists(1))
+    assert stage.sealed.opened == 3
 
 
 def test_the_original_under_absolute_limits_is_tested_at_its_own_part(tmp_path: Path) -> None:
@@ -388,19 +416,19 @@ def test_freeze_takes_the_front_the_surest_first() -> None:
     trials = [
         trial(1, 0.5, 0.03),
         trial(2, 0.6, 0.001),
-        trial(3, 0.7, 0.002),  # dominated
+        trial(3, 0.7, 0.002),  # dominated: beside the front
         trial(4, 0.3, 0.2),
         trial(5, 0.2, 0.9),  # hopeless
         trial(6, 1.1, 0.0),  # no gain
         replace(trial(7, 0.1, 0.0), state="dropped"),
         replace(trial(8, 0.9, 0.0), recipe=()),
     ]
-    assert [each.trial.number for each in freeze(trials)] == [2, 1, 4]
+    assert [each.trial.number for each in freeze(trials)] == [2, 3, 1, 4]
 
 
 def test_freeze_treats_the_sure_as_equally_sure() -> None:
     trials = [trial(1, 0.6, 1e-12), trial(2, 0.5, 1e-6), trial(3, 0.4, 0.04)]
-    assert [each.trial.number for each in freeze(trials)] == [2, 3]
+    assert [each.trial.number for each in freeze(trials)] == [2, 1, 3]
 
 
 def test_freeze_keeps_a_hopeless_one_for_the_report_and_thins_long_fronts() -> None:
@@ -420,7 +448,7 @@ def test_certify_in_one_call(tmp_path: Path) -> None:
         Ledger(tmp_path / "ledger.jsonl", "h"), "run",
     )  # fmt: skip
     assert found.best
-    assert found.alpha == pytest.approx(0.03)
+    assert found.alpha == pytest.approx(0.04)
 
 
 # --- deciding before all examples were seen
@@ -444,7 +472,7 @@ def test_what_is_close_is_decided_by_all_rows(tmp_path: Path) -> None:
     assert row.status == "certified"
     assert max(stage.seen) == ROWS
     assert "exact" in row.verdicts[0].method
-    assert row.alpha == pytest.approx(0.05 * 0.8)  # the rest was bet
+    assert row.alpha == pytest.approx(0.05 * 0.95)  # the rest was bet
 
 
 def test_a_crossing_that_no_look_has_seen_is_not_taken_for_shown(tmp_path: Path) -> None:

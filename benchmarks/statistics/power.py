@@ -3,7 +3,7 @@
 50 candidates that trade quality for size: drops of 0 to 2 points, 1 to 6 % of the answers changed,
 the smaller the worse on the whole; the answers changed grow with the drop ("alike") or have nothing
 to do with it ("apart"). The procedure is Sartor's own, a first run with its early answer (which
-takes 3 of the 5 %); the plain way has the same holdout and all of the 5 %.
+takes 4 of the 5 %); the plain way has the same holdout and all of the 5 %.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ from sartor.records import Trial
 from sartor.verdicts import Evidence
 
 EARLY = 0.01  # as sartor.answer has it
+SEED = 2  # none that the procedure was tuned with
 CLOSE = 1.05  # times the best feasible objective: as good as found
 
 WORLDS = {
@@ -88,7 +89,7 @@ def candidates(world: World, rng: np.random.Generator, trade: str) -> Candidates
 def compare(name: str, trade: str, holdout: int, repetitions: int) -> dict[str, Power]:
     """The power of Sartor, of the plain way on the same holdout, and of the plain way on all rows,
     the search part included: without a search that looks at them it needs no part for that."""
-    world, rng = WORLDS[name], np.random.default_rng([TRADES.index(trade), holdout])
+    world, rng = WORLDS[name], np.random.default_rng([SEED, TRADES.index(trade), holdout])
     picked: dict[str, list[tuple[int | None, Candidates]]] = {}
     with remembered(), in_memory() as folder:
         for number in range(repetitions):

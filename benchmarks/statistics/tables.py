@@ -179,8 +179,8 @@ def whole_chain(many: int) -> Iterator[Table]:
         for mode, said in (
             ("killed", "killed at every tenth measurement, and started anew"),
             ("longer", "continued with as many trials more"),
-            ("four runs", "four runs on one holdout"),
-            ("four runs, fishing", "four runs, each from what came nearest on the holdout"),
+            ("three runs", "three runs on one holdout"),
+            ("three runs, fishing", "three runs, each from what came nearest on the holdout"),
         )
     ]
     head = ("candidates", "wrongly certified", "testing every finalist", "testing all 50",

@@ -197,6 +197,7 @@ class Answering:
             self.folder.run_name(),
             original=Finalist(own.model or self.ready_digest, own),
             seed=self.spec.seed,
+            in_time=lambda: self.clock.left() > self.test_seconds(1),
         )
 
     def measure(self, finalist: Finalist, part: Part | None) -> Evidence:

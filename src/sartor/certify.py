@@ -1,11 +1,12 @@
 """Certification: the one place that opens the holdout.
 
-The finalists and their order are frozen on the search split, the likeliest to pass first and each
-later one better in the objective (Pareto Testing, Laufer-Goldshtein et al., ICLR 2023). Each is
-tested at the level that the ledger grants, all its limits and "better than the original" as one
-hypothesis (intersection-union); testing stops at the first that is not certified, which keeps the
-chance of certifying any wrong one at that level whatever the number of finalists. The certified
-one with the best objective is the answer.
+The finalists and their order are frozen on the search split, the likeliest to pass first (Pareto
+Testing, Laufer-Goldshtein et al., ICLR 2023). All limits of a finalist and "better than the
+original" are one hypothesis (intersection-union). The finalists share the level that the ledger
+grants, the surest have most of it, and each that is certified passes its share on to the others:
+Holm's procedure with weights (Holm 1979; as a graph: Bretz et al. 2009). That keeps the chance of
+certifying any wrong one at that level, however many there are and however they hang together.
+The certified one with the best objective is the answer.
 """
 
 from __future__ import annotations
@@ -39,11 +40,14 @@ from sartor.verdicts import (
 Status = Literal["certified", "not certified", "untested"]
 
 MOST = 8  # finalists
+FRONT = 5  # of them from the Pareto front; the others are the surest beside it
+SURELY_TESTED = 2  # finalists, whatever time is left
+DECAY = 0.7  # of the share of the level, from a finalist to the next
 CLOSE = 0.02  # objectives that differ by less are taken for equal: latencies are never exact
 SURE = 1e-4  # p-values on the search split below this are as good as each other
 RESERVE = 0.1  # of the level, for the original where its own limits need the holdout
 LOOKS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768, 65536)
-BET = {"early": 0.8, "final": 0.2}  # of the level, on deciding before all examples were seen
+BET = {"early": 0.8, "final": 0.05}  # of the level, on deciding before all examples were seen
 
 
 @dataclass(frozen=True)
@@ -58,8 +62,8 @@ class Finalist:
 class Row:
     """What certification says of one finalist. `verdicts`: of every limit, and last that of the
     objective; `value`: the objective as a ratio to the original's; `alpha`: the level it was tested
-    at; `reason`: why it could not be measured, where it could not; `bets`: how far its sequences
-    came, where it has any, and `bets_level` what they are held against."""
+    at, a share of that of all; `reason`: why it could not be measured, where it could not; `bets`:
+    how far its sequences came, where it has any, and `bets_level` what they are held against."""
 
     finalist: Finalist
     status: Status
@@ -113,34 +117,37 @@ def guards(limits: Iterable[Limit]) -> tuple[Limit, ...]:
 
 
 def freeze(trials: Iterable[Trial], most: int = MOST) -> tuple[Finalist, ...]:
-    """The finalists in their order: the Pareto front of (p-value on the search split, objective)
-    among the finished trials that gain anything, the surest first.
-
-    Where more than `most` are on it the surest, the best and those evenly between are taken."""
+    """The finalists in their order, the surest first: from the Pareto front of (p-value on the
+    search split, objective) among the finished trials that gain anything the surest, the best and
+    those evenly between; then the surest of the others. Those beside the front are there because
+    the search errs as well: the surest one there is often not the surest in truth."""
     known = [
         each
         for each in trials
         if each.state == "done" and each.recipe and each.figures.get("objective", math.inf) < 1
     ]
-    hopeful = [each for each in known if each.p_value <= 0.5] or known
-    # Of those that are equally sure and equally good the shortest recipe: a step that brings
-    # nothing is left out.
-    hopeful.sort(
-        key=lambda t: (
-            max(t.p_value, SURE),
-            _grade(t.figures["objective"]),
-            len(t.recipe),
-            t.number,
-        )
-    )
+    distinct: dict[str, Trial] = {}
+    for trial in sorted([each for each in known if each.p_value <= 0.5] or known, key=_sureness):
+        distinct.setdefault(trial.model, trial)  # other recipes may lead to the same artifact
+    hopeful = list(distinct.values())
     front: list[Trial] = []
     for trial in hopeful:
         if not front or _grade(trial.figures["objective"]) < _grade(front[-1].figures["objective"]):
             front.append(trial)
-    if len(front) > most:
-        step = (len(front) - 1) / (most - 1)
-        front = [front[round(at * step)] for at in range(most)]
-    return tuple(Finalist(each.model, each) for each in front)
+    if len(front) > FRONT:
+        step = (len(front) - 1) / (FRONT - 1)
+        front = [front[round(at * step)] for at in range(FRONT)]
+    numbers = {each.number for each in front}
+    beside = [each for each in hopeful if each.number not in numbers]
+    frozen = sorted([*front, *beside[: most - len(front)]], key=_sureness)
+    return tuple(Finalist(each.model, each) for each in frozen)
+
+
+def _sureness(trial: Trial) -> tuple[float, int, int, int]:
+    """Of those that are equally sure and equally good the shortest recipe comes first: a step that
+    brings nothing is left out."""
+    grade = _grade(trial.figures["objective"])
+    return max(trial.p_value, SURE), grade, len(trial.recipe), trial.number
 
 
 def check_holdout(sealed: Sealed, task: Task) -> None:
@@ -160,7 +167,8 @@ def _grade(objective: float) -> int:
 class Certifier:
     """All that stays the same between the early answer and the final one. `run` names the run in
     the ledger: the same again after a kill. `bets`: sequences that go on, begun on other data, and
-    `cap`: the level at which they did; then they alone decide."""
+    `cap`: the level at which they did; then they alone decide. `in_time`: whether there is time for
+    one more finalist."""
 
     limits: tuple[Limit, ...]
     objective: Objective
@@ -173,6 +181,7 @@ class Certifier:
     seed: int = 0
     bets: judge_sequence.Bets = field(default_factory=dict)
     cap: float = 1.0
+    in_time: Callable[[], bool] = lambda: True
 
     @property
     def needs_data(self) -> bool:
@@ -191,7 +200,7 @@ class Certifier:
             return Certification((row,), None, None, 0.0, False)
 
     def final(self, finalists: Sequence[Finalist], early: Row | None = None) -> Certification:
-        """Tests the finalists in their order, and the original where none of them is certified.
+        """Tests the finalists, and the original where none of them is certified.
         `early`: the row of an early answer that was certified in this run; it stays so."""
         if early is not None and early.status != "certified":
             early = None
@@ -208,7 +217,7 @@ class Certifier:
         lost = {each.digest for each in finalists if _lost(each)}
         chain = [each for each in finalists if each.digest not in lost and each.digest != known]
         # The original's relative limits are arithmetic; only absolute ones need a test, for which
-        # a part of the level is set aside: after the chain has stopped nothing else may be tested.
+        # a part of the level is set aside.
         test_original = original is not None and early is None and not self._free()
         opening, part, level = self._open(stage, chain, test_original)
         share = RESERVE if test_original and chain else 0.0
@@ -241,15 +250,60 @@ class Certifier:
     def _walk(
         self, chain: list[Finalist], part: Part | None, level: float, bet: float
     ) -> Iterable[Row]:
-        """Fixed-sequence testing: after the first that is not certified nothing is measured."""
-        stopped = False
-        for finalist in chain:
-            if stopped:
-                yield Row(finalist, "untested", value=_objective(finalist))
-                continue
-            row = self._test(finalist, part, level, bet)
-            stopped = row.status != "certified"
-            yield row
+        """Holm's procedure with weights that fall from the surest on. What need not be measured
+        to know the answer counts as not shown, which costs no level."""
+        rows = [Row(each, "untested", value=_objective(each)) for each in chain]
+        weights = [DECAY**at for at in range(len(chain))]
+        # Twice: what was passed over at first may have a share to leave to one that waits for it.
+        for at, finalist in [*enumerate(chain)] * 2:
+            if at >= SURELY_TESTED and not self.in_time():
+                break
+            if rows[at].status == "untested" and _hopeful(rows, at, level):
+                rows[at] = self._test(finalist, part, _share(rows, weights, at, level), bet)
+                self._pass_on(rows, weights, part, level, bet)
+        return [self._named(row, level) for row in rows]
+
+    def _named(self, row: Row, level: float) -> Row:
+        """With the limits that it breaks at the level of all finalists: saying what is broken
+        takes nothing from what certificates may err."""
+        if row.status != "not certified" or row.evidence is None or row.alpha >= level:
+            return row
+        whole = self._row(row.finalist, row.evidence, level).verdicts
+        broken = {each.limit: each for each in whole if each.outcome == "broken"}
+        verdicts = [broken.pop(each.limit, each) for each in row.verdicts]
+        return replace(row, verdicts=(*verdicts, *broken.values()))
+
+    def _pass_on(
+        self, rows: list[Row], weights: list[float], part: Part | None, level: float, bet: float
+    ) -> None:
+        """What was certified leaves its share to the others, with which those measured are held
+        against their evidence again, until nothing changes."""
+        at = 0
+        while at < len(rows):
+            again = None
+            if rows[at].status == "not certified" and rows[at].evidence is not None:
+                share = _share(rows, weights, at, level)
+                again = self._decided(rows[at], part, share, bet)
+            if again is not None:
+                rows[at] = again
+            at = 0 if again is not None and again.status == "certified" else at + 1
+
+    def _decided(self, row: Row, part: Part | None, share: float, bet: float) -> Row | None:
+        """The row of a measured finalist at its share now, where that may certify it. Its p-value
+        is min(that of the bets / bet, that of the fixed test / (1 - bet)): Bonferroni over both."""
+        if row.evidence is None or self.bets:
+            return None
+        if row.bets is None or row.bets_level <= 0:  # there was nothing to bet on
+            worth = row.alpha < share and row.p_value <= share
+            return self._row(row.finalist, row.evidence, share) if worth else None
+        if row.p_value <= share * (1 - bet):
+            fixed = self._row(row.finalist, row.evidence, share * (1 - bet))
+            if fixed.status == "certified":
+                return replace(fixed, bets=row.bets, bets_level=share * bet)
+        if part is not None and self._shown(row.bets, part, share * bet):
+            found = self._row(row.finalist, row.evidence, share * bet, row.bets)
+            return found if found.status == "certified" else None
+        return None
 
     def _test(self, finalist: Finalist, part: Part | None, level: float, bet: float) -> Row:
         """Bets first, look by look; what they leave open is tested on all rows at what is left of
@@ -277,9 +331,6 @@ class Certifier:
         limits = [each for each in self._asked() if each.quality]
         if part is None or not limits:
             return None, None
-        truth = Truth(segments=part.segments)
-        wanted = {key for each in limits for key in judge_sequence.keys(each, truth)}
-        wanted |= set(self.bets)
         bets, start = self.bets, 0
         for rows in (*(each for each in LOOKS if each < len(part)), len(part)):
             evidence = self.measure(finalist, part.first(rows))
@@ -287,11 +338,18 @@ class Certifier:
             if more is None:
                 return (bets if start else None), None
             bets, start = more, rows
-            p = max(bets[key].p_value if key in bets else 1.0 for key in wanted)
-            if p <= min(level * bet, self.cap):
+            if self._shown(bets, part, min(level * bet, self.cap)):
                 row = self._row(finalist, evidence, min(level * bet, self.cap), bets)
                 return bets, row if row.status == "certified" else None
         return bets, None
+
+    def _shown(self, bets: judge_sequence.Bets, part: Part, level: float) -> bool:
+        """Whether the sequences show every limit, in every crossing that occurs, at the level."""
+        if any(each.p_value > level for each in bets.values()):
+            return False
+        truth = Truth(segments=part.segments)
+        limits = [each for each in self._asked() if each.quality]
+        return all(key in bets for each in limits for key in judge_sequence.keys(each, truth))
 
     def _asked(self) -> tuple[Limit, ...]:
         """The limits, and last that the objective be better than the original's."""
@@ -374,6 +432,23 @@ def _lost(finalist: Finalist) -> bool:
     return any(
         each.method == EXACT and each.outcome == "broken" for each in finalist.trial.verdicts
     )
+
+
+def _share(rows: Sequence[Row], weights: Sequence[float], at: int, level: float) -> float:
+    """Of the level, what the row may be tested at: its weight among those not certified."""
+    left = [w for row, w in zip(rows, weights, strict=True) if row.status != "certified"]
+    return level * weights[at] / sum(left)
+
+
+def _hopeful(rows: Sequence[Row], at: int, level: float) -> bool:
+    """Whether measuring the finalist could change the answer: it is better than all that are
+    certified, or one that is was measured and might pass with a larger share."""
+    certified = [_objective(row.finalist) for row in rows if row.status == "certified"]
+    if not certified:
+        return True
+    waiting = [row for row in rows if row.status == "not certified" and row.p_value <= level]
+    open_ = [rows[at], *waiting]
+    return min(_grade(_objective(row.finalist)) for row in open_) < min(map(_grade, certified))
 
 
 def _objective(finalist: Finalist) -> float:

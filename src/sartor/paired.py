@@ -51,6 +51,13 @@ def score_interval(
     return estimate, outer[0], outer[1]
 
 
+@lru_cache(maxsize=100_000)
+def _interval(gains: int, losses: int, n: int, level: float) -> tuple[float, float, float]:
+    """The score interval of one pair of counts: a candidate is judged at several levels."""
+    estimate, low, high = (float(x) for x in score_interval(gains, losses, n, level))
+    return estimate, low, high
+
+
 def _largest_tail(n: int, border: float, z: float, low: float, high: float) -> float:
     """The largest probability, over P(loss) in [low, high], that the score statistic reaches `z`
     while the true difference is `border`."""
@@ -119,7 +126,7 @@ def compare(gains: int, losses: int, n: int, border: float, level: float = 0.95)
     method = "exact unconditional test" if n <= EXACT_ROWS else "score test"
     if n == 0:
         return nothing(method)
-    estimate, low, high = (float(x) for x in score_interval(gains, losses, n, level))
+    estimate, low, high = _interval(int(gains), int(losses), n, level)
     return Comparison(
         Interval(estimate, low, high, level),
         above=p_value(int(gains), int(losses), n, float(border)),
