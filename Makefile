@@ -24,7 +24,7 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(BIN)/pytest -m 'not slow' -n 2
 	$(BIN)/pytest -m slow
-	$(BIN)/python benchmarks/statistics/simulate.py --repetitions 2000
+	$(BIN)/python benchmarks/statistics/simulate.py --repetitions 200
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
