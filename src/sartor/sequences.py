@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 from scipy.optimize import brentq
-from scipy.special import logsumexp
 
 from sartor.records import Interval
 from sartor.stats import Floats
@@ -118,4 +117,6 @@ def _growth(values: Floats, counts: np.ndarray, worst: float, border: float) -> 
 
 
 def _p(logs: Floats) -> float:
-    return math.exp(-max(float(logsumexp(logs)) - math.log(len(logs)), 0.0))
+    richest = float(logs.max())
+    mean = richest + math.log(float(np.exp(logs - richest).mean()))
+    return math.exp(-max(mean, 0.0))
