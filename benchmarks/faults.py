@@ -303,7 +303,7 @@ def _check_whole(place: Path, outcome: Outcome) -> None:
         if (run / "bundle").exists():
             bundle.read(run / "bundle")
         for each in (run / "frontier").glob("*"):
-            json.loads((each / "about.json").read_text())
+            bundle.read(each)
     except (ValueError, OSError, WrongRequest) as error:
         outcome.wrong.append(f"half-written: {error}")
 
