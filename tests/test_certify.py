@@ -134,21 +134,14 @@ class Stage:
             self.seen.append(0 if part is None else len(part))
             if (finalist.digest, part and "part") not in self.measured:
                 self.measured.append((finalist.digest, part and "part"))
-            return beginning(self.evidence[finalist.digest], part)
+            known = self.evidence[finalist.digest]
+            return known if part is None else known.first(len(part))
 
         ledger = Ledger(self.path / "ledger.jsonl", "h", self.total)
         return Certifier(
             self.limits, self.objective, TASK, measure,
             self.sealed, ledger, run, original,  # type: ignore[arg-type]
         )  # fmt: skip
-
-
-def beginning(evidence: Evidence, part: Any) -> Evidence:
-    """What is known after the first rows."""
-    if part is None or evidence.answers is None or evidence.truth is None:
-        return evidence
-    before, after = (each[: len(part)] for each in evidence.answers)
-    return replace(evidence, answers=(before, after), truth=evidence.truth.take(slice(len(part))))
 
 
 def evidence(size: int, losses: int, n: int = ROWS, wrong: int = 0, **more: Any) -> Evidence:

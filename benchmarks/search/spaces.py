@@ -20,6 +20,16 @@ Grid = Mapping[str, Mapping[str, tuple[Any, ...]]]
 
 _WEIGHT_ONLY = {"matmul": (0, 8), "embeddings": (4, 8), "block": (32,)}
 
+_CONVOLUTIONS: Grid = {  # beside what factorizes them
+    "simplify": {},
+    "dynamic-int8": {"exceptions": (0, 1)},
+    "static-int8": {
+        "per_channel": (True, False), "bias_correction": (False, True),
+        "calibration": ("minmax", "percentile"), "exceptions": (0, 1, 2, 4),
+    },
+    "float16-storage": {},
+}  # fmt: skip
+
 SPACES: Mapping[str, Grid] = {
     "adult": {  # a network of three dense layers
         "low-rank": {"share": (0.5, 0.7)},
@@ -32,23 +42,11 @@ SPACES: Mapping[str, Grid] = {
     },
     "digits": {  # a convolutional network
         "low-rank": {"share": (0.5,)},
-        "simplify": {},
-        "dynamic-int8": {"exceptions": (0, 1)},
-        "static-int8": {
-            "per_channel": (True, False), "bias_correction": (False, True),
-            "calibration": ("minmax", "percentile"), "exceptions": (0, 1, 2, 4),
-        },
-        "float16-storage": {},
+        **_CONVOLUTIONS,
     },
     "fashion": {  # a residual convolutional network
         "low-rank": {"share": (0.7,)},
-        "simplify": {},
-        "dynamic-int8": {"exceptions": (0, 1)},
-        "static-int8": {
-            "per_channel": (True, False), "bias_correction": (False, True),
-            "calibration": ("minmax", "percentile"), "exceptions": (0, 1, 2, 4),
-        },
-        "float16-storage": {},
+        **_CONVOLUTIONS,
     },
     "tweets-lstm": {  # an embedding and an LSTM
         "optimize-offline": {"level": ("extended",)},

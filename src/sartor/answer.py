@@ -66,9 +66,8 @@ class Answering:
         self.trials: list[Trial] = []
         self.load_before = machine.load()
         self.load_timed: float | None = None
-        lab.race.meter(
-            {ready.objective.metric, *(each.metric for each in ready.limits)}, spec.watts
-        )
+        self.wanted = {ready.objective.metric, *(each.metric for each in ready.limits)}
+        lab.race.meter(self.wanted, spec.watts)
         self.sealed_answers: dict[str, np.ndarray] = {}
         self.bare: dict[tuple[str, str], Evidence] = {}  # without answers, by model and purpose
         self.ledger = Ledger(
@@ -229,7 +228,7 @@ class Answering:
         if known not in self.bare:
             self.progress.now(f"certifying {self.title(finalist.trial)}: timing")
             timing = self.lab.timing(
-                model, purpose, ROUNDS, *self._timing_plan(finalist), blocks,
+                model, purpose, ROUNDS, self._rounds_seconds(finalist), LEAST_ROUNDS, blocks,
                 runs=runs_wanted(self.ready.limits),
                 further=self._further if blocks == BLOCKS else None,
             )  # fmt: skip
@@ -237,18 +236,17 @@ class Answering:
             evidence = dataclasses.replace(
                 self.lab.evidence(model), timing=timing, same=finalist.digest == self.ready_digest
             )
-            wanted = {self.ready.objective.metric, *(each.metric for each in self.ready.limits)}
-            if "memory" in wanted:
+            if "memory" in self.wanted:
                 evidence = dataclasses.replace(evidence, memories=self.lab.memories(model))
             self.bare[known] = evidence
         return self.bare[known]
 
-    def _timing_plan(self, finalist: Finalist) -> tuple[float, int]:
-        """Seconds for the rounds of a race, more where a limit on a tail takes more calls and the
-        clock leaves time for them; and the fewest rounds."""
+    def _rounds_seconds(self, finalist: Finalist) -> float:
+        """For the rounds of a race, more where a limit on a tail takes more calls and the clock
+        leaves time for them."""
         call = finalist.trial.figures.get("original.latency", 0.0)
         tail = 3 * 1.5 * call * runs_wanted(self.ready.limits)
-        return max(self.timing_seconds, min(tail, self.clock.left() / 4)), LEAST_ROUNDS
+        return max(self.timing_seconds, min(tail, self.clock.left() / 4))
 
     def _further(self, timing: Timing) -> int:
         """Starts beyond the first ones, so far as the clock leaves time for them."""

@@ -36,13 +36,21 @@ class Evidence:
     truth: Truth | None = None
     same: bool = False
 
+    def take(self, rows: np.ndarray | slice) -> Evidence:
+        """What is known of these rows alone. Raises ValueError where there are no answers."""
+        if self.answers is None or self.truth is None:
+            raise ValueError("there are no answers to take rows of")
+        before, after = self.answers
+        return replace(
+            self, answers=(before[rows], after[rows]), truth=self.truth.take(rows),
+            same=self.original,
+        )  # fmt: skip
+
     def first(self, rows: int) -> Evidence:
         """What was known after the first rows."""
         if self.answers is None or self.truth is None or rows >= len(self.answers[0]):
             return self
-        before, after = (each[:rows] for each in self.answers)
-        truth = self.truth.take(slice(rows))
-        return replace(self, answers=(before, after), truth=truth, same=self.original)
+        return self.take(slice(rows))
 
     @property
     def original(self) -> bool:

@@ -112,9 +112,6 @@ def _joined(
     seed: int,
     parts: Sequence[tuple[str, np.ndarray]],
 ) -> Verdict:
-    truth, answers = evidence.truth, evidence.answers
-    if truth is None or answers is None:
-        raise ValueError("segments need answers")
     free = evidence.original and free_for_original(limit, task)
     verdicts, against = [], []
     for name, rows in parts:
@@ -123,9 +120,7 @@ def _joined(
             verdicts.append(too_few(one, len(rows)))
             against.append(1.0)
             continue
-        some = (answers[0][rows], answers[1][rows])
-        within = replace(evidence, answers=some, truth=truth.take(rows), same=evidence.original)
-        verdict, below = _whole(one, metric, within, task, alpha, seed)
+        verdict, below = _whole(one, metric, evidence.take(rows), task, alpha, seed)
         verdicts.append(verdict)
         against.append(below)
     return joined(limit, verdicts, against, alpha)

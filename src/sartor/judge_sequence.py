@@ -43,7 +43,7 @@ def advance(
         return None
     made = dict(bets)
     for limit in limits:
-        for key, part in _parts(limit, _rows(evidence, np.arange(start, len(evidence.answers[0])))):
+        for key, part in _parts(limit, evidence.take(slice(start, None))):
             means = mean_values(limit, part, task)
             if means is None:
                 return None
@@ -107,14 +107,4 @@ def _parts(limit: Limit, evidence: Evidence) -> Iterator[tuple[str, Evidence]]:
         yield limit.text, evidence
     elif evidence.truth is not None:
         for name, rows in crossings(limit, evidence.truth):
-            yield _key(limit, name), _rows(evidence, rows)
-
-
-def _rows(evidence: Evidence, rows: np.ndarray) -> Evidence:
-    if evidence.answers is None or evidence.truth is None:
-        raise ValueError("a sequence needs answers")
-    before, after = evidence.answers
-    return replace(
-        evidence, answers=(before[rows], after[rows]), truth=evidence.truth.take(rows),
-        same=evidence.original,
-    )  # fmt: skip
+            yield _key(limit, name), evidence.take(rows)

@@ -40,7 +40,6 @@ _CALM = {
     **THREADS,
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "ORT_DISABLE_TELEMETRY": "1",
     "PYTHONWARNINGS": "ignore",
 }
 
