@@ -13,11 +13,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sartor.certify import Certifier, Finalist, certify, freeze, outcome
+from sartor.certify import Certifier, certify
 from sartor.contracts import Task, WrongRequest
+from sartor.finalists import Finalist, freeze
 from sartor.ledger import Ledger
 from sartor.limits import Limit, parse, parse_objective
 from sartor.metrics import Truth
+from sartor.outcome import outcome
 from sartor.records import Timing, Trial
 from sartor.verdicts import Evidence, judge_all
 

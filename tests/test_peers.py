@@ -17,11 +17,13 @@ import numpy as np
 import pytest
 from conftest import Case, Said, Tailored
 
-from sartor.certify import Certification, Row, freeze, outcome
+from sartor.certify import Certification, Row
 from sartor.contracts import Task
 from sartor.evidence import together
+from sartor.finalists import freeze
 from sartor.limits import parse, parse_objective
 from sartor.metrics import Truth
+from sartor.outcome import outcome
 from sartor.priors import observed
 from sartor.records import Journal, Timing, Trial, Verdict
 from sartor.verdicts import Evidence, better, judge, judge_all, objective_value

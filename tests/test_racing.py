@@ -10,7 +10,7 @@ import pytest
 from sartor.contracts import Task
 from sartor.limits import parse, parse_objective
 from sartor.metrics import Truth
-from sartor.racing import DROP, SAMPLES, looks, lost, outdone
+from sartor.racing import DROP, SAMPLES, looks, lost, outdone, promising
 from sartor.records import Timing, Trial
 from sartor.verdicts import Evidence, judge_all
 
@@ -100,3 +100,39 @@ def test_a_noisy_timing_outdoes_nothing() -> None:
     )
     evidence = Evidence((100, 60), timing=timing(0.6, noise=1.0))
     assert outdone(trial, evidence, parse_objective("latency"), [CHAMPION], TASK, 0) is None
+
+
+def judged(rng: np.random.Generator, loss: float, rows: int) -> Trial:
+    """A trial of a candidate that truly loses so much, seen on so many examples."""
+    before = rng.random(rows) < 0.9
+    change = rng.random(rows)
+    after = np.where(before, change >= 0.02 + loss / 0.9, change < 9 * 0.02)
+    pair = (answered(before), answered(after))
+    evidence = Evidence((2, 1), answers=pair, truth=Truth(np.ones(rows, np.int64), pair[0]))
+    return Trial(
+        1, ({"technique": "any"},), "done", figures={"objective": 0.5}, examples=rows,
+        verdicts=judge_all(LIMITS, evidence, TASK),
+    )  # fmt: skip
+
+
+def test_what_is_tried_early_is_likely_to_be_certified() -> None:
+    """Candidates of all qualities: those that are worth it by 512 examples nearly all pass a test
+    of 5,000, and those that lose nothing are seen to be worth it."""
+    rng = np.random.default_rng(3)
+    passed: list[bool] = []
+    for loss in rng.uniform(0, 0.02, 300):
+        if promising(LIMITS, judged(rng, loss, 512), 5000, 0.001):
+            passed.append(judged(rng, loss, 5000).verdicts[0].p_value <= 0.001)
+    assert len(passed) >= 20
+    assert np.mean(passed) >= 0.8
+    sound = [promising(LIMITS, judged(rng, 0.0, 2048), 5000, 0.001) for _ in range(30)]
+    assert np.mean(sound) >= 0.8
+
+
+def test_a_slight_gain_or_a_doubtful_latency_is_no_early_answer() -> None:
+    trial = judged(np.random.default_rng(4), 0.0, 2048)
+    assert promising(LIMITS, trial, 5000, 0.001)
+    assert not promising(LIMITS, replace(trial, figures={"objective": 0.99}), 5000, 0.001)
+    slow = replace(trial.verdicts[0], limit="latency <= 5 ms", p_value=0.2)
+    both = replace(trial, verdicts=(*trial.verdicts, slow))
+    assert not promising((*LIMITS, parse("latency <= 5 ms")), both, 5000, 0.001)

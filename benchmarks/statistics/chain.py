@@ -20,8 +20,9 @@ import numpy as np
 from scipy.special import betainc, ndtr, ndtri
 
 from sartor import paired
-from sartor.certify import Certification, Certifier, Finalist, freeze
+from sartor.certify import Certification, Certifier
 from sartor.contracts import Task
+from sartor.finalists import Finalist, freeze
 from sartor.ledger import SHARE, Ledger
 from sartor.limits import Limit, parse, parse_objective
 from sartor.metrics import Truth

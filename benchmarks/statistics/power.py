@@ -28,13 +28,14 @@ from chain import (
     remembered,
 )
 
-from sartor.certify import Certifier, Finalist, freeze
-from sartor.ledger import Ledger
+from sartor.certify import BET, Certifier
+from sartor.finalists import Finalist, freeze
+from sartor.ledger import EARLY, SHARE, Ledger
 from sartor.limits import parse_objective
+from sartor.racing import EARLY_GAIN, likely
 from sartor.records import Trial
 from sartor.verdicts import Evidence
 
-EARLY = 0.01  # as sartor.answer has it
 SEED = 2  # none that the procedure was tuned with
 CLOSE = 1.05  # times the best feasible objective: as good as found
 
@@ -140,7 +141,17 @@ def _certified(
     certifier = Certifier(
         world.limits, parse_objective("size"), TASK, measure, sealed, ledger, "run"
     )
-    sure = next((t for t in trials if t.p_value <= EARLY and t.figures["objective"] < 0.95), None)
+    level = ledger.left() * SHARE * EARLY * (1 - BET["early"])
+    searched = len(held) * 3 // 5
+    sure = next(
+        (
+            trial
+            for trial in trials
+            if trial.figures["objective"] <= EARLY_GAIN
+            and likely(trial.p_value, searched, len(held), level)
+        ),
+        None,
+    )
     early = certifier.early(Finalist(sure.model, sure)).rows[0] if sure else None
     best = certifier.final(freeze(trials), early).best
     return best.finalist.trial.number if best else None

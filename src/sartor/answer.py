@@ -6,51 +6,29 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from sartor import bundle, machine
-from sartor.card import card
-from sartor.certify import (
-    Answer,
-    Certification,
-    Certifier,
-    Finalist,
-    Row,
-    freeze,
-    nearness,
-    outcome,
-)
+from sartor import bundle
+from sartor.certify import BET, Certification, Certifier, Row
 from sartor.clock import Clock
 from sartor.contracts import Failed, Model, describe
-from sartor.data import Part
-from sartor.evaluate import BLOCKS, MOST_CALLS, TURN_SECONDS, answers, throughputs
-from sartor.figures import figures_of, truth_of
-from sartor.judge_timing import conditions_of, further_starts, runs_wanted
-from sartor.ledger import Ledger, ledger_path
-from sartor.limits import TIMED
-from sartor.prepare import Prepared, environment
-from sartor.records import Timing, Trial, plain, trial_from_json, verdict_from_json
-from sartor.registry import recipe, runtime
+from sartor.delivery import Delivery
+from sartor.figures import figures_of
+from sartor.finalists import Finalist, freeze
+from sartor.ledger import EARLY, SHARE, Ledger, ledger_path
+from sartor.measuring import Measuring
+from sartor.outcome import Answer, outcome
+from sartor.prepare import Prepared
+from sartor.racing import promising
+from sartor.records import Trial, plain, trial_from_json, verdict_from_json
+from sartor.registry import recipe
 from sartor.run import RunFolder
 from sartor.spec import Spec
-from sartor.store import discard, publish, settle, step_to_json
+from sartor.store import discard
 from sartor.terminal import Progress
 from sartor.trials import APPLY_SECONDS, LOOK_SECONDS, Laboratory
-from sartor.verdicts import Evidence, improvement
-from sartor.workers import THREADS
 
-EARLY = 0.01  # a candidate is certified early when the search split leaves this little doubt
-EARLY_GAIN = 0.95  # and when it is at least this much better than the original
-EARLY_BLOCKS = 3  # starts of every process for an early answer
-ROUNDS = 60
-LEAST_ROUNDS = 12
-START_SECONDS = 2.0  # about what a start of all three takes
 STEP_ROWS = 512  # examples on which the contribution of a step is looked at
-FRONTIER = 5
-LONG = 120.0  # seconds of a budget from which on throughput is seen at several batch sizes
 
 
 class Answering:
@@ -64,12 +42,9 @@ class Answering:
         self.spec, self.ready, self.lab = spec, ready, lab
         self.folder, self.progress, self.clock = folder, progress, clock
         self.trials: list[Trial] = []
-        self.load_before = machine.load()
-        self.load_timed: float | None = None
-        self.wanted = {ready.objective.metric, *(each.metric for each in ready.limits)}
-        lab.race.meter(self.wanted, spec.watts)
-        self.sealed_answers: dict[str, np.ndarray] = {}
-        self.bare: dict[tuple[str, str], Evidence] = {}  # without answers, by model and purpose
+        self.measuring = Measuring(spec, ready, lab, progress, clock)
+        self.delivery = Delivery(self.measuring, folder)
+        lab.enough = self._promising
         self.ledger = Ledger(
             ledger_path(spec.data), ready.data.holdout.digest, total=1.0 - spec.confidence
         )
@@ -86,16 +61,13 @@ class Answering:
         best = self.best_trial()
         if best is not None:
             self.progress.best_so_far(
-                f"{self.title(best)}, {best.figures['objective']:.3f} x the original's "
+                f"{self.lab.title(best)}, {best.figures['objective']:.3f} x the original's "
                 f"{self.spec.objective}"
             )
-        surely = trial.state == "done" and trial.recipe and trial.p_value <= EARLY
-        if self.early is not None or not surely or trial.figures["objective"] > EARLY_GAIN:
+        if trial.state != "done" or not self._promising(trial):
             return
-        if self.certifier.needs_data and self.clock.left() < 2 * self.test_seconds(1):
-            return
-        self.progress.now(f"certifying an early answer: {self.title(trial)}")
-        early = dataclasses.replace(self.certifier, measure=self.measure_early)
+        self.progress.now(f"certifying an early answer: {self.lab.title(trial)}")
+        early = dataclasses.replace(self.certifier, measure=self.measuring.early)
         found = early.early(Finalist(trial.model, trial))
         row = found.rows[0]
         self.early = row
@@ -109,11 +81,21 @@ class Answering:
         )
         if row.status == "certified":
             self._bundle(row, Answer(0, "an early answer; the search went on"), [])
+            after = f"{self.clock.elapsed():.0f} s: {self.lab.title(trial)}"
             self.progress.say(
-                f"first certified answer after {self.clock.elapsed():.0f} s: {self.title(trial)}, "
-                f"{row.value:.3f} x the original's {self.spec.objective} ({self.folder.bundle})",
+                f"first certified answer after {after}, {row.value:.3f} x the original's "
+                f"{self.spec.objective} ({self.folder.bundle})",
                 "green",
             )
+
+    def _promising(self, trial: Trial) -> bool:
+        """Whether the trial is worth the run's one early answer, and there is time for it."""
+        if self.early is not None:
+            return False
+        if self.certifier.needs_data and self.clock.left() < 2 * self.measuring.test_seconds(1):
+            return False
+        level = self.ledger.left() * SHARE * EARLY * (1 - BET["early"])
+        return promising(self.ready.limits, trial, self.ready.data.holdout.rows, level)
 
     def frozen(self) -> int | None:
         """After how many trials an earlier session of this run froze its finalists: the holdout
@@ -141,45 +123,14 @@ class Answering:
         ]  # fmt: skip
         return min(hopeful, key=lambda each: each.figures["objective"], default=None)
 
-    def test_seconds(self, finalists: int) -> float:
-        """About how long certifying that many takes, from what was measured so far."""
-        rows, pace = self.ready.data.holdout.rows, self.lab.pace
-        known = self.ready_digest in self.sealed_answers
-        own = 0.0 if known else rows / pace.get(self.ready_digest, math.inf)
-        others = [each for name, each in pace.items() if name != self.ready_digest]
-        slowest = min(others or pace.values(), default=math.inf)
-        return own + finalists * (rows / slowest + self.race_seconds + 1.0)
-
     def reserve(self) -> float:
         """Seconds to keep back for the certificate, the contributions and the bundle."""
         chain = freeze(self.trials)
         steps = max((len(each.trial.recipe) for each in chain), default=0)
         slowest = min(self.lab.pace.values(), default=math.inf)
         look = LOOK_SECONDS + 2.0 + STEP_ROWS / slowest
-        return self.test_seconds(min(len(chain), 2)) + look * (steps + 1) + 3.0 + self.batch_seconds
-
-    @property
-    def batch_seconds(self) -> float:
-        """Kept back to see original and answer at several batch sizes: nothing in a short run."""
-        return 12.0 if self.spec.trials is None and self.spec.budget >= LONG else 0.0
-
-    @property
-    def race_seconds(self) -> float:
-        """About how long the rounds of one finalist take."""
-        calls = [each.figures.get("original.latency", math.inf) for each in self.trials]
-        call = min(calls, default=math.inf)
-        turn = max(min(TURN_SECONDS, MOST_CALLS * call), call) + 2 * call
-        return min(self.timing_seconds, 3 * ROUNDS * turn) + BLOCKS * START_SECONDS
-
-    @property
-    def timing_seconds(self) -> float:
-        if self.spec.trials is not None:
-            return 8.0
-        return min(max(self.spec.budget / 15, 3.0), 20.0)
-
-    @property
-    def ready_digest(self) -> str:
-        return str(self.ready.request["model"])
+        test = self.measuring.test_seconds(min(len(chain), 2)) + self.measuring.batch_seconds
+        return test + look * (steps + 1) + 3.0
 
     # -- certification ------------------------------------------------------------------------
 
@@ -190,91 +141,14 @@ class Answering:
             self.ready.limits,
             self.ready.objective,
             self.ready.task,
-            self.measure,
+            self.measuring.final,
             self.ready.data.holdout,
             self.ledger,
             self.folder.run_name(),
-            original=Finalist(own.model or self.ready_digest, own),
+            original=Finalist(own.model or self.measuring.own, own),
             seed=self.spec.seed,
-            in_time=lambda: self.clock.left() > self.test_seconds(1),
+            in_time=lambda: self.clock.left() > self.measuring.test_seconds(1),
         )
-
-    def measure(self, finalist: Finalist, part: Part | None) -> Evidence:
-        """The finalist beside the original, all measured anew."""
-        # A resumed run measures anew: its certificate rests on no latency of an earlier answer.
-        purpose = f"certify {len(self.folder.journal.events('answer'))}"
-        return self._measured(finalist, part, purpose, BLOCKS)
-
-    def measure_early(self, finalist: Finalist, part: Part | None) -> Evidence:
-        """As `measure`, from fewer starts: an early answer is clearly faster or waits."""
-        return self._measured(finalist, part, "certify early", EARLY_BLOCKS)
-
-    def _measured(
-        self, finalist: Finalist, part: Part | None, purpose: str, blocks: int
-    ) -> Evidence:
-        title = self.title(finalist.trial)
-        model = self.model_of(finalist.trial)
-        evidence = self._bare(finalist, model, purpose, blocks)
-        if part is None:
-            return evidence
-        self.progress.now(f"certifying {title}: {len(part):,} examples of the holdout")
-        before = self._sealed(self.ready.original, self.ready_digest, part)
-        after = self._sealed(model, finalist.digest, part)
-        return dataclasses.replace(evidence, answers=(before, after), truth=truth_of(part, before))
-
-    def _bare(self, finalist: Finalist, model: Model, purpose: str, blocks: int) -> Evidence:
-        """What needs no holdout, measured once for each purpose."""
-        known = (finalist.digest, purpose)
-        if known not in self.bare:
-            self.progress.now(f"certifying {self.title(finalist.trial)}: timing")
-            timing = self.lab.timing(
-                model, purpose, ROUNDS, self._rounds_seconds(finalist), LEAST_ROUNDS, blocks,
-                runs=runs_wanted(self.ready.limits),
-                further=self._further if blocks == BLOCKS else None,
-            )  # fmt: skip
-            self.load_timed = machine.load()
-            evidence = dataclasses.replace(
-                self.lab.evidence(model), timing=timing, same=finalist.digest == self.ready_digest
-            )
-            if "memory" in self.wanted:
-                evidence = dataclasses.replace(evidence, memories=self.lab.memories(model))
-            self.bare[known] = evidence
-        return self.bare[known]
-
-    def _rounds_seconds(self, finalist: Finalist) -> float:
-        """For the rounds of a race, more where a limit on a tail takes more calls and the clock
-        leaves time for them."""
-        call = finalist.trial.figures.get("original.latency", 0.0)
-        tail = 3 * 1.5 * call * runs_wanted(self.ready.limits)
-        return max(self.timing_seconds, min(tail, self.clock.left() / 4))
-
-    def _further(self, timing: Timing) -> int:
-        """Starts beyond the first ones, so far as the clock leaves time for them."""
-        each = max(self.timing_seconds / BLOCKS + START_SECONDS, self.lab.race.block_seconds)
-        most = int(min(max(self.clock.left(), 0.0) / 2 / each, BLOCKS))
-        asked = [*self.ready.limits, improvement(self.ready.objective, self.ready.task)]
-        timed = [limit for limit in asked if limit.metric in TIMED]
-        return further_starts(timed, timing, most, self.spec.seed)
-
-    def _sealed(self, model: Model, digest: str, part: Part) -> np.ndarray:
-        """Answers to the first rows of the holdout, each computed once in this process. They are
-        kept nowhere else."""
-        known = self.sealed_answers.get(digest)
-        start = 0 if known is None else len(known)
-        if start < len(part):
-            more = answers(
-                self.lab.pool, model, part, np.arange(start, len(part)), self.ready.task,
-                self.ready.target, timeout=APPLY_SECONDS,
-            )  # fmt: skip
-            known = more if known is None else np.concatenate([known, more])
-            self.sealed_answers[digest] = known
-        return self.sealed_answers[digest][: len(part)]
-
-    def model_of(self, trial: Trial) -> Model:
-        return self.lab.build(recipe(self.ready.original.kind, trial.recipe))
-
-    def title(self, trial: Trial) -> str:
-        return describe(recipe(self.ready.original.kind, trial.recipe))
 
     # -- the end ------------------------------------------------------------------------------
 
@@ -299,7 +173,7 @@ class Answering:
         else:
             discard(self.folder.bundle)
         self.progress.now("writing the frontier")
-        frontier = self._frontier(found, shown if answer.status == 0 else None)
+        frontier = self.delivery.frontier(found, shown if answer.status == 0 else None, self.trials)
         self._record(found, answer, shown, steps, frontier)
 
     def _shown(self, found: Certification) -> Row | None:
@@ -326,12 +200,12 @@ class Answering:
             message=self._message(answer, shown),
             metric=self.ready.task.metric,
             objective=self.spec.objective,
-            chosen=None if trial is None or answer.status else self.title(trial),
+            chosen=None if trial is None or answer.status else self.lab.title(trial),
             recipe=None if trial is None or answer.status else trial.recipe,
             artifact=None if answer.status else str(self.folder.bundle),
             files=bundle.files(self.folder.bundle),
             limits=shown.verdicts if shown else (),
-            about=None if trial is None else self.title(trial),
+            about=None if trial is None else self.lab.title(trial),
             steps=steps,
             figures=steps[-1]["figures"] if steps else {},
             rows=[self._row_to_json(row) for row in found.rows],
@@ -345,8 +219,8 @@ class Answering:
                 early["elapsed"] if early and early["row"]["status"] == "certified" else None
             ),
             trials=len(self.trials),
-            conditions=self._conditions(shown),
-            throughputs=self._throughputs(shown) if answer.status == 0 else {},
+            conditions=self.measuring.conditions(shown.evidence if shown else None),
+            throughputs=self.measuring.throughputs(trial) if answer.status == 0 else {},
             notes=[*self.ready.notes, *self._notes()],
         )
 
@@ -354,7 +228,7 @@ class Answering:
         if answer.status or shown is None or not shown.finalist.trial.recipe:
             return answer.message
         return (
-            f"certified: {self.title(shown.finalist.trial)}, "
+            f"certified: {self.lab.title(shown.finalist.trial)}, "
             f"{shown.value:.3f} x the original's {self.spec.objective}"
         )
 
@@ -426,128 +300,7 @@ class Answering:
         }
 
     def _bundle(self, row: Row, answer: Answer, steps: list[dict[str, Any]]) -> None:
-        self._write_bundle(row, self._message(answer, row), steps, self.folder.bundle)
-
-    def _write_bundle(
-        self, row: Row, message: str, steps: list[dict[str, Any]], place: Path
-    ) -> None:
-        """The artifact with what is known of it, certified or not."""
-        trial = row.finalist.trial
-        model = self.model_of(trial)
-        facts = environment(self.ready.original)
-        conditions = self._conditions(row)
-        scratch = self.lab.store.scratch()
-        made = scratch / "bundle"
-        original = self.ready.original
-        certificate = {
-            "message": message,
-            "status": row.status,
-            "limits": row.verdicts or trial.verdicts,
-            "level": row.alpha,
-            "objective": self.spec.objective,
-            "ratio": row.value,
-            "limits_asked": [each.text for each in self.ready.limits],
-            "figures_on_the_search_split": trial.figures,
-            "steps": steps,
-            "replayed": self.spec.replay is not None,
-            "conditions": conditions,
-            "watts": self.spec.watts,
-            **facts,
-        }
-        if row.bets and row.status != "certified":  # `verify` goes on from here with more data
-            certificate["bets"] = {key: each.to_json() for key, each in row.bets.items()}
-            certificate["bets_level"] = row.bets_level
-        # In a child: an artifact that crashes must not take the answer with it.
-        self.lab.pool.call(
-            bundle.write,
-            model,
-            made,
-            {
-                "sartor": facts["versions"]["sartor"],
-                "title": self.title(trial),
-                "task": self.ready.task,
-                "recipe": trial.recipe,
-                "steps": [step_to_json(step) for step in model.lineage],
-                "original": {
-                    "digest": self.ready_digest,
-                    "path": str(Path(str(original.payload)).resolve()),
-                    "bytes": runtime(original.kind).size(original),
-                },
-                "data": self.ready.request["data"],
-                "columns": {
-                    "label": self.spec.label,
-                    "segments": self.spec.segments,
-                    "group": self.spec.group,
-                    "mask": self.spec.mask,
-                },
-                "certificate": certificate,
-            },
-            self.ready.data.search.inputs(slice(0, 64)),
-            self.ready.data.fingerprints,
-            self.ready.target,
-            card(
-                f"{Path(str(original.payload)).stem}, tailored", self.title(trial), message,
-                plain(certificate["limits"]), steps, {**facts, "conditions": conditions},
-            ),
-            timeout=APPLY_SECONDS,
-        )  # fmt: skip
-        settle(made)
-        publish(made, place)
-        scratch.rmdir()
-
-    def _throughputs(self, shown: Row | None) -> dict[str, dict[str, float]]:
-        """Rows a second by batch size, of the original and of what was chosen."""
-        if shown is None or not self.batch_seconds or self.clock.left() < self.batch_seconds:
-            return {}
-        models = {"original": self.ready.original, "chosen": self.model_of(shown.finalist.trial)}
-        if not shown.finalist.trial.recipe:
-            del models["chosen"]
-        self.progress.now("measuring throughput at several batch sizes")
-        part, target = self.ready.data.search, self.ready.target
-        return {name: throughputs(model, part, target) for name, model in models.items()}
-
-    def _conditions(self, row: Row | None) -> dict[str, Any]:
-        """What was measured of the noise and the load while `row` was timed, and the load average
-        at the beginning of the run, then and now."""
-        timing = row.evidence.timing if row is not None and row.evidence is not None else None
-        loads = [self.load_before, self.load_timed, machine.load()]
-        return {
-            "load_average": loads,
-            "threads": self.ready.target.threads,
-            "batch": self.ready.target.batch,
-            "settings": THREADS,
-            **(conditions_of(timing) if timing is not None else {}),
-        }
-
-    def _frontier(self, found: Certification, chosen: Row | None) -> list[str]:
-        """The other artifacts worth having, each marked with what is known of it."""
-        scratch = self.lab.store.scratch()
-        kept: list[str] = []
-        others = [row for row in found.rows if row is not chosen]
-        if not others and chosen is None:
-            others = self._hopeless()
-        for row in others[:FRONTIER]:
-            trial = row.finalist.trial
-            name = f"{len(kept) + 1:02d}-trial-{trial.number}"
-            about = f"{row.status}: {self.title(trial)}"
-            try:
-                self._write_bundle(row, about, [], scratch / "frontier" / name)
-            except Failed:
-                continue  # it does not run any more: nothing worth having
-            kept.append(str(self.folder.frontier / name))
-        if kept:
-            settle(scratch / "frontier")
-            publish(scratch / "frontier", self.folder.frontier)
-        else:
-            discard(self.folder.frontier)
-        scratch.rmdir()
-        return kept
-
-    def _hopeless(self) -> list[Row]:
-        """Where every trial was dropped: those that were built, the nearest to the limits first."""
-        built = [t for t in self.trials if t.state == "dropped" and t.model and t.recipe]
-        built.sort(key=lambda each: nearness(each.verdicts))
-        return [Row(Finalist(each.model, each), "untested") for each in built]
+        self.delivery.write(row, self._message(answer, row), steps, self.folder.bundle)
 
     def _early_before(self) -> Row | None:
         """The early answer of this run that an earlier session gave."""

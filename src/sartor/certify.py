@@ -19,12 +19,13 @@ from typing import Literal
 import numpy as np
 
 from sartor import judge_sequence
-from sartor.contracts import HUNG, Failed, Task, WrongRequest
+from sartor.contracts import Failed, Task, WrongRequest
 from sartor.data import Part, Sealed
+from sartor.finalists import Finalist, grade
 from sartor.ledger import EarlyUsed, Ledger, Opening, Stage
 from sartor.limits import PERFORMANCE, Limit, Objective, parse
 from sartor.metrics import Truth, check_labels
-from sartor.records import Trial, Verdict
+from sartor.records import Verdict
 from sartor.verdicts import (
     EXACT,
     Evidence,
@@ -32,30 +33,17 @@ from sartor.verdicts import (
     free_for_original,
     improvement,
     judge_all,
-    nearest,
     objective_value,
     together,
 )
 
 Status = Literal["certified", "not certified", "untested"]
 
-MOST = 8  # finalists
-FRONT = 5  # of them from the Pareto front; the others are the surest beside it
 SURELY_TESTED = 2  # finalists, whatever time is left
 DECAY = 0.7  # of the share of the level, from a finalist to the next
-CLOSE = 0.02  # objectives that differ by less are taken for equal: latencies are never exact
-SURE = 1e-4  # p-values on the search split below this are as good as each other
 RESERVE = 0.1  # of the level, for the original where its own limits need the holdout
 LOOKS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768, 65536)
 BET = {"early": 0.8, "final": 0.05}  # of the level, on deciding before all examples were seen
-
-
-@dataclass(frozen=True)
-class Finalist:
-    """A trial that goes to the holdout, and the digest of its artifact."""
-
-    digest: str
-    trial: Trial
 
 
 @dataclass(frozen=True)
@@ -95,18 +83,6 @@ Measure = Callable[[Finalist, Part | None], Evidence]
 that needs no holdout (size, memory, latency on other rows)."""
 
 
-@dataclass(frozen=True)
-class Answer:
-    """How a run ends. `status` is the exit status: 0, 3 or 4. `binding` is the limit that stands
-    in the way; `nearest` the same limit with the value that could be met."""
-
-    status: int
-    message: str
-    binding: Verdict | None = None
-    nearest: str | None = None
-    needs: int | None = None
-
-
 def guards(limits: Iterable[Limit]) -> tuple[Limit, ...]:
     """What no answer may be shown to break, asked for or not: slower or bigger than the original.
     A limit of the user's on the same metric takes the guard's place."""
@@ -116,51 +92,12 @@ def guards(limits: Iterable[Limit]) -> tuple[Limit, ...]:
     )
 
 
-def freeze(trials: Iterable[Trial], most: int = MOST) -> tuple[Finalist, ...]:
-    """The finalists in their order, the surest first: from the Pareto front of (p-value on the
-    search split, objective) among the finished trials that gain anything the surest, the best and
-    those evenly between; then the surest of the others. Those beside the front are there because
-    the search errs as well: the surest one there is often not the surest in truth."""
-    known = [
-        each
-        for each in trials
-        if each.state == "done" and each.recipe and each.figures.get("objective", math.inf) < 1
-    ]
-    distinct: dict[str, Trial] = {}
-    for trial in sorted([each for each in known if each.p_value <= 0.5] or known, key=_sureness):
-        distinct.setdefault(trial.model, trial)  # other recipes may lead to the same artifact
-    hopeful = list(distinct.values())
-    front: list[Trial] = []
-    for trial in hopeful:
-        if not front or _grade(trial.figures["objective"]) < _grade(front[-1].figures["objective"]):
-            front.append(trial)
-    if len(front) > FRONT:
-        step = (len(front) - 1) / (FRONT - 1)
-        front = [front[round(at * step)] for at in range(FRONT)]
-    numbers = {each.number for each in front}
-    beside = [each for each in hopeful if each.number not in numbers]
-    frozen = sorted([*front, *beside[: most - len(front)]], key=_sureness)
-    return tuple(Finalist(each.model, each) for each in frozen)
-
-
-def _sureness(trial: Trial) -> tuple[float, int, int, int]:
-    """Of those that are equally sure and equally good the shortest recipe comes first: a step that
-    brings nothing is left out."""
-    grade = _grade(trial.figures["objective"])
-    return max(trial.p_value, SURE), grade, len(trial.recipe), trial.number
-
-
 def check_holdout(sealed: Sealed, task: Task) -> None:
     """Raises WrongRequest where the holdout's labels cannot certify anything (outside the classes,
     all the same): told before hours are spent. Nothing else of it leaves this function."""
     label = sealed.open().label
     if task.labelled and label is not None:
         check_labels(task, np.asarray(label), "the holdout")
-
-
-def _grade(objective: float) -> int:
-    """Steps of CLOSE on the scale of ratios."""
-    return math.floor(math.log(max(objective, 1e-9)) / CLOSE)
 
 
 @dataclass(frozen=True)
@@ -234,7 +171,7 @@ class Certifier:
         if opening is not None:
             self.ledger.close(opening, bool(certified))
         # The first of those that are as good: it stands earlier, since it was surer.
-        best = min(certified, key=lambda row: _grade(row.value), default=None)
+        best = min(certified, key=lambda row: grade(row.value), default=None)
         kept = (early, *rows) if early else tuple(rows)
         return Certification(kept, best, own, level, opening is not None)
 
@@ -448,93 +385,8 @@ def _hopeful(rows: Sequence[Row], at: int, level: float) -> bool:
         return True
     waiting = [row for row in rows if row.status == "not certified" and row.p_value <= level]
     open_ = [rows[at], *waiting]
-    return min(_grade(_objective(row.finalist)) for row in open_) < min(map(_grade, certified))
+    return min(grade(_objective(row.finalist)) for row in open_) < min(map(grade, certified))
 
 
 def _objective(finalist: Finalist) -> float:
     return finalist.trial.figures.get("objective", math.nan)
-
-
-def outcome(found: Certification, limits: Sequence[Limit], trials: Iterable[Trial] = ()) -> Answer:
-    """The exit status and why. 0: something, the original included, is certified; 4: else, where
-    some finalist (or the original) is undecided with none of its limits broken; 3: else.
-
-    `trials` serve to name the binding limit where no finalist was left to test."""
-    if found.best is not None:
-        value = found.best.value
-        return Answer(0, f"certified: {value:.3g} x the original's objective")
-    if found.original is not None and found.original.status == "certified":
-        return Answer(0, "the original is kept: nothing better is shown to meet the limits")
-    tested = [row for row in (*found.rows, found.original) if row and row.verdicts]
-    open_ = [row for row in tested if together(row.verdicts)[0] == "undecided"]
-    if open_:
-        return _undecided(min(open_, key=lambda row: row.p_value), limits)
-    judged = [row.verdicts for row in tested if row is not found.original]
-    tried = [each for each in trials if each.recipe]
-    judged += [each.verdicts for each in tried if each.verdicts]
-    late = sum(each.reason.startswith(HUNG) for each in tried)
-    if late and not judged:  # nothing was learnt of what can be reached
-        return Answer(
-            4, f"undecided: no candidate was finished in the time there was ({late} were cut off); "
-            "give a longer --budget"
-        )  # fmt: skip
-    if found.original is not None:
-        judged.append(found.original.verdicts)
-    return _infeasible(judged, limits)
-
-
-def _undecided(row: Row, limits: Sequence[Limit]) -> Answer:
-    doubtful = [each for each in row.verdicts if each.outcome == "undecided"]
-    binding = max(doubtful, key=lambda each: each.p_value)
-    counts = [each.needs for each in doubtful]
-    needs = max((each for each in counts if each is not None), default=None)
-    text = f"undecided: {binding.limit}"
-    if needs is not None and None not in counts:
-        text += f"; about {needs:,} more {_unit(binding, limits)} would decide it"
-    elif binding.note:
-        text += f" ({binding.note})"
-    return Answer(4, text, binding, _nearest(binding, limits), needs)
-
-
-def _infeasible(judged: Sequence[tuple[Verdict, ...]], limits: Sequence[Limit]) -> Answer:
-    """The binding limit: of the candidate that comes nearest (fewest limits broken, the smallest
-    miss) the one that it misses most, with the best value that any such candidate reaches."""
-    lost = [verdicts for verdicts in judged if nearness(verdicts)[0]]
-    if not lost:
-        return Answer(3, "infeasible: no candidate got as far as to be judged")
-    closest = min(lost, key=nearness)
-    binding = max((v for v in closest if v.outcome == "broken"), key=_miss)
-    reached = _nearest(binding, limits)
-    text = f"infeasible: {binding.limit} is broken"
-    if reached:
-        text += f"; the nearest that can be met is {reached}"
-    return Answer(3, text, binding, reached)
-
-
-def nearness(verdicts: Iterable[Verdict]) -> tuple[int, float]:
-    """How near a candidate comes to its limits, the nearest the least: how many are broken, and
-    by how much the worst of them."""
-    misses = [_miss(each) for each in verdicts if each.outcome == "broken"]
-    return len(misses), max(misses, default=0.0)
-
-
-def _miss(verdict: Verdict) -> float:
-    """How far the estimate lies from the bound, as a share of the bound."""
-    if not (math.isfinite(verdict.estimate) and math.isfinite(verdict.bound)):
-        return math.inf
-    return abs(verdict.estimate - verdict.bound) / max(abs(verdict.bound), 1e-12)
-
-
-def _limit_of(verdict: Verdict, limits: Sequence[Limit]) -> Limit | None:
-    return next((each for each in limits if each.text == verdict.limit), None)
-
-
-def _nearest(verdict: Verdict, limits: Sequence[Limit]) -> str | None:
-    limit = _limit_of(verdict, limits)
-    return nearest(limit, verdict) if limit is not None else None
-
-
-def _unit(verdict: Verdict, limits: Sequence[Limit]) -> str:
-    limit = _limit_of(verdict, limits)
-    metric = limit.metric if limit is not None else verdict.limit.split()[0].split(".")[0]
-    return "runs" if metric in PERFORMANCE else "holdout examples"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from sartor.ahead import Crew, take
 from sartor.answer import Answering
 from sartor.bench import LocalBench
 from sartor.clock import Clock
-from sartor.contracts import Recipe, WrongRequest, describe
+from sartor.contracts import Failed, Recipe, WrongRequest, describe
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.priors import features, learned
 from sartor.records import Journal, Trial
@@ -64,6 +65,8 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
             with cluster.crew(spec.cluster, lab, folder.journal, folder.work) as crew:
                 search(spec, ready, lab, folder, progress, clock, answering, crew)
             answering.conclude()
+            with contextlib.suppress(Failed):  # for later runs: this one has its answer
+                _features(lab, folder)
     return Run(folder.root)
 
 
@@ -107,7 +110,8 @@ def search(
     known = allowed(spec, kind)
     first = [recipe(kind, entries) for entries in spec.recipes]
     first += portfolio(ready.original, lab.bench)
-    lessons = learned(spec.learn_from, kind, _features(lab, folder), spec.objective, folder.root)
+    own = _features(lab, folder) if spec.learn_from else {}
+    lessons = learned(spec.learn_from, kind, own, spec.objective, folder.root)
     seeker = GuidedSearch(kind, known, first, lessons=lessons, trials=spec.trials, seed=spec.seed)
     finished = folder.trials()
     frozen = answering.frozen()

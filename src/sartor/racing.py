@@ -10,8 +10,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from sartor.certify import SURE
+from scipy.stats import norm
+
 from sartor.contracts import Task
+from sartor.finalists import SURE
 from sartor.limits import Limit, Objective, parse
 from sartor.records import Trial, Verdict
 from sartor.verdicts import EXACT, Evidence, judge, judge_all
@@ -19,6 +21,9 @@ from sartor.verdicts import EXACT, Evidence, judge, judge_all
 SAMPLES = (32, 128, 512, 2048)  # examples after which a candidate's quality is looked at
 DROP = 0.01  # the probability that a limit which holds is taken for broken, over all looks
 FEW = 128  # below so many examples only tests that are exact there decide
+EARLY = 0.01  # what a figure other than quality must be shown at for an early answer
+LIKELY = 0.9  # the chance that an early answer is certified from which on it is tried
+EARLY_GAIN = 0.95  # and of the original's objective it has at most this
 SLOWER = 1.2  # two processes of one model may differ by several percent; not by this
 
 
@@ -74,3 +79,25 @@ def outdone(
         if judge_all((slower,), evidence, task, DROP, seed)[0].outcome == "broken":
             return other
     return None
+
+
+def promising(limits: Iterable[Limit], trial: Trial, rows: int, level: float) -> bool:
+    """Whether the trial is worth the early answer on a holdout of `rows` examples: it clearly
+    gains, and each of its limits is likely to be shown at `level`."""
+    if not trial.recipe or not trial.figures["objective"] <= EARLY_GAIN:
+        return False
+    return all(
+        likely(verdict.p_value, trial.examples, rows, level)
+        if limit.quality
+        else verdict.p_value <= EARLY
+        for limit, verdict in zip(limits, trial.verdicts, strict=True)
+    )
+
+
+def likely(p_value: float, examples: int, rows: int, level: float) -> bool:
+    """Whether what has this p-value on so many examples is likely to be shown at `level` on `rows`
+    others: a standard score grows with the root of the number of examples, and that of the
+    prediction itself is known no better than those examples tell."""
+    more = rows / max(examples, 1)
+    wanted = norm.isf(level) + norm.isf(1 - LIKELY) * math.sqrt(1 + more)
+    return bool(norm.isf(p_value) * math.sqrt(more) >= wanted)

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from sartor.bench import LocalBench
-from sartor.certify import SURE, guards
+from sartor.certify import guards
 from sartor.contracts import (
     Failed,
     Model,
@@ -30,15 +30,18 @@ from sartor.contracts import (
     Technique,
     Unneeded,
     WrongRequest,
+    describe,
     technique_name,
     to_json,
 )
 from sartor.data import Part
 from sartor.evaluate import Race, answers, digest, memory_pair
 from sartor.figures import figures_of, truth_of
+from sartor.finalists import SURE
 from sartor.limits import Limit, Objective
 from sartor.racing import SLOWER, looks, lost, outdone
 from sartor.records import Journal, State, Timing, Trial, Verdict, plain
+from sartor.registry import recipe as known_recipe
 from sartor.registry import runtime
 from sartor.report.text import figure, interval
 from sartor.store import Store, key_of, step_to_json
@@ -111,6 +114,7 @@ class Laboratory:
         self.timings, self.replayed = journaled(journal), journaled(replay)
         self.pace = paces(journal)  # model digest -> examples a second, while not timed
         self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
+        self.enough: Callable[[Trial], bool] = lambda _: False  # whether to see no more examples
         # What workers did ahead (see `ahead`), and what keeps them still while something is timed.
         self.stops: dict[str, tuple[State, str]] = {}  # key -> how the step ended, and why
         self.foreseen: dict[tuple[str, int, int], tuple[np.ndarray, float]] = {}
@@ -140,6 +144,12 @@ class Laboratory:
             if lineage is not None:
                 lineage.append(model)
         return model
+
+    def model_of(self, trial: Trial) -> Model:
+        return self.build(known_recipe(self.original.kind, trial.recipe))
+
+    def title(self, trial: Trial) -> str:
+        return describe(known_recipe(self.original.kind, trial.recipe))
 
     def _apply(self, technique: Technique, model: Model, key: str) -> Model:
         try:
@@ -335,8 +345,8 @@ class Laboratory:
             trial = dataclasses.replace(trial, fidelity=rows / total, examples=rows)
             if trial.state == "dropped":
                 return trial
-            if trial.p_value <= SURE:
-                break  # more examples could not rank it higher
+            if trial.p_value <= SURE or self.enough(trial):
+                break  # more examples could not rank it higher, or it may be the early answer
         return dataclasses.replace(trial, state="done")
 
     def _judged(self, trial: Trial, evidence: Evidence, limits: tuple[Limit, ...]) -> Trial:

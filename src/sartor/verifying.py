@@ -18,15 +18,17 @@ from typing import Any
 import numpy as np
 
 from sartor import bundle, machine, standing
-from sartor.certify import Certification, Certifier, Finalist, Row, check_holdout, outcome
+from sartor.certify import Certification, Certifier, Row, check_holdout
 from sartor.comparing import measure_pair
 from sartor.contracts import Model, Target, Task, WrongRequest
 from sartor.data import Part, Sealed, fresh
 from sartor.evaluate import Race
+from sartor.finalists import Finalist
 from sartor.judge_timing import conditions_of
 from sartor.ledger import Ledger, ledger_path
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import find
+from sartor.outcome import outcome
 from sartor.records import Trial, plain
 from sartor.registry import adopt, runtime
 from sartor.standing import Standing
