@@ -326,8 +326,7 @@ def test_an_original_that_dies_in_a_round_is_started_once_more(
     toys: dict[str, Model], numbers: Part
 ) -> None:
     with Race(toys["mlp"], Target(), numbers) as race:
-        race._resident("original")
-        race._resident("twin")
+        race._residents("original", "twin")
         first = race._workers["original"]
         _kill(race, "original")
         first.process.wait()

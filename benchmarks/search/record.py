@@ -40,6 +40,7 @@ from sartor.registry import portfolio, recipe
 from sartor.spec import Spec
 from sartor.store import Store
 from sartor.trials import Laboratory, Stopped, size
+from sartor.workers import Pool
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 HERE = Path(__file__).resolve().parent / "landscapes"
@@ -66,7 +67,8 @@ def lab_of(name: str, source: Path, place: Path) -> tuple[Prepared, Laboratory]:
         model=str(source / "model.onnx"), data=str(place / "eval.npz"), out=str(place / "run"),
         limits=("accuracy >= baseline - 0.01",), minimize="latency",
     )  # fmt: skip
-    ready = prepare(spec, place / "work")
+    with Pool() as pool:
+        ready = prepare(spec, place / "work", pool)
     bench = LocalBench(
         model=ready.original, teacher=ready.original, task=ready.task, limits=ready.limits,
         target=ready.target, train=ready.data.train, search=ready.data.search,

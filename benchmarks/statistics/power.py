@@ -30,7 +30,7 @@ from chain import (
 
 from sartor.certify import BET, Certifier
 from sartor.finalists import Finalist, freeze
-from sartor.ledger import EARLY, SHARE, Ledger
+from sartor.ledger import Ledger
 from sartor.limits import parse_objective
 from sartor.racing import EARLY_GAIN, likely
 from sartor.records import Trial
@@ -141,7 +141,7 @@ def _certified(
     certifier = Certifier(
         world.limits, parse_objective("size"), TASK, measure, sealed, ledger, "run"
     )
-    level = ledger.left() * SHARE * EARLY * (1 - BET["early"])
+    level = ledger.early_level() * (1 - BET["early"])
     searched = len(held) * 3 // 5
     sure = next(
         (

@@ -15,7 +15,7 @@ from sartor.contracts import Failed, Model, describe
 from sartor.delivery import Delivery
 from sartor.figures import figures_of
 from sartor.finalists import Finalist, freeze
-from sartor.ledger import EARLY, SHARE, Ledger, ledger_path
+from sartor.ledger import Ledger, ledger_path
 from sartor.measuring import Measuring
 from sartor.outcome import Answer, outcome
 from sartor.prepare import Prepared
@@ -94,7 +94,7 @@ class Answering:
             return False
         if self.certifier.needs_data and self.clock.left() < 2 * self.measuring.test_seconds(1):
             return False
-        level = self.ledger.left() * SHARE * EARLY * (1 - BET["early"])
+        level = self.ledger.early_level() * (1 - BET["early"])
         return promising(self.ready.limits, trial, self.ready.data.holdout.rows, level)
 
     def frozen(self) -> int | None:

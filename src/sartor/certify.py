@@ -42,7 +42,10 @@ Status = Literal["certified", "not certified", "untested"]
 SURELY_TESTED = 2  # finalists, whatever time is left
 DECAY = 0.7  # of the share of the level, from a finalist to the next
 RESERVE = 0.1  # of the level, for the original where its own limits need the holdout
-LOOKS = (512, 768, 1024, 1536, 2048, 3072, 4096, 6144, 8192, 12288, 16384, 32768, 65536)
+LOOKS = (  # at so many examples; another look costs a call
+    *range(512, 1536, 128), *range(1536, 4096, 256), 4096, 5120, 6144, 7168, 8192, 10240, 12288,
+    16384, 24576, 32768, 49152, 65536,
+)  # fmt: skip
 BET = {"early": 0.8, "final": 0.05}  # of the level, on deciding before all examples were seen
 
 
@@ -129,12 +132,27 @@ class Certifier:
 
     def early(self, finalist: Finalist) -> Certification:
         """Tests one hypothesis at the early share of the error rate, or leaves it untested where
-        the run has had its early answer. Nothing of what is found may reach the search."""
+        the run has had its early answer. What needs no holdout is measured first: the holdout is
+        opened only where all of that is shown. Nothing of what is found may reach the search."""
         try:
+            if self.needs_data and not self._quick(finalist, BET["early"]):
+                row = Row(finalist, "not certified", value=_objective(finalist))
+                return Certification((row,), None, None, 0.0, False)
             return self._certify((finalist,), "early", None, None)
         except EarlyUsed:
             row = Row(finalist, "untested", value=_objective(finalist))
             return Certification((row,), None, None, 0.0, False)
+
+    def _quick(self, finalist: Finalist, bet: float) -> bool:
+        """Whether all that needs no holdout is shown at the level of an early answer."""
+        asked = tuple(each for each in self._asked() if not each.quality)
+        try:
+            evidence = self.measure(finalist, None)
+        except (Failed, WrongRequest):
+            return False
+        level = self.ledger.early_level() * bet
+        verdicts = judge_all(asked, evidence, self.task, level, self.seed)
+        return all(each.outcome == "met" for each in verdicts)
 
     def final(self, finalists: Sequence[Finalist], early: Row | None = None) -> Certification:
         """Tests the finalists, and the original where none of them is certified.

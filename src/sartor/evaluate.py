@@ -185,16 +185,15 @@ class Race:
     def _block(
         self, candidate: Model, rounds: int, seconds: float | None, least: int, runs: int
     ) -> _Block:
-        for name in ("original", "twin"):
-            self._resident(name)
-        load, call = self._opened
-        with Worker("candidate", self.memory) as worker:
+        with Worker("candidate", self.memory) as worker:  # it loads beside the others
+            worker.send(lanes.open_lane, candidate, self.target, self.part, self.rows)
+            self._residents("original", "twin")
+            load, call = self._opened
             self._workers["candidate"] = worker
             try:
-                self.load_seconds, _ = worker.call(
-                    lanes.open_lane, candidate, self.target, self.part, self.rows,
-                    timeout=self.allowance + PATIENCE * (load + 20 * call),
-                )  # fmt: skip
+                self.load_seconds, _ = worker.receive(
+                    self.allowance + PATIENCE * (load + 20 * call)
+                )
                 return self._rounds(rounds, seconds, least, runs)
             finally:
                 del self._workers["candidate"]
@@ -228,25 +227,33 @@ class Race:
             reason = failure
         # Not the candidate's fault: the original (or its twin) is started once more.
         try:
-            return self._resident(name).call(*turn, timeout=deadline)
+            self._residents(name)
+            return self._workers[name].call(*turn, timeout=deadline)
         except Failed as failure:
             raise Failed(f"the {name} failed twice: {reason}; then {failure}") from None
 
-    def _resident(self, name: str) -> Worker:
-        """The warm process of the original or its twin, started when it is not alive."""
-        worker = self._workers.get(name)
-        if worker is None or not worker.alive:
-            if worker is not None:
+    def _residents(self, *names: str) -> None:
+        """Sees to it that the warm processes of the original and its twin are alive; those that
+        must be started load side by side."""
+        started: dict[str, Worker] = {}
+        for name in names:
+            known = self._workers.get(name)
+            if known is None or not known.alive:
+                if known is not None:
+                    known.close()
+                started[name] = self._workers[name] = Worker(name)
+        try:
+            for worker in started.values():
+                worker.send(lanes.open_lane, self.original, self.target, self.part, self.rows)
+            for name, worker in started.items():
+                opened = worker.receive(10 * ALLOWANCE)
+                if name == "original":
+                    self._opened = opened
+        except BaseException:  # half opened: their answers would be taken for others
+            for name, worker in started.items():
                 worker.close()
-            worker = Worker(name)
-            self._workers[name] = worker
-            opened = worker.call(
-                lanes.open_lane, self.original, self.target, self.part, self.rows,
-                timeout=10 * ALLOWANCE,
-            )  # fmt: skip
-            if name == "original":
-                self._opened = opened
-        return worker
+                del self._workers[name]
+            raise
 
     def meter(self, metrics: Iterable[str], watts: float | None = None) -> None:
         """Prepares for energy where the metrics name it: by the machine's counters where they

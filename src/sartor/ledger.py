@@ -67,6 +67,10 @@ class Ledger:
         with self.path.open("rb") as file:
             return self._left(_entries(file, self.path))
 
+    def early_level(self) -> float:
+        """What the early answer of a run that begins now is tested at."""
+        return EARLY * SHARE * self.left()
+
     def check(self) -> None:
         """Raises WrongRequest where too little is left for one more run, or where nothing can be
         recorded: to be told beforehand."""

@@ -26,8 +26,8 @@ from sartor.trials import APPLY_SECONDS, Laboratory
 from sartor.verdicts import Evidence, improvement
 from sartor.workers import THREADS
 
-EARLY_BLOCKS = 3  # starts of every process for an early answer
-EARLY_SECONDS = 4.0  # that its rounds may take: what clearly gains shows it soon
+EARLY_BLOCKS = 4  # starts of every process for an early answer
+EARLY_SECONDS = 2.0  # that its rounds may take: what clearly gains shows it soon
 ROUNDS = 60
 LEAST_ROUNDS = 12
 START_SECONDS = 2.0  # about what a start of all three takes

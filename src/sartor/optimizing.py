@@ -24,6 +24,7 @@ from sartor.spec import Spec
 from sartor.store import Store
 from sartor.terminal import Progress
 from sartor.trials import Laboratory
+from sartor.workers import Pool
 
 LEAST = 15.0  # seconds that any one step of a trial may take, however little time is left
 
@@ -39,9 +40,11 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
     spec = settled(spec, folder)
     cluster.check(spec.cluster)
     replay = _replayed(spec)
-    with folder.locked(), progress:
+    ceiling = spec.memory or machine.memory_ceiling()
+    with folder.locked(), progress, Pool(ceiling) as pool:
         progress.now("reading model and data")
-        ready = prepare(spec, folder.work)
+        pool.ready()
+        ready = prepare(spec, folder.work, pool)
         facts = environment(ready.original) | {"spec": remembered(spec)}
         folder.begin(ready.request, facts)
         if folder.journal.last("answer") and not spec.resume:
@@ -58,7 +61,7 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
         bench = _bench(ready, folder, spec)
         with Laboratory(
             ready.original, bench, ready.data.search, ready.limits, ready.objective, store,
-            folder.journal, replay, spec.memory or machine.memory_ceiling(),
+            folder.journal, replay, ceiling, pool,
         ) as lab:  # fmt: skip
             clock = Clock(spec, began, folder.spent())
             answering = Answering(spec, ready, lab, folder, progress, clock)

@@ -26,7 +26,7 @@ from sartor.registry import adopt, runtime, techniques
 from sartor.spec import Spec
 from sartor.workers import Pool
 
-SAMPLE = 512  # examples of the search split on which the original is looked at before the run
+SAMPLE = 256  # examples of the search split on which the original is looked at before the run
 
 
 @dataclass(frozen=True)
@@ -41,8 +41,8 @@ class Prepared:
     request: Mapping[str, Any]
 
 
-def prepare(spec: Spec, work: Path) -> Prepared:
-    """Opens and checks everything. Raises WrongRequest with one sentence."""
+def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
+    """Opens and checks everything; `pool` runs the original. Raises WrongRequest, one sentence."""
     if spec.model is None:
         raise WrongRequest("there is no model: name its file")
     if spec.data is None:
@@ -64,7 +64,7 @@ def prepare(spec: Spec, work: Path) -> Prepared:
     target = Target("cpu", spec.threads, batch or spec.batch, machine.features(), spec.fixed)
     objective = parse_objective(spec.objective)
     limits = tuple(parse(text) for text in spec.limits)
-    sample = _sampled(original, target, data.search)
+    sample = _sampled(pool, original, target, data.search)
     task = infer_task(
         answering(original.signature, sample), data.search, sample,
         metric=spec.metric, output=spec.output, kind=spec.task,
@@ -84,12 +84,11 @@ def prepare(spec: Spec, work: Path) -> Prepared:
     return Prepared(original, data, task, target, limits, objective, tuple(notes), request)
 
 
-def _sampled(original: Model, target: Target, part: Part) -> dict[str, np.ndarray]:
-    with Pool() as pool:
-        try:
-            return pool.call(sample_outputs, original, target, part, SAMPLE, timeout=600)
-        except Failed as failure:
-            raise WrongRequest(f"the original model does not run on its data: {failure}") from None
+def _sampled(pool: Pool, original: Model, target: Target, part: Part) -> dict[str, np.ndarray]:
+    try:
+        return pool.call(sample_outputs, original, target, part, SAMPLE, timeout=600)
+    except Failed as failure:
+        raise WrongRequest(f"the original model does not run on its data: {failure}") from None
 
 
 def _segments(limits: tuple[Limit, ...], part: Part) -> None:

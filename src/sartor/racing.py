@@ -1,8 +1,8 @@
 """When a candidate is given up before everything was measured: a test that is looked at often.
 
-Quality is looked at after 32, 128, 512, 2048 and all examples. The errors of all looks together are
-bounded by sharing one level among them (Bonferroni): a candidate that keeps its limits is dropped
-with a probability of at most `DROP`, however often one looks.
+Quality is looked at after 32, 128, 512, 1024, 2048 and all examples. The errors of all looks
+together are bounded by sharing one level among them (Bonferroni): a candidate that keeps its limits
+is dropped with a probability of at most `DROP`, however often one looks.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from sartor.contracts import Task
 from sartor.finalists import SURE
@@ -18,11 +18,11 @@ from sartor.limits import Limit, Objective, parse
 from sartor.records import Trial, Verdict
 from sartor.verdicts import EXACT, Evidence, judge, judge_all
 
-SAMPLES = (32, 128, 512, 2048)  # examples after which a candidate's quality is looked at
+SAMPLES = (32, 128, 512, 1024, 2048)  # examples after which a candidate's quality is looked at
 DROP = 0.01  # the probability that a limit which holds is taken for broken, over all looks
 FEW = 128  # below so many examples only tests that are exact there decide
 EARLY = 0.01  # what a figure other than quality must be shown at for an early answer
-LIKELY = 0.9  # the chance that an early answer is certified from which on it is tried
+LIKELY = 0.8  # the chance that an early answer is certified from which on it is tried
 EARLY_GAIN = 0.95  # and of the original's objective it has at most this
 SLOWER = 1.2  # two processes of one model may differ by several percent; not by this
 
@@ -99,5 +99,5 @@ def likely(p_value: float, examples: int, rows: int, level: float) -> bool:
     others: a standard score grows with the root of the number of examples, and that of the
     prediction itself is known no better than those examples tell."""
     more = rows / max(examples, 1)
-    wanted = norm.isf(level) + norm.isf(1 - LIKELY) * math.sqrt(1 + more)
-    return bool(norm.isf(p_value) * math.sqrt(more) >= wanted)
+    wanted = -ndtri(level) + ndtri(LIKELY) * math.sqrt(1 + more)
+    return bool(-ndtri(p_value) * math.sqrt(more) >= wanted)

@@ -11,8 +11,6 @@ from hashlib import blake2b
 from typing import Any
 
 import numpy as np
-from scipy.sparse import bmat, csr_matrix
-from scipy.sparse.csgraph import connected_components
 
 from sartor.contracts import WrongRequest
 from sartor.table import SPLITS
@@ -103,6 +101,10 @@ def joined(group: Digests, keys: Digests, most: float = 0.5) -> Digests | None:
     rows, key = np.unique(keys[:, 0], return_inverse=True)
     ones = np.ones(len(keys), dtype=np.int8)
     shape = (len(groups), len(rows))
+    # A tenth of a second, in which every worker that only passes data on need not wait.
+    from scipy.sparse import bmat, csr_matrix
+    from scipy.sparse.csgraph import connected_components
+
     shared = csr_matrix((ones, (at.ravel(), key.ravel())), shape=shape)
     both = bmat([[None, shared], [shared.T, None]], format="csr")
     component = connected_components(both, directed=False)[1][: len(groups)]

@@ -98,6 +98,7 @@ class Laboratory:
         journal: Journal,
         replay: Journal | None = None,
         ceiling: int | None = None,
+        pool: Pool | None = None,
     ) -> None:
         self.original, self.bench, self.search = original, bench, search
         self.limits, self.objective = limits, objective
@@ -106,7 +107,7 @@ class Laboratory:
         self.target: Target = bench.target
         self.task: Task = bench.task
         self.ceiling = ceiling
-        self.pool = Pool(ceiling)
+        self.pool = pool or Pool(ceiling)
         self.race = Race(original, self.target, search, seed, memory=ceiling)
         self.order = np.random.default_rng(seed).permutation(len(search))
         self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`

@@ -175,17 +175,22 @@ class Pool:
         self.memory = memory
         self.worker: Worker | None = None
 
-    def call(self, function: Callable[..., Result], *args: Any, **kw: Any) -> Result:
+    def ready(self) -> Worker:
+        """The worker, started where there is none: it loads while the caller does other things."""
         if self.worker is None or not self.worker.alive:
             self.worker = Worker("pool", self.memory)
+        return self.worker
+
+    def call(self, function: Callable[..., Result], *args: Any, **kw: Any) -> Result:
+        worker = self.ready()
         try:
-            result = self.worker.call(function, *args, **kw)
+            result = worker.call(function, *args, **kw)
         except Unneeded:
             raise
         except Failed:
             self.close()
             raise
-        if self.worker.littered:
+        if worker.littered:
             self.close()
         return result
 

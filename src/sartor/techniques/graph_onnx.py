@@ -19,9 +19,6 @@ from typing import ClassVar
 
 import onnx
 import onnxruntime
-import onnxslim
-from onnxruntime.transformers.fusion_options import FusionOptions
-from onnxruntime.transformers.optimizer import optimize_model
 
 from sartor.contracts import Bench, Failed, Model, Port, Signature, Technique, Unneeded
 from sartor.space import choice
@@ -56,9 +53,7 @@ class Simplify(Technique):
     def apply(self, model: Model, bench: Bench) -> Model:
         graph = read(model)
         before = {node.name: node.SerializeToString(deterministic=True) for node in graph.nodes}
-        with _quiet("onnxslim"):
-            skipped = None if self.fuse else ["graph_fusion"]
-            slim = Graph(onnxslim.slim(graph.proto, skip_optimizations=skipped))
+        slim = _slim(graph, None if self.fuse else ["graph_fusion"])
         after = {node.name for node in slim.nodes}
         parts = Parts()
         for name in before:
@@ -130,6 +125,10 @@ class FuseTransformer(Technique):
         graph = read(model)
         heads, width = _heads(graph, bench) if self.attention else (0, 0)
         parts = Parts()
+        # A fifth of a second that no other technique needs.
+        from onnxruntime.transformers.fusion_options import FusionOptions
+        from onnxruntime.transformers.optimizer import optimize_model
+
         options = FusionOptions("bert")
         options.enable_attention = self.attention and heads > 0
         options.enable_gelu = self.gelu
@@ -251,8 +250,7 @@ class FixShapes(Technique):
         del graph.proto.graph.value_info[:]  # written for free sizes
         for port in graph.proto.graph.output:
             port.type.tensor_type.ClearField("shape")
-        with _quiet("onnxslim"):
-            slim = Graph(onnxslim.slim(graph.proto))
+        slim = _slim(graph)
         shapes = slim.shapes()
         signature = Signature(
             tuple(
@@ -292,6 +290,13 @@ def _gone(before: Graph, after: Graph) -> Parts:
         if (node.op_type, node.domain, node.name) not in left:
             parts.touch(node.name)
     return parts
+
+
+def _slim(graph: Graph, skipped: list[str] | None = None) -> Graph:
+    import onnxslim  # brings sympy: half a second that only these techniques need
+
+    with _quiet("onnxslim"):
+        return Graph(onnxslim.slim(graph.proto, skip_optimizations=skipped))
 
 
 def _same_ports(graph: Graph, model: Model) -> None:
