@@ -275,7 +275,8 @@ def test_early_answer_then_final_chain(tmp_path: Path) -> None:
     found = stage.certifier().final(finalists(1, 2), early.rows[0])
     assert found.alpha == pytest.approx(0.05)
     assert [row.finalist.digest for row in found.rows] == ["m1", "m2"]
-    assert [digest for digest, _ in stage.measured] == ["m1", "m2"]
+    # What needs no holdout first, then the holdout.
+    assert stage.measured == [("m1", None), ("m1", "part"), ("m2", "part")]
     assert found.best
     assert found.best.finalist.digest == "m2"
     again = stage.certifier().early(finalists(2)[0])
@@ -289,6 +290,15 @@ def test_the_early_answer_stays_when_the_chain_fails(tmp_path: Path) -> None:
     found = stage.certifier().final(finalists(2), early.rows[0])
     assert found.best
     assert found.best.finalist.digest == "m1"
+
+
+def test_an_early_answer_that_is_not_faster_opens_no_holdout(tmp_path: Path) -> None:
+    stage = Stage(tmp_path, {"m1": evidence(100, 0)})
+    early = stage.certifier().early(finalists(1)[0])
+    assert early.rows[0].status == "not certified"
+    assert not early.opened
+    assert stage.measured == [("m1", None)]
+    assert stage.certifier().final(finalists(1)).alpha == pytest.approx(0.05)
 
 
 def test_a_failed_early_answer_leaves_the_rest_of_the_level(tmp_path: Path) -> None:

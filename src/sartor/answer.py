@@ -28,6 +28,7 @@ from sartor.store import discard
 from sartor.terminal import Progress
 from sartor.trials import APPLY_SECONDS, LOOK_SECONDS, Laboratory
 
+HURRIED = 512  # examples of the search split that are seen however little time is left
 STEP_ROWS = 512  # examples on which the contribution of a step is looked at
 
 
@@ -44,7 +45,7 @@ class Answering:
         self.trials: list[Trial] = []
         self.measuring = Measuring(spec, ready, lab, progress, clock)
         self.delivery = Delivery(self.measuring, folder)
-        lab.enough = self._promising
+        lab.enough = self._enough
         self.ledger = Ledger(
             ledger_path(spec.data), ready.data.holdout.digest, total=1.0 - spec.confidence
         )
@@ -90,12 +91,18 @@ class Answering:
 
     def _promising(self, trial: Trial) -> bool:
         """Whether the trial is worth the run's one early answer, and there is time for it."""
-        if self.early is not None:
+        if self.early is not None or not trial.recipe:
             return False
         if self.certifier.needs_data and self.clock.left() < 2 * self.measuring.test_seconds(1):
             return False
         level = self.ledger.early_level() * (1 - BET["early"])
         return promising(self.ready.limits, trial, self.ready.data.holdout.rows, level)
+
+    def _enough(self, trial: Trial) -> bool:
+        """Whether the trial needs no more examples of the search split: the holdout is to judge
+        it now, or there is little more time than that will take."""
+        hurried = self.clock.left() < self.measuring.test_seconds(1)
+        return self._promising(trial) or (hurried and trial.examples >= HURRIED)
 
     def frozen(self) -> int | None:
         """After how many trials an earlier session of this run froze its finalists: the holdout
@@ -148,6 +155,7 @@ class Answering:
             original=Finalist(own.model or self.measuring.own, own),
             seed=self.spec.seed,
             in_time=lambda: self.clock.left() > self.measuring.test_seconds(1),
+            hurried=self.clock.left() < self.measuring.test_seconds(1),
         )
 
     # -- the end ------------------------------------------------------------------------------

@@ -108,7 +108,8 @@ class Certifier:
     """All that stays the same between the early answer and the final one. `run` names the run in
     the ledger: the same again after a kill. `bets`: sequences that go on, begun on other data, and
     `cap`: the level at which they did; then they alone decide. `in_time`: whether there is time for
-    one more finalist."""
+    one more finalist; `hurried`: whether there is too little to see all examples of one, so that as
+    much is bet on the first of them as for an early answer."""
 
     limits: tuple[Limit, ...]
     objective: Objective
@@ -122,6 +123,7 @@ class Certifier:
     bets: judge_sequence.Bets = field(default_factory=dict)
     cap: float = 1.0
     in_time: Callable[[], bool] = lambda: True
+    hurried: bool = False
 
     @property
     def needs_data(self) -> bool:
@@ -145,13 +147,15 @@ class Certifier:
 
     def _quick(self, finalist: Finalist, bet: float) -> bool:
         """Whether all that needs no holdout is shown at the level of an early answer."""
-        asked = tuple(each for each in self._asked() if not each.quality)
+        asked = tuple(each for each in self.limits if not each.quality)
         try:
             evidence = self.measure(finalist, None)
         except (Failed, WrongRequest):
             return False
         level = self.ledger.early_level() * bet
-        verdicts = judge_all(asked, evidence, self.task, level, self.seed)
+        verdicts = list(judge_all(asked, evidence, self.task, level, self.seed))
+        if self.objective.metric in PERFORMANCE:
+            verdicts.append(better(self.objective, evidence, self.task, level, self.seed))
         return all(each.outcome == "met" for each in verdicts)
 
     def final(self, finalists: Sequence[Finalist], early: Row | None = None) -> Certification:
@@ -176,7 +180,8 @@ class Certifier:
         test_original = original is not None and early is None and not self._free()
         opening, part, level = self._open(stage, chain, test_original)
         share = RESERVE if test_original and chain else 0.0
-        rows = list(self._walk(chain, part, level * (1 - share), BET[stage]))
+        bet = BET["early" if self.hurried else stage]
+        rows = list(self._walk(chain, part, level * (1 - share), bet))
         rows += [
             Row(each, "not certified", each.trial.verdicts, _objective(each))
             for each in finalists
