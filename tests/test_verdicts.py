@@ -161,19 +161,24 @@ def test_lower_is_better_and_negative_metrics(text: str, scale: float, outcome: 
     assert found.low <= found.estimate <= found.high
 
 
-def test_whole_set_metrics_by_bootstrap() -> None:
+@pytest.mark.parametrize(
+    ("metric", "margin", "method"),
+    [("auc", 0.01, "DeLong"), ("average_precision", 0.04, "bootstrap")],
+)
+def test_metrics_of_a_whole_set(metric: str, margin: float, method: str) -> None:
     rng = np.random.default_rng(0)
     label = (rng.random(1500) < 0.3).astype(np.int64)
     score = rng.normal(size=1500) + 1.5 * label
     before = 1 / (1 + np.exp(-score))
     after = 1 / (1 + np.exp(-(score + 0.1 * rng.normal(size=1500))))
     evidence = Evidence((2, 1), answers=(before, after), truth=Truth(label, before))
-    found = verdict("auc >= baseline - 0.01", evidence)
+    limit = f"{metric} >= baseline - {margin}"
+    found = verdict(limit, evidence)
     assert found.outcome == "met"
-    assert "bootstrap" in found.method
-    assert found == verdict("auc >= baseline - 0.01", evidence)  # seeded
+    assert method in found.method
+    assert found == verdict(limit, evidence)  # seeded
     worse = replace(evidence, answers=(before, 1 / (1 + np.exp(-(score + rng.normal(size=1500))))))
-    assert verdict("auc >= baseline - 0.01", worse).outcome == "broken"
+    assert verdict(limit, worse).outcome == "broken"
 
 
 def test_whole_set_metric_with_no_change_seen_needs_rows_too() -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Literal
 
-from sartor import fairness, scores, tokens, weighted
+from sartor import delong, fairness, scores, tokens, weighted
 from sartor.contracts import WrongRequest
 from sartor.scores import Formula
 from sartor.weighted import Prepare
@@ -36,8 +36,9 @@ class Definition:
     means 0.01. `bounds`: of one score and of the value (None = unbounded). `relative`: it holds
     answers against the original's, so that the original's own value is the best there is.
     `weighted`: the figure of a whole set under weights, for a fast bootstrap. `ratio`: the figure
-    is a ratio of two sums over examples, and this gives their terms [N], [N]. `groups`: it
-    compares the groups of a segment, without which it means nothing."""
+    is a ratio of two sums over examples, and this gives their terms [N], [N]. `parts`: what
+    each row moves the figure by [N], and the class of each [N]. `groups`: it compares the groups of
+    a segment, without which it means nothing."""
 
     formula: Formula
     scale: Scale
@@ -49,6 +50,7 @@ class Definition:
     relative: bool = False
     weighted: Prepare | None = None
     ratio: Formula | None = None
+    parts: Formula | None = None
     groups: bool = False
 
 
@@ -114,7 +116,7 @@ DEFINITIONS: Mapping[str, Definition] = {
         scores.balanced_accuracy, "whole", _DECIDED, weighted=weighted.balanced_accuracy
     ),
     **_averages(),
-    "auc": _share(scores.auc, "whole", CLASSIFICATION, weighted=weighted.auc),
+    "auc": _share(scores.auc, "whole", CLASSIFICATION, parts=delong.auc_parts),
     "average_precision": _share(
         scores.average_precision, "whole", CLASSIFICATION, weighted=weighted.average_precision
     ),

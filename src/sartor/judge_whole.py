@@ -17,6 +17,7 @@ from sartor.answers import Ints, classes_of, columns, decisions
 from sartor.bootstrap import bootstrap
 from sartor.contracts import Task
 from sartor.definitions import CLASSIFICATION
+from sartor.delong import compare
 from sartor.metrics import Metric, Truth
 from sartor.stats import Comparison, Floats
 
@@ -69,9 +70,51 @@ def resampled(
     border: float,
     seed: int,
 ) -> Comparison:
-    """A figure of the whole set, by the bootstrap over rows, or over units where rows belong
-    together; where the classes are known, or little was seen to change, no surer than unseen
-    failures allow."""
+    """A figure of the whole set, by what each row brings to it where that is known, else by the
+    bootstrap; over units where rows belong together. Where the classes are known, or little was
+    seen to change, no surer than unseen failures allow."""
+    found = _by_parts(metric, truth, answers, sign, share, border)
+    if found is None:
+        found = _by_bootstrap(metric, truth, answers, sign, share, border, seed)
+    estimate = found.interval.estimate
+    if math.isnan(estimate):
+        return found
+    changed = int((answers[0] != answers[1]).reshape(len(answers[0]), -1).any(1).sum())
+    still = math.isnan(found.z)  # nothing varies
+    few = still or (share != 0 and changed < FEW)
+    if not few and not _classified(truth, task):
+        return found
+    gap = estimate - border
+    if share and border < 0:  # a chance gain does not make up for what was not seen
+        gap = min(gap, -border)
+    unseen = max(_unseen(abs(gap), *each) for each in _reach(metric, truth, answers[1], task))
+    above = max(found.above, unseen if gap > 0 else 1.0) if few or gap > 0 else found.above
+    below = 1.0 if few else max(found.below, unseen) if gap < 0 else found.below
+    return replace(found, above=above, below=below, z=found.z if math.isfinite(found.z) else 0.0)
+
+
+def _by_parts(
+    metric: Metric, truth: Truth, answers: Pair, sign: float, share: float, border: float
+) -> Comparison | None:
+    new = metric.parts(answers[1], truth)
+    old = metric.parts(answers[0], truth) if share else None
+    if new is None or (share and old is None):
+        return None
+    moved, estimate = new[0], metric.value(answers[1], truth)
+    if old is not None:
+        moved, estimate = moved - share * old[0], estimate - share * metric.value(answers[0], truth)
+    return compare(sign * estimate, sign * moved, new[1], border, truth.units)
+
+
+def _by_bootstrap(
+    metric: Metric,
+    truth: Truth,
+    answers: Pair,
+    sign: float,
+    share: float,
+    border: float,
+    seed: int,
+) -> Comparison:
     units = None
     if truth.units is not None:
         _, index = np.unique(truth.units, return_inverse=True)
@@ -84,22 +127,7 @@ def resampled(
         return sign * (metric.value(answers[1][rows], some) - share * old)
 
     fast = _weighted(metric, truth, answers, sign, share)
-    found = bootstrap(effect, len(answers[0]), border, units=units, weighted=fast, seed=seed)
-    estimate = found.interval.estimate
-    if math.isnan(estimate):
-        return found
-    changed = int((answers[0] != answers[1]).reshape(len(answers[0]), -1).any(1).sum())
-    still = math.isnan(found.z)  # all draws were equal
-    few = still or (share != 0 and changed < FEW)
-    if not few and not _classified(truth, task):
-        return found
-    gap = estimate - border
-    if share and border < 0:  # a chance gain does not make up for what was not seen
-        gap = min(gap, -border)
-    unseen = max(_unseen(abs(gap), *each) for each in _reach(metric, truth, answers[1], task))
-    above = max(found.above, unseen if gap > 0 else 1.0) if few or gap > 0 else found.above
-    below = 1.0 if few else max(found.below, unseen) if gap < 0 else found.below
-    return replace(found, above=above, below=below, z=found.z if math.isfinite(found.z) else 0.0)
+    return bootstrap(effect, len(answers[0]), border, units=units, weighted=fast, seed=seed)
 
 
 def _weighted(

@@ -64,6 +64,10 @@ class Metric:
         default=None, kw_only=True, compare=False, repr=False
     )
 
+    moves: Callable[[np.ndarray, Truth], Any] | None = field(
+        default=None, kw_only=True, compare=False, repr=False
+    )
+
     def scores(self, answers: np.ndarray, truth: Truth) -> np.ndarray:
         """One float64 score per example, or per group for ranking (`unit`)."""
         if self.scale == "whole":
@@ -85,6 +89,11 @@ class Metric:
     def ratio(self, answers: np.ndarray, truth: Truth) -> tuple[Floats, Floats] | None:
         """The terms [N], [N] of the two sums whose ratio the figure is; None where it is none."""
         return None if self.terms is None else self.terms(answers, truth)
+
+    def parts(self, answers: np.ndarray, truth: Truth) -> tuple[Floats, np.ndarray] | None:
+        """What each row moves the figure by [N], and the class of each [N]; None where that is
+        not known."""
+        return None if self.moves is None else self.moves(answers, truth)
 
     def unit(self, truth: Truth) -> np.ndarray | None:
         """Example -> index of its score, where scores belong to groups; None where to examples."""
@@ -143,6 +152,7 @@ def find(name: str, task: Task, sample: tuple[np.ndarray, Truth] | None = None) 
         measure=partial(_measure, formula=found.formula, task=task),
         prepare=found.weighted and partial(_measure, formula=found.weighted, task=task),
         terms=found.ratio and partial(_measure, formula=found.ratio, task=task),
+        moves=found.parts and partial(_measure, formula=found.parts, task=task),
     )
 
 

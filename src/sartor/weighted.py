@@ -104,51 +104,24 @@ def calibration(
 # --- areas under curves
 
 
-def auc(answers: np.ndarray, truth: Truth, task: Task) -> Weighted | None:
-    return _one_against_rest(answers, truth, task, _auc)
-
-
 def average_precision(answers: np.ndarray, truth: Truth, task: Task) -> Weighted | None:
-    return _one_against_rest(answers, truth, task, _average_precision)
-
-
-def _one_against_rest(
-    answers: np.ndarray,
-    truth: Truth,
-    task: Task,
-    area: Callable[[Floats, np.ndarray], Weighted],
-) -> Weighted | None:
+    """Of class 1 of two, or the mean over classes against the rest."""
     label, logs = classes_of(truth), log_probabilities(answers, task)
     if not np.isfinite(logs).all():
         return None
     if logs.shape[1] == 2:
-        return area(logs[:, 1] - logs[:, 0], label == 1)
-    areas = [area(logs[:, c], label == c) for c in range(logs.shape[1]) if (label == c).any()]
+        return _average_precision(logs[:, 1] - logs[:, 0], label == 1)
+    areas = [
+        _average_precision(logs[:, c], label == c)
+        for c in range(logs.shape[1])
+        if (label == c).any()
+    ]
 
     def figures(counts: np.ndarray) -> Floats:
         each = np.stack([one(counts) for one in areas])
         seen = ~np.isnan(each)
         with np.errstate(invalid="ignore"):
             return np.asarray(np.where(seen, each, 0.0).sum(0) / seen.sum(0))
-
-    return figures
-
-
-def _auc(score: Floats, positive: np.ndarray) -> Weighted:
-    order = np.argsort(score, kind="stable")
-    own, others = order[positive[order]], order[~positive[order]]
-    left = np.searchsorted(score[others], score[own], "left")
-    right = np.searchsorted(score[others], score[own], "right")
-    tied = bool((left != right).any())
-
-    def figures(counts: np.ndarray) -> Floats:
-        below = np.zeros((len(counts), len(others) + 1))
-        np.cumsum(counts[:, others], axis=1, out=below[:, 1:])
-        mine = counts[:, own].astype(np.float64)
-        beaten = (below[:, left] + below[:, right]) / 2 if tied else below[:, left]
-        pairs = mine.sum(1) * below[:, -1]
-        with np.errstate(divide="ignore", invalid="ignore"):
-            return np.asarray(np.einsum("rn,rn->r", mine, beaten) / pairs)
 
     return figures
 

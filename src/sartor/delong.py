@@ -1,0 +1,83 @@
+"""The area under the ROC curve as a sum of what each row brings to it, and its uncertainty by that
+(DeLong, DeLong and Clarke-Pearson 1988): no resampling, and wider where positives are few."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from scipy.special import stdtr, stdtrit
+
+from sartor.answers import Floats, Ints, Truth, classes_of, log_probabilities
+from sartor.contracts import Task
+from sartor.records import Interval
+from sartor.stats import Comparison, nothing
+
+METHOD = "DeLong's variance"
+
+
+def auc_parts(answers: np.ndarray, truth: Truth, task: Task) -> tuple[Floats, Ints] | None:
+    """(what each row moves the area by [N], the class it belongs to [N]); the mean over classes
+    against the rest where there are more than two. None where scores are not finite, or rows of
+    fewer than two classes are there."""
+    label, logs = classes_of(truth), log_probabilities(answers, task)
+    known = np.unique(label)
+    if not np.isfinite(logs).all() or len(known) < 2:
+        return None
+    if logs.shape[1] == 2:
+        return _placed(logs[:, 1] - logs[:, 0], label == 1), label
+    moved = [_placed(logs[:, each], label == each) for each in known]
+    return np.mean(moved, axis=0), label
+
+
+def _placed(score: Floats, positive: np.ndarray) -> Floats:
+    """[N]: of each row, the share of the rows of the other side that it stands rightly to, less
+    the area, by the number of rows on its own side."""
+    own, others = score[positive], score[~positive]
+    moved = np.empty(len(score))
+    for mine, side, theirs in ((own, positive, others), (-others, ~positive, -own)):
+        ranked = np.sort(theirs)
+        below = np.searchsorted(ranked, mine, "left") + np.searchsorted(ranked, mine, "right")
+        placed = below / (2 * len(theirs))
+        moved[side] = (placed - placed.mean()) / len(mine)
+    return moved
+
+
+def compare(
+    estimate: float,
+    moved: Floats,
+    stratum: Ints,
+    border: float,
+    units: Ints | None = None,
+    level: float = 0.95,
+) -> Comparison:
+    """An effect of which each row brings `moved` [N], against `border`, by Student's t. The
+    variance is that within strata (classes), whose degrees of freedom are put together after
+    Satterthwaite, or between `units` [N] where rows belong together."""
+    of = stratum if units is None else np.unique(units, return_inverse=True)[1].ravel()
+    counts, squares = np.bincount(of), np.bincount(of, moved**2)
+    if units is not None:
+        sums = np.bincount(of, moved)
+        counts, squares = np.array([len(sums)]), np.array([float(sums @ sums)])
+    several = counts > 1
+    squares, free = squares[several], counts[several] - 1.0
+    each = squares * (free + 1) / free  # the variance that one stratum brings
+    total, n = float(each.sum()), int(counts.sum())
+    if not math.isfinite(estimate) or not len(free):
+        return nothing(METHOD, n)
+    if total <= 0:  # nothing changed: what was not seen is for the caller to judge
+        sure = Interval(estimate, estimate, estimate, level)
+        return Comparison(
+            sure, float(estimate <= border), float(estimate >= border), math.nan, n, METHOD
+        )
+    together = total**2 / float((each**2 / free).sum())
+    error = math.sqrt(total)
+    half, far = float(stdtrit(together, (1 + level) / 2)) * error, (estimate - border) / error
+    return Comparison(
+        Interval(estimate, estimate - half, estimate + half, level),
+        above=float(stdtr(together, -far)),
+        below=float(stdtr(together, far)),
+        z=far,
+        n=n,
+        method=METHOD,
+    )
