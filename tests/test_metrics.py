@@ -175,6 +175,27 @@ def test_ranking_agrees_with_sklearn_also_with_ties():
     assert find("accuracy", task(classes=2)).unit(truth) is None
 
 
+def test_mean_average_precision_agrees_with_sklearn():
+    rng = np.random.default_rng(3)
+    group, label = rng.integers(0, 30, 500), (rng.random(500) < 0.2).astype(int)
+    score = rng.normal(size=500) + label
+    truth, t = Truth(label=label, group=group), task("ranking")
+    wanted = [
+        sk.average_precision_score(label[group == g], score[group == g])
+        if label[group == g].any()
+        else 0.0
+        for g in range(30)
+    ]
+    np.testing.assert_allclose(find("map", t).scores(score, truth), wanted, atol=1e-12)
+    # Ranks 2 and 4 of four are relevant: (1/2 + 2/4) / 2; of the first three the first alone,
+    # of the two that could stand there; and ties gain nothing.
+    four = Truth(label=np.array([0, 1, 0, 1]), group=np.zeros(4))
+    falling = np.array([4.0, 3.0, 2.0, 1.0])
+    assert find("map", t).value(falling, four) == pytest.approx(0.5)
+    assert find("map@3", t).value(falling, four) == pytest.approx(0.25)
+    assert find("map", t).value(np.ones(4), four) == pytest.approx((1 / 3 + 2 / 4) / 2)
+
+
 def test_hits_and_reciprocal_ranks_by_hand():
     group = np.array([7, 7, 7, 3, 3, 5])
     label = np.array([0, 1, 0, 1, 0, 0])

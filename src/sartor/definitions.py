@@ -1,8 +1,8 @@
 """The names of the quality metrics, and what is known of each by its name alone.
 
-`DEFINITIONS` is the one list; `lookup` adds the families "top5_accuracy", "ndcg@10", "hit@10" (any
-number), "f1[3]" (of class 3; also precision and recall), "wer[0]" (with 0 as padding) and "neg_"
-before a loss (higher is better, values below 0).
+`DEFINITIONS` is the one list; `lookup` adds the families "top5_accuracy", "ndcg@10", "map@10",
+"hit@10" (any number), "f1[3]" (of class 3; also precision and recall), "wer[0]" (with 0 as padding)
+and "neg_" before a loss (higher is better, values below 0).
 """
 
 from __future__ import annotations
@@ -132,6 +132,7 @@ DEFINITIONS: Mapping[str, Definition] = {
     "mape": _entry(scores.mape, "real", REGRESSION, higher=False, share=True),
     "r2": _entry(scores.r2, "whole", REGRESSION, share=True, weighted=weighted.r2),
     "ndcg": _share(partial(scores.ndcg, k=None), "bounded", RANKING),
+    "map": _share(partial(scores.mean_precision, k=None), "bounded", RANKING),
     "mrr": _share(scores.mrr, "bounded", RANKING),
     "wer": _wer(None),
     **_fair(),
@@ -172,7 +173,7 @@ _OTHER_NAMES = {
 }
 
 _TOP = re.compile(r"top(\d+)_accuracy")
-_AT = re.compile(r"(ndcg|hit)@(\d+)")
+_AT = re.compile(r"(ndcg|map|hit)@(\d+)")
 _OF = re.compile(r"(precision|recall|f1|wer)\[(\d+)\]")
 
 
@@ -186,7 +187,8 @@ def lookup(name: str) -> Definition | None:
         k = int(found[2])
         if found[1] == "hit":
             return _share(partial(scores.hit, k=k), "binary", RANKING)
-        return _share(partial(scores.ndcg, k=k), "bounded", RANKING)
+        formula = scores.ndcg if found[1] == "ndcg" else scores.mean_precision
+        return _share(partial(formula, k=k), "bounded", RANKING)
     if found := _OF.fullmatch(name):
         which, number = found[1], int(found[2])
         return _wer(number) if which == "wer" else _counts(which, number)
@@ -224,6 +226,7 @@ def known() -> tuple[str, ...]:
         *DEFINITIONS,
         "top5_accuracy",
         "ndcg@10",
+        "map@10",
         "hit@10",
         "f1[1]",
         "neg_log_loss",

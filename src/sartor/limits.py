@@ -60,7 +60,7 @@ _OFFSET = re.compile(rf"baseline\s*(?P<sign>[+-])\s*{_NUMBER}\s*{_UNIT}")
 _SHARE = re.compile(rf"{_NUMBER}\s*%\s*of\s+baseline")
 _TIMES = re.compile(rf"{_NUMBER}\s*(?:x|×|\*)\s*baseline")
 _SENSE = re.compile(r"<=|>=|≤|≥|=<|=>|==|!=|<|>|=")
-_NAME = re.compile(r"(?P<metric>(?:ndcg|hit)@\d+|[^@]+)(?:@(?P<segment>.+))?")
+_NAME = re.compile(r"(?P<metric>(?:ndcg|map|hit)@\d+|[^@]+)(?:@(?P<segment>.+))?")
 
 
 @dataclass(frozen=True)

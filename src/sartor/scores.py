@@ -258,6 +258,27 @@ def _dcg(group: Ints, score: Floats, gain: Floats, size: int, k: int | None) -> 
     return np.bincount(group, discount * mean[run], minlength=size).astype(np.float64)
 
 
+def mean_precision(answers: np.ndarray, truth: Truth, task: Task, k: int | None) -> Floats:
+    """Average precision of each group (their mean is "mAP"): the precision at the rank of every
+    relevant example (label above 0), averaged over them; of the first k ranks, over as many as
+    could stand there. 0 where nothing is relevant. Among equal scores the irrelevant come first,
+    so that ties gain nothing."""
+    group, score = groups_of(truth), _ranked(answers, task)
+    relevant = label_of(truth) > 0
+    order = np.lexsort((relevant, -score, group))
+    group, relevant = group[order], relevant[order]
+    starts = np.flatnonzero(np.diff(group, prepend=-1))
+    sizes = np.diff(np.append(starts, len(group)))
+    rank = np.arange(len(group)) - np.repeat(starts, sizes) + 1
+    hits = np.cumsum(relevant)
+    hits = hits - np.repeat(hits[starts] - relevant[starts], sizes)
+    counted = relevant if k is None else relevant & (rank <= k)
+    there = np.add.reduceat(relevant.astype(np.int64), starts) if len(starts) else np.zeros(0)
+    most = there if k is None else np.minimum(there, k)
+    found = np.bincount(group, counted * hits / rank, minlength=len(starts)).astype(np.float64)
+    return np.divide(found, most, out=np.zeros(len(starts)), where=most > 0)
+
+
 def first_hit(answers: np.ndarray, truth: Truth, task: Task) -> Floats:
     """Rank (from 1) of the best relevant example (label above 0) of each group; infinite where
     there is none. Among equal scores the irrelevant come first, so that ties gain nothing."""
