@@ -131,12 +131,16 @@ class Answering:
         return min(hopeful, key=lambda each: each.figures["objective"], default=None)
 
     def reserve(self) -> float:
-        """Seconds to keep back for the certificate, the contributions and the bundle."""
-        chain = freeze(self.trials)
+        """Seconds to keep back for the certificate of what was found or may be found next, the
+        contributions and the bundle."""
+        early = self.early
+        known = early.finalist.digest if early and early.status == "certified" else None
+        chain = [each for each in freeze(self.trials) if each.digest != known]
         steps = max((len(each.trial.recipe) for each in chain), default=0)
         slowest = min(self.lab.pace.values(), default=math.inf)
         look = LOOK_SECONDS + 2.0 + STEP_ROWS / slowest
-        test = self.measuring.test_seconds(min(len(chain), 2)) + self.measuring.batch_seconds
+        finalists = min(max(len(chain), 1), 2)
+        test = self.measuring.test_seconds(finalists) + self.measuring.batch_seconds
         return test + look * (steps + 1) + 3.0
 
     # -- certification ------------------------------------------------------------------------
