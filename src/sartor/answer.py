@@ -138,7 +138,7 @@ class Answering:
         chain = [each for each in freeze(self.trials) if each.digest != known]
         steps = max((len(each.trial.recipe) for each in chain), default=0)
         slowest = min(self.lab.pace.values(), default=math.inf)
-        look = LOOK_SECONDS + 2.0 + STEP_ROWS / slowest
+        look = LOOK_SECONDS + STEP_ROWS / slowest
         finalists = min(max(len(chain), 1), 2)
         test = self.measuring.test_seconds(finalists) + self.measuring.batch_seconds
         return test + look * (steps + 1) + 3.0

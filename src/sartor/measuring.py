@@ -30,7 +30,7 @@ EARLY_BLOCKS = 4  # starts of every process for an early answer
 EARLY_SECONDS = 2.0  # that its rounds may take: what clearly gains shows it soon
 ROUNDS = 60
 LEAST_ROUNDS = 12
-START_SECONDS = 2.0  # about what a start of all three takes
+START_SECONDS = 1.5  # about what a start of all three takes
 LONG = 120.0  # seconds of a budget from which on throughput is seen at several batch sizes
 
 

@@ -119,9 +119,9 @@ def _transformer(facts: Facts) -> Recipes:
     bold = [_step("weight-only", matmul=0, embeddings=4, block=32)] if rows else []
     recipes: Recipes = [
         [_step("weight-only")],  # built in a second and near the original: the early answer
+        [*fused, _step("dynamic-int8"), *rows],  # the fastest, in a third of the time of the next
         [*fused, _step("dynamic-int8", **smooth), *rows],
         [*apart, _step("dynamic-int8", **smooth), *rows],
-        [*fused, _step("dynamic-int8"), *rows],
         [*fused, _step("dynamic-int8", **smooth), *bold],
         [_step("weight-only", matmul=4, embeddings=4, block=32)],
         [*fused, _step("optimize-offline", level="extended")],
