@@ -16,6 +16,7 @@ from sartor.delivery import Delivery
 from sartor.figures import figures_of
 from sartor.finalists import Finalist, freeze
 from sartor.ledger import Ledger, ledger_path
+from sartor.limits import PERFORMANCE
 from sartor.measuring import Measuring
 from sartor.outcome import Answer, outcome
 from sartor.prepare import Prepared
@@ -93,10 +94,14 @@ class Answering:
         """Whether the trial is worth the run's one early answer, and there is time for it."""
         if self.early is not None or not trial.recipe:
             return False
+        if self.ready.objective.metric not in PERFORMANCE:  # its gain needs all the examples
+            return False
         if self.certifier.needs_data and self.clock.left() < 2 * self.measuring.test_seconds(1):
             return False
         level = self.ledger.early_level() * (1 - BET["early"])
-        return promising(self.ready.limits, trial, self.ready.data.holdout.rows, level)
+        return level > 0 and promising(
+            self.ready.limits, trial, self.ready.data.holdout.rows, level
+        )
 
     def _enough(self, trial: Trial) -> bool:
         """Whether the trial needs no more examples of the search split: the holdout is to judge
@@ -133,8 +138,7 @@ class Answering:
     def reserve(self) -> float:
         """Seconds to keep back for the certificate of what was found or may be found next, the
         contributions and the bundle."""
-        early = self.early
-        known = early.finalist.digest if early and early.status == "certified" else None
+        known = self.early.finalist.digest if self.early else None
         chain = [each for each in freeze(self.trials) if each.digest != known]
         steps = max((len(each.trial.recipe) for each in chain), default=0)
         slowest = min(self.lab.pace.values(), default=math.inf)

@@ -22,7 +22,7 @@ from sartor import judge_sequence
 from sartor.contracts import Failed, Task, WrongRequest
 from sartor.data import Part, Sealed
 from sartor.finalists import Finalist, grade
-from sartor.ledger import EarlyUsed, Ledger, Opening, Stage
+from sartor.ledger import Ledger, Opening, Stage
 from sartor.limits import PERFORMANCE, Limit, Objective, parse
 from sartor.metrics import Truth, check_labels
 from sartor.records import Verdict
@@ -141,7 +141,7 @@ class Certifier:
                 row = Row(finalist, "not certified", value=_objective(finalist))
                 return Certification((row,), None, None, 0.0, False)
             return self._certify((finalist,), "early", None, None)
-        except EarlyUsed:
+        except WrongRequest:  # used up, by this run or by others meanwhile
             row = Row(finalist, "untested", value=_objective(finalist))
             return Certification((row,), None, None, 0.0, False)
 

@@ -29,7 +29,7 @@ import psutil
 
 from sartor import machine
 from sartor.ahead import Crew, Lost
-from sartor.contracts import Failed, WrongRequest
+from sartor.contracts import HUNG, Failed, WrongRequest
 from sartor.records import Journal
 from sartor.trials import Laboratory
 from sartor.workers import Pool
@@ -69,7 +69,7 @@ def check(address: str | None) -> None:
                 pool.call(_knock, address, timeout=CONNECT_SECONDS)
                 return
             except Failed as failure:
-                if last:
+                if last or str(failure).startswith(HUNG):
                     raise _unreachable(address, str(failure).splitlines()[0]) from None
 
 

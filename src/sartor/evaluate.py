@@ -200,7 +200,11 @@ class Race:
 
     def _rounds(self, rounds: int, seconds: float | None, least: int, runs: int) -> _Block:
         if self._calls is None:  # the same in every block, so that rounds can be put together
-            self._calls = turn_size(self._opened[1], len(self.rows))
+            load, _ = self._opened  # timed anew: when it was opened, others were loading
+            deadline = self.allowance + PATIENCE * load
+            call = self._workers["original"].call(lanes.call_seconds, timeout=deadline)
+            self._opened = (load, call)
+            self._calls = turn_size(call, len(self.rows))
         calls, warm = self._calls
         rounds = max(rounds, least, -(-runs // calls))
         taken: dict[str, list[Turn]] = {name: [] for name in LANES}
@@ -236,24 +240,24 @@ class Race:
         """Sees to it that the warm processes of the original and its twin are alive; those that
         must be started load side by side."""
         started: dict[str, Worker] = {}
-        for name in names:
-            known = self._workers.get(name)
-            if known is None or not known.alive:
-                if known is not None:
-                    known.close()
-                started[name] = self._workers[name] = Worker(name)
+        missing = [n for n in names if n not in self._workers or not self._workers[n].alive]
+        for name in missing:
+            if name in self._workers:
+                self._workers.pop(name).close()
         try:
-            for worker in started.values():
-                worker.send(lanes.open_lane, self.original, self.target, self.part, self.rows)
+            for name in missing:
+                started[name] = Worker(name)
+                request = (self.original, self.target, self.part, self.rows)
+                started[name].send(lanes.open_lane, *request)
             for name, worker in started.items():
                 opened = worker.receive(10 * ALLOWANCE)
                 if name == "original":
                     self._opened = opened
         except BaseException:  # half opened: their answers would be taken for others
-            for name, worker in started.items():
+            for worker in started.values():
                 worker.close()
-                del self._workers[name]
             raise
+        self._workers.update(started)
 
     def meter(self, metrics: Iterable[str], watts: float | None = None) -> None:
         """Prepares for energy where the metrics name it: by the machine's counters where they

@@ -17,7 +17,7 @@ from sartor.answers import Ints, classes_of, columns, decisions
 from sartor.bootstrap import bootstrap
 from sartor.contracts import Task
 from sartor.definitions import CLASSIFICATION
-from sartor.delong import compare
+from sartor.delong import compare, compare_share
 from sartor.metrics import Metric, Truth
 from sartor.stats import Comparison, Floats
 
@@ -100,10 +100,12 @@ def _by_parts(
     old = metric.parts(answers[0], truth) if share else None
     if new is None or (share and old is None):
         return None
-    moved, estimate = new[0], metric.value(answers[1], truth)
-    if old is not None:
-        moved, estimate = moved - share * old[0], estimate - share * metric.value(answers[0], truth)
-    return compare(sign * estimate, sign * moved, new[1], border, truth.units)
+    value = metric.value(answers[1], truth)
+    if old is None:
+        found = compare_share(value, *new, sign * border, truth.units)
+        return found if sign > 0 else found.negated()
+    effect = sign * (value - share * metric.value(answers[0], truth))
+    return compare(effect, sign * (new[0] - share * old[0]), new[1], border, truth.units)
 
 
 def _by_bootstrap(

@@ -288,6 +288,13 @@ def open_lane(model: Model, target: Target, part: Part, rows: np.ndarray) -> tup
     return loaded, _typical(_lane.turn)
 
 
+def call_seconds() -> float:
+    """Of one call of the lane, as a rule."""
+    if _lane is None:
+        raise Failed("the lane was not opened")
+    return _typical(_lane.turn)
+
+
 def _typical(turn: Callable[[int, int, int], Turn]) -> float:
     """Median seconds of a call, from a few of them: at most about half a second's worth."""
     first = float(turn(0, 1, 0).took[0]) * 1e-9

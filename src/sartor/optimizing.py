@@ -68,7 +68,8 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
             with cluster.crew(spec.cluster, lab, folder.journal, folder.work) as crew:
                 search(spec, ready, lab, folder, progress, clock, answering, crew)
             answering.conclude()
-            with contextlib.suppress(Failed):  # for later runs: this one has its answer
+            lab.patience = lambda: LEAST
+            with contextlib.suppress(Failed, WrongRequest):  # for later runs: this one is answered
                 _features(lab, folder)
     return Run(folder.root)
 
@@ -127,7 +128,8 @@ def search(
         if number == frozen:
             progress.say("the finalists were chosen before the run was stopped: their answer first")
             return
-        if number >= len(finished) and clock.left() < answering.reserve() + longest / 2 and number:
+        late = clock.left() < answering.reserve() + longest / 2
+        if late and number >= len(finished) and number > 1:  # one candidate is tried in any case
             return
         asked = seeker.ask()
         if asked is None:
@@ -145,7 +147,7 @@ def search(
             trial = _try(lab, folder, progress, clock, number, asked[0])
         if trial.state in ("done", "dropped"):
             longest = max(longest, trial.seconds)
-        progress.trial(trial, title(kind, trial), ready.task.metric)
+        progress.trial(trial, lab.title(trial), ready.task.metric)
         seeker.tell(trial)
         if trial.model:
             lab.seen.setdefault(trial.model, trial)
@@ -195,7 +197,3 @@ def _try(
         **vars(trial),
     )
     return trial
-
-
-def title(kind: str, trial: Trial) -> str:
-    return describe(recipe(kind, trial.recipe))

@@ -38,7 +38,7 @@ from sartor.data import Part
 from sartor.evaluate import Race, answers, digest, memory_pair
 from sartor.figures import figures_of, truth_of
 from sartor.finalists import SURE
-from sartor.limits import Limit, Objective
+from sartor.limits import PERFORMANCE, Limit, Objective
 from sartor.racing import SLOWER, looks, lost, outdone
 from sartor.records import Journal, State, Timing, Trial, Verdict, plain
 from sartor.registry import recipe as known_recipe
@@ -346,7 +346,8 @@ class Laboratory:
             trial = dataclasses.replace(trial, fidelity=rows / total, examples=rows)
             if trial.state == "dropped":
                 return trial
-            if trial.p_value <= SURE or self.enough(trial):
+            sure = trial.p_value <= SURE and self.objective.metric in PERFORMANCE
+            if sure or self.enough(trial):
                 break  # more examples could not rank it higher, or it may be the early answer
         return dataclasses.replace(trial, state="done")
 
