@@ -1,4 +1,4 @@
-"""The bootstrap, for figures of a whole set of rows: AUC, F1, R2 ..."""
+"""The bootstrap, for figures of a whole set of rows: F1, average precision, R2 ..."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Comparisons of figures of a whole set: recall, balanced accuracy, F1, AUC, R2 ...
 
 Such a figure may hang on few rows of a rare class, of which a bootstrap knows only what it has
-seen. Means within classes are tested as means; for the others the bootstrap is held against what
-rows of each class could do that none of those seen did.
+seen. Means within classes are tested as means; for the others the bootstrap (DeLong's
+variance for AUC) is held against what rows of each class could do that none of those seen did.
 """
 
 from __future__ import annotations
