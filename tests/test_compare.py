@@ -13,6 +13,7 @@ from conftest import Case, Said, Tailored
 from onnx import numpy_helper
 
 import sartor as package
+from sartor import bundle
 from sartor.contracts import WrongRequest
 
 Sartor = Callable[..., Said]
@@ -123,3 +124,76 @@ def test_models_that_insist_on_a_batch(digits: Case, tmp_path: Path) -> None:
     assert first["figures"]["accuracy"] == second["figures"]["accuracy"] > 0.5
     assert second["figures"]["flips"] == 0
     assert second["figures"]["memory"] > 0
+
+
+# -- artifacts of other tools, by a function ------------------------------------------------------
+
+TOOL = """
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+def tool():
+    import onnxruntime as ort
+    session = ort.InferenceSession(str(HERE / "other.onnx"), providers=["CPUExecutionProvider"])
+    return lambda batch: session.run(["logits"], {"pixels": batch["pixels"]})[0]
+
+tool.files = ["other.onnx"]
+
+def broken():
+    def answer(batch):
+        raise ValueError("no such luck")
+    return answer
+
+def nothing():
+    return 7
+"""
+
+
+@pytest.fixture(scope="module")
+def tool(tailored: Tailored, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("tool")
+    (folder / "tool.py").write_text(TOOL, encoding="utf-8")
+    (folder / "other.onnx").write_bytes(tailored.case.model.read_bytes())
+    return folder / "tool.py"
+
+
+def test_a_function_is_compared_as_any_model(tailored: Tailored, tool: Path) -> None:
+    models = [tailored.case.model, f"{tool}:tool", f"{tool}:broken"]
+    _, row, broken = package.compare(models, tailored.case.data(tool.parent))["rows"]
+    assert row["model"] == f"{tool}:tool"
+    assert row["figures"]["flips"] == 0
+    assert row["figures"]["size"] > tailored.case.model.stat().st_size
+    assert row["quality"]["outcome"] != "broken"
+    assert "no such luck" in broken["failed"]
+
+
+def test_a_function_takes_the_place_of_a_model_only(
+    sartor: Sartor, tailored: Tailored, tool: Path, tmp_path: Path
+) -> None:
+    data = tailored.case.data(tmp_path)
+    said = sartor("compare", f"{tool}:tool", tailored.case.model, "--data", data)
+    assert said.status == 2
+    assert "after a model" in said.err
+    said = sartor("compare", tailored.case.model, f"{tool}:nothing", "--data", data)
+    assert said.status == 2
+    asked = ("--limit", "size <= 1 MB", "--budget", "5s", "--out", tmp_path / "out")
+    said = sartor("optimize", f"{tool}:tool", "--data", data, *asked)
+    assert said.status == 2
+    assert "compared" in said.err
+
+
+def test_no_file_and_no_bundle_brings_code_with_it(
+    sartor: Sartor, tailored: Tailored, tool: Path, tmp_path: Path
+) -> None:
+    from sartor.registry import open_model, runtime
+
+    model = open_model(tailored.case.model)
+    runtime("callable").refer(f"{tool}:tool", model.signature, tmp_path)  # type: ignore[attr-defined]
+    data = tailored.case.data(tmp_path)
+    said = sartor("compare", tailored.case.model, tmp_path / "tool.callable", "--data", data)
+    assert said.status == 2
+    assert "file.py:function" in said.err
+    folder = tailored.folder / "bundle"
+    with pytest.raises(WrongRequest, match="would run code"):
+        bundle.open_model(folder, {**bundle.read(folder), "kind": "callable"})

@@ -228,6 +228,8 @@ def open_model(folder: Path, entry: Mapping[str, Any] | None = None) -> Model:
     entry = read(folder) if entry is None else entry
     path = find(folder) / entry["file"]
     engine = runtime(entry["kind"])
+    if getattr(engine, "runs_code", False):
+        raise WrongRequest(f"{folder}: an artifact of kind {entry['kind']} would run code: refused")
     model = engine.open(path, signature_of(entry))
     _check_reads(engine, model, entry)
     return dataclasses.replace(model, settings=entry["settings"])

@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sartor import bundle, lanes, machine
-from sartor.contracts import Failed, Model, Target, Task, WrongRequest
+from sartor.contracts import Failed, Model, Signature, Target, Task, WrongRequest
 from sartor.data import read
 from sartor.evaluate import (
     BLOCKS,
@@ -66,8 +66,9 @@ def compare(
     progress = progress or Progress(quiet=True)
     with tempfile.TemporaryDirectory(prefix="sartor-compare-") as place, progress, Pool() as pool:
         work = Path(place)
-        opened = [_open(each, work / str(i)) for i, each in enumerate(models)]
-        baseline = opened[0]
+        baseline = _open(models[0], work / "0")
+        others = enumerate(models[1:], 1)
+        opened = [baseline, *(_open(each, work / str(i), baseline.signature) for i, each in others)]
         part = read(
             data, work / "data", baseline.signature,
             label=label, segments=segments or (), group=group, mask=mask, trust=bool(trust),
@@ -87,10 +88,10 @@ def compare(
     return {"metric": found.metric, "rows": rows, "examples": len(part)}
 
 
-def _open(given: Any, work: Path) -> Model:
+def _open(given: Any, work: Path, signature: Signature | None = None) -> Model:
     if isinstance(given, (str, Path)) and Path(given).is_dir():
         return bundle.open_model(Path(given))
-    return adopt(given, work)
+    return adopt(given, work, signature)
 
 
 def measure_pair(

@@ -26,6 +26,7 @@ from sartor.contracts import (
     Model,
     Recipe,
     Runtime,
+    Signature,
     Technique,
     WrongRequest,
     check_settings,
@@ -146,22 +147,35 @@ def kind_of(path: Path) -> str:
 
 def open_model(path: Path) -> Model:
     """The model in a file, by its suffix."""
-    return runtime(kind_of(path)).open(path)
+    engine = runtime(kind_of(path))
+    if getattr(engine, "runs_code", False):
+        raise WrongRequest(f"{path} names code to be run: write file.py:function")
+    return engine.open(path)
 
 
-def adopt(given: Any, folder: Path) -> Model:
+def adopt(given: Any, folder: Path, signature: Signature | None = None) -> Model:
     """The model that a path or a live object stands for; what lives only in memory is stored in
-    `folder` first. Raises WrongRequest where no runtime knows such an object."""
+    `folder` first. With a `signature`, `file.py:factory` may also return a function, which takes
+    the place of a model with that signature. Raises WrongRequest where no runtime knows such an
+    object."""
     if isinstance(given, Model):
         return given
-    if isinstance(given, str) and is_reference(given):
-        given = load_function(given)()
+    reference = given if isinstance(given, str) and is_reference(given) else ""
+    if reference:
+        given = load_function(reference)()
     if isinstance(given, (str, Path)):
         return open_model(Path(given))
     package = type(given).__module__.split(".")[0]
     for plugin in plugins("runtimes"):
         if package in plugin.takes and not plugin.missing:
             return runtime(plugin.kind).adopt(given, folder)  # type: ignore[attr-defined, no-any-return]
+    if reference and callable(given):
+        if signature is None:
+            raise WrongRequest(
+                f"{reference} returns a function: it can only be compared, after a model whose "
+                "inputs and outputs it has"
+            )
+        return runtime("callable").refer(reference, signature, folder)  # type: ignore[attr-defined, no-any-return]
     raise WrongRequest(
         f"no runtime takes a {type(given).__module__}.{type(given).__name__}: pass a file's path"
     )
