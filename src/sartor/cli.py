@@ -200,7 +200,7 @@ def _compare(commands: Any) -> None:
         "artifacts side by side, the first as the baseline",
         "MODEL [MODEL ...] --data DATA [OPTION ...]",
     )
-    command.add_argument("models", nargs="+", metavar="MODEL", help="model files or bundles")
+    command.add_argument("models", nargs="+", metavar="MODEL", help="model files, bundles or file.py:function")
     _data(command, required=True)
     _target(command)
     _json(command)
