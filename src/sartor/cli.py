@@ -200,7 +200,8 @@ def _compare(commands: Any) -> None:
         "artifacts side by side, the first as the baseline",
         "MODEL [MODEL ...] --data DATA [OPTION ...]",
     )
-    command.add_argument("models", nargs="+", metavar="MODEL", help="model files, bundles or file.py:function")
+    which = "model files, bundles or file.py:function"
+    command.add_argument("models", nargs="+", metavar="MODEL", help=which)
     _data(command, required=True)
     _target(command)
     _json(command)
