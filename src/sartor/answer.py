@@ -257,7 +257,8 @@ class Answering:
             *(replayed if self.spec.replay else ()),
             *([f"work was lost with a worker {lost} times, and done again"] if lost else ()),
             f"{len(states)} trials ({', '.join(told)}) in {self.clock.elapsed():.0f} s",
-            f"{self.ledger.left():.2%} of this holdout's error rate is left for further runs",
+            f"{self.ledger.left():.2%} of this holdout's error rate is left for further runs "
+            f"({self.ledger.runs_left()} more)",
         ]
 
     def _steps(self, shown: Row | None) -> list[dict[str, Any]]:

@@ -28,8 +28,10 @@ def optimize(json: bool, quiet: bool, model: str | None, **flags: Any) -> Answer
     try:
         run = run_it(spec, Progress(quiet))
     except KeyboardInterrupt:
+        bundle = Path(spec.out) / "bundle"
+        early = f"{bundle} is certified so far; " if (bundle / "sartor.json").exists() else ""
         raise KeyboardInterrupt(
-            f"the same command goes on where it was, or: sartor optimize --resume {spec.out}"
+            f"{early}the same command goes on where it was, or: sartor optimize --resume {spec.out}"
         ) from None
     console(stderr=json).print(render_answer(run.answer))
     return Answer(run.status, run.answer)

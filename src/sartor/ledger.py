@@ -67,6 +67,13 @@ class Ledger:
         with self.path.open("rb") as file:
             return self._left(_entries(file, self.path))
 
+    def runs_left(self) -> int:
+        """How many more runs may open this holdout."""
+        left, runs = self.left(), 0
+        while left >= FLOOR:
+            left, runs = left * (1 - SHARE), runs + 1
+        return runs
+
     def early_level(self) -> float:
         """What the early answer of a run that begins now is tested at."""
         return EARLY * SHARE * self.left()

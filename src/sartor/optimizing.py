@@ -130,6 +130,7 @@ def search(
             return
         late = clock.left() < answering.reserve() + longest / 2
         if late and number >= len(finished) and number > 1:  # one candidate is tried in any case
+            progress.say(f"the last {clock.left():.0f} s are kept for the certificate")
             return
         asked = seeker.ask()
         if asked is None:

@@ -107,7 +107,10 @@ def _look(task: Task, part: Part, sample: Arrays) -> list[str]:
     given = sample[task.output]
     rows = np.arange(len(given))
     if not task.labelled:
-        return ["there are no labels: quality is agreement with the original's own answers"]
+        return [
+            "there are no labels (an array or column `label`, or the one that --label names): "
+            "quality is agreement with the original's own answers"
+        ]
     truth = truth_of(part, given, rows)
     check_labels(task, np.asarray(part.label))
     if task.kind != "classification" or truth.label is None:

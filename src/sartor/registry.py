@@ -134,6 +134,8 @@ def kind_of(path: Path) -> str:
     for plugin in plugins("runtimes"):
         if path.suffix.lower() in plugin.suffixes:
             return plugin.kind
+    if not path.exists():
+        raise WrongRequest(f"{path}: no such file or folder")
     known = ", ".join(
         suffix
         for plugin in plugins("runtimes")
