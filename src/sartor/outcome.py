@@ -77,7 +77,7 @@ def _infeasible(judged: Sequence[tuple[Verdict, ...]], limits: Sequence[Limit]) 
     reached = _nearest(binding, limits)
     text = f"infeasible: {binding.limit} is broken"
     if reached:
-        text += f"; the nearest that can be met is {reached}"
+        text += f"; the nearest that was reached is {reached}"
     return Answer(3, text, binding, reached)
 
 
