@@ -362,8 +362,8 @@ def certification(world: World, repetitions: int, seed: int = 0, mode: Mode = "o
     """Search and certification, early answer and ledger included, so many times.
 
     "once": one run, whose share of the error rate is made the whole 5 %; "killed": likewise, the
-    run being killed at every tenth measurement on the holdout and started anew; "longer": one run
-    that is continued with as many trials more; "three runs" on one holdout; "fishing": each of them
+    run being killed now and then while it measures and started anew; "longer": one run that is
+    continued with as many trials more; "three runs" on one holdout; "fishing": each of them
     goes on from what the run before it had found to come nearest on the holdout. The last three
     share 5 %."""
     rng, total = np.random.default_rng(seed), 0.05 / SHARE if mode in ("once", "killed") else 0.05
