@@ -137,7 +137,7 @@ class Certifier:
         the run has had its early answer. What needs no holdout is measured first: the holdout is
         opened only where all of that is shown. Nothing of what is found may reach the search."""
         try:
-            if self.needs_data and not self._quick(finalist, BET["early"]):
+            if self.needs_data and not self._quick(finalist):
                 row = Row(finalist, "not certified", value=_objective(finalist))
                 return Certification((row,), None, None, 0.0, False)
             return self._certify((finalist,), "early", None, None)
@@ -145,14 +145,14 @@ class Certifier:
             row = Row(finalist, "untested", value=_objective(finalist))
             return Certification((row,), None, None, 0.0, False)
 
-    def _quick(self, finalist: Finalist, bet: float) -> bool:
+    def _quick(self, finalist: Finalist) -> bool:
         """Whether all that needs no holdout is shown at the level of an early answer."""
         asked = tuple(each for each in self.limits if not each.quality)
         try:
             evidence = self.measure(finalist, None)
         except (Failed, WrongRequest):
             return False
-        level = self.ledger.early_level() * bet
+        level = self.ledger.early_level() * BET["early"]
         verdicts = list(judge_all(asked, evidence, self.task, level, self.seed))
         if self.objective.metric in PERFORMANCE:
             verdicts.append(better(self.objective, evidence, self.task, level, self.seed))

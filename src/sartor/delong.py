@@ -7,12 +7,12 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import expit, logit, stdtr, stdtrit
+from scipy.special import expit, logit
 
 from sartor.answers import Floats, Ints, Truth, classes_of, log_probabilities
 from sartor.contracts import Task
 from sartor.records import Interval
-from sartor.stats import Comparison, nothing
+from sartor.stats import Comparison, nothing, student
 
 METHOD = "DeLong's variance"
 
@@ -45,31 +45,23 @@ def _placed(score: Floats, positive: np.ndarray) -> Floats:
 
 
 def compare_share(
-    value: float,
-    moved: Floats,
-    stratum: Ints,
-    border: float,
-    units: Ints | None = None,
-    level: float = 0.95,
+    value: float, moved: Floats, stratum: Ints, border: float, units: Ints | None = None
 ) -> Comparison:
     """A figure within 0 and 1 against `border`, on the scale of logits: on its own scale it is
     skewed, and errors at 0.5 % were twice as many as they should be."""
     if not (0 < value < 1 and 0 < border < 1):
-        return compare(value, moved, stratum, border, units, level)
+        return compare(value, moved, stratum, border, units)
     slope = value * (1 - value)
-    found = compare(float(logit(value)), moved / slope, stratum, float(logit(border)), units, level)
+    found = compare(float(logit(value)), moved / slope, stratum, float(logit(border)), units)
     inner = found.interval
-    ends = Interval(value, float(expit(inner.low)), float(expit(inner.high)), level)
-    return replace(found, interval=ends) if math.isfinite(inner.estimate) else found
+    if not math.isfinite(inner.estimate):
+        return found
+    ends = float(expit(inner.low)), float(expit(inner.high))
+    return replace(found, interval=Interval(value, *ends, inner.level))
 
 
 def compare(
-    estimate: float,
-    moved: Floats,
-    stratum: Ints,
-    border: float,
-    units: Ints | None = None,
-    level: float = 0.95,
+    estimate: float, moved: Floats, stratum: Ints, border: float, units: Ints | None = None
 ) -> Comparison:
     """An effect of which each row brings `moved` [N], against `border`, by Student's t. The
     variance is that within strata (classes), whose degrees of freedom are put together after
@@ -92,18 +84,9 @@ def compare(
     if not math.isfinite(estimate):
         return nothing(METHOD, n)
     if total <= 0:  # nothing changed: what was not seen is for the caller to judge
-        sure = Interval(estimate, estimate, estimate, level)
+        sure = Interval(estimate, estimate, estimate)
         return Comparison(
             sure, float(estimate <= border), float(estimate >= border), math.nan, n, METHOD
         )
     together = total**2 / float((each**2 / free).sum())
-    error = math.sqrt(total)
-    half, far = float(stdtrit(together, (1 + level) / 2)) * error, (estimate - border) / error
-    return Comparison(
-        Interval(estimate, estimate - half, estimate + half, level),
-        above=float(stdtr(together, -far)),
-        below=float(stdtr(together, far)),
-        z=far,
-        n=n,
-        method=METHOD,
-    )
+    return student(estimate, math.sqrt(total), together, border, n, METHOD)

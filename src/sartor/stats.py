@@ -202,7 +202,20 @@ def centre(values: Floats, border: float, level: float = 0.95, first: int = 0) -
     if n < 2:
         return nothing(method, n)
     spread = max(float(np.std(told, ddof=1)), float(np.std(x, ddof=1)))
-    estimate, error = float(x.mean()), spread / math.sqrt(n)
+    return student(float(x.mean()), spread / math.sqrt(n), free, border, n, method, level)
+
+
+def student(
+    estimate: float,
+    error: float,
+    free: float,
+    border: float,
+    n: int,
+    method: str,
+    level: float = 0.95,
+) -> Comparison:
+    """An estimate with its standard error against `border`, by Student's t with `free` degrees of
+    freedom."""
     half = float(stdtrit(free, (1 + level) / 2)) * error
     far = (estimate - border) / error if error > 0 else math.copysign(math.inf, estimate - border)
     return Comparison(
