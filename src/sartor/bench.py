@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import os
 import tempfile
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from sartor import lanes
-from sartor.contracts import Arrays, Model, Target, Task, WrongRequest
+from sartor.contracts import Arrays, Model, Target, Task, Training, WrongRequest
 from sartor.data import Part
 from sartor.records import plain
 from sartor.registry import runtime
@@ -40,11 +41,13 @@ class LocalBench:
     scratch: Path
     memory: Path
     seed: int = 0
-    steps: int = 0
+    training: Training = field(default_factory=Training)
+    budget: float = math.inf
+    patience: float = math.inf
 
-    def on(self, model: Model, scratch: Path) -> LocalBench:
+    def on(self, model: Model, scratch: Path, patience: float = math.inf) -> LocalBench:
         """The same bench for another model, with a folder of its own to write to."""
-        return dataclasses.replace(self, model=model, scratch=scratch)
+        return dataclasses.replace(self, model=model, scratch=scratch, patience=patience)
 
     def facts(self) -> dict[str, Any]:
         """Plain JSON of everything that decides what a technique makes here, besides the model
@@ -56,7 +59,7 @@ class LocalBench:
             "target": plain(self.target),
             "train": self.train.digest if self.train is not None else None,
             "search": self.search.digest,
-            "steps": self.steps,
+            "training": [self.training.steps, self.training.macs],
             "seed": self.seed,
         }
 
@@ -64,12 +67,29 @@ class LocalBench:
         self, split: str, size: int = 1, most: int | None = None
     ) -> Iterator[Arrays] | None:
         """Batches of "train" or "search" with their labels under "label"; None without rows."""
+        part = self._part(split)
+        return None if part is None else part.batches(size, most, labels=True)
+
+    def _part(self, split: str) -> Part | None:
         if split not in ("train", "search"):
             raise WrongRequest(f"no part {split!r} on the bench; there are 'train' and 'search'")
         part = self.train if split == "train" else self.search
-        if part is None or not len(part):
-            return None
-        return part.batches(size, most, labels=True)
+        return part if part is not None and len(part) else None
+
+    def count(self, split: str) -> int:
+        part = self._part(split)
+        return 0 if part is None else len(part)
+
+    def pick(self, split: str, rows: np.ndarray) -> Arrays:
+        """One batch of these rows, trimmed to the longest, labels included."""
+        part = self._part(split)
+        if part is None:
+            raise WrongRequest(f"the part {split!r} has no rows")
+        return part.picked(rows, labels=True)
+
+    def lengths(self, split: str) -> np.ndarray | None:
+        part = self._part(split)
+        return None if part is None else part.lengths
 
     def teach(self, batch: Arrays) -> Arrays:
         """The original's answers; what is no input of it (the labels) is left out."""
@@ -82,14 +102,20 @@ class LocalBench:
     ) -> Mapping[str, np.ndarray]:
         """What `compute` returns, from disk where it was computed before for this model, these
         data and this key. A damaged file is computed anew; a half-written one is never seen."""
-        data = [part.digest for part in (self.train, self.search) if part is not None]
-        facts = "\n".join([key, _digest(self.model), _digest(self.teacher), *data])
-        path = self.memory / f"{hashlib.sha256(facts.encode()).hexdigest()}.npz"
+        path = self._place(key, ".npz")
         known = _load(path)
         if known is None:
             known = {name: np.asarray(value) for name, value in compute().items()}
             _save(path, known)
         return known
+
+    def keeping(self, key: str) -> Path:
+        return self._place(key, ".partial")
+
+    def _place(self, key: str, suffix: str) -> Path:
+        data = [part.digest for part in (self.train, self.search) if part is not None]
+        facts = "\n".join([key, _digest(self.model), _digest(self.teacher), *data])
+        return self.memory / f"{hashlib.sha256(facts.encode()).hexdigest()}{suffix}"
 
 
 def _digest(model: Model) -> str:

@@ -111,6 +111,16 @@ class Task:
     form: Literal["logits", "probabilities", "classes"] | None = None
 
 
+@dataclass(frozen=True)
+class Training:
+    """What one full training of a recipe may cost: `steps` of the original, each of `seconds` here
+    and of `macs` multiply-accumulates an example. No steps: nothing may be trained."""
+
+    steps: int = 0
+    seconds: float = 0.0
+    macs: int = 0
+
+
 class Bench(Protocol):
     """All that a technique may use: never the holdout."""
 
@@ -130,8 +140,17 @@ class Bench(Protocol):
     def target(self) -> Target: ...
 
     @property
-    def steps(self) -> int:
-        """Training steps granted: set once from the measured step time."""
+    def training(self) -> Training:
+        """What may be spent on training, set once from the measured time of a step."""
+
+    @property
+    def budget(self) -> float:
+        """Seconds of the whole run, for what to propose; infinite where trials are counted."""
+
+    @property
+    def patience(self) -> float:
+        """Seconds after which a step of a recipe is given up, at present: for refusals alone,
+        since what is made must not depend on it."""
 
     @property
     def scratch(self) -> Path:
@@ -143,6 +162,15 @@ class Bench(Protocol):
         """Batches of `split` ("train" or "search"), at most `most` examples of it, in the part's
         order; labels, where there are any, under "label". None where the split has no rows."""
 
+    def count(self, split: str) -> int:
+        """Rows of "train" or "search"; 0 where there are none."""
+
+    def pick(self, split: str, rows: np.ndarray) -> Arrays:
+        """One batch of these rows, as `batches` gives them."""
+
+    def lengths(self, split: str) -> np.ndarray | None:
+        """[N]: the true length of each row; None where rows are not padded."""
+
     def teach(self, batch: Arrays) -> Arrays:
         """The original's answers."""
 
@@ -152,12 +180,17 @@ class Bench(Protocol):
         """What `compute` returns, from disk where it was computed before for this model and these
         data. The key holds every setting that matters."""
 
+    def keeping(self, key: str) -> Path:
+        """Where work that may be interrupted keeps its state until it is done, and then deletes
+        it: a file that may or may not be there, for this model, these data and this key."""
+
 
 @dataclass(frozen=True)
 class Technique(ABC):
     """One way to change a model. Fields are settings and carry their search domains (`space`).
 
-    `stage` orders techniques in a recipe: structure < weights < graph < precision < storage.
+    `stage` orders techniques in a recipe: structure < weights < graph < precision < tuning <
+    storage.
     `repair` names the setting that buys quality back when it grows.
     `neutral` holds settings with which the outputs are reproduced exactly, where there are some.
     `claims` names what it should lower: "size", "latency", "macs", "memory".
@@ -184,7 +217,7 @@ class Technique(ABC):
         where it is impossible."""
 
 
-STAGES = ("structure", "weights", "graph", "precision", "storage")
+STAGES = ("structure", "weights", "graph", "precision", "tuning", "storage")
 
 Recipe = tuple[Technique, ...]
 

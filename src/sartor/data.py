@@ -108,11 +108,14 @@ class Part:
         smaller. With `labels` the labels stand under "label", where there are any."""
         end = self.rows if most is None else min(most, self.rows)
         for start in range(0, end, size):
-            rows = slice(start, min(start + size, end))
-            batch = self.trimmed(rows)
-            if labels and self.label is not None:
-                batch["label"] = np.array(self.label[rows])
-            yield batch
+            yield self.picked(slice(start, min(start + size, end)), labels)
+
+    def picked(self, rows: slice | np.ndarray, labels: bool = False) -> dict[str, np.ndarray]:
+        """One batch of these rows, as `batches` gives them."""
+        batch = self.trimmed(rows)
+        if labels and self.label is not None:
+            batch["label"] = np.array(self.label[rows])
+        return batch
 
     def trimmed(self, rows: slice | np.ndarray) -> dict[str, np.ndarray]:
         """The inputs of these rows, cut to the longest of them where there is a mask."""

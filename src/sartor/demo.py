@@ -138,10 +138,10 @@ def _content(text: str) -> str:
     return " ".join(re.findall(r"\w+", bare))
 
 
-def _read_tweets(path: Path) -> tuple[list[str], Ints]:
+def _read_tweets(path: Path, most: int = HEAD + SEARCH + HOLDOUT) -> tuple[list[str], Ints]:
     """The tweets that are used, shuffled, each content once, with their labels.
 
-    They come in the order head, search, holdout, so a slice is a split.
+    They come in the order head, search, holdout, others, so a slice is a split.
     """
     seen: dict[str, tuple[str, int]] = {}
     # The corpus was re-encoded several times on its way: undecodable bytes are replaced.
@@ -151,7 +151,7 @@ def _read_tweets(path: Path) -> tuple[list[str], Ints]:
             seen.setdefault(_content(row["text"]), (row["text"], label))
     seen.pop("", None)  # nothing but links and mentions
     rows = list(seen.values())
-    chosen = np.random.default_rng(SEED).permutation(len(rows))[: HEAD + SEARCH + HOLDOUT]
+    chosen = np.random.default_rng(SEED).permutation(len(rows))[:most]
     labels = np.array([rows[i][1] for i in chosen], dtype=np.int64)
     return [rows[i][0] for i in chosen], labels
 

@@ -3,6 +3,7 @@ made of them so far."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from sartor.contracts import (
     Target,
     Task,
     Technique,
+    Training,
     technique_name,
     to_json,
 )
@@ -54,7 +56,9 @@ class ToyBench:
     seed: int = 0
     limits: tuple[Any, ...] = ()
     target: Target = field(default_factory=Target)
-    steps: int = 0
+    training: Training = field(default_factory=lambda: Training(12, 0.01, 1))
+    budget: float = 900.0
+    patience: float = 900.0
 
     def __post_init__(self) -> None:
         self.teacher = self.toy.model
@@ -71,11 +75,23 @@ class ToyBench:
         return self._batches(1 + self.parts.index(split), size, min(most or ROWS, ROWS))
 
     def _batches(self, seed: int, size: int, rows: int) -> Iterator[Arrays]:
-        every = self.toy.batch(rows, seed)
-        label = self.teach(every)[self.task.output].argmax(-1)
+        every = self._rows(seed, rows)
         for start in range(0, rows, size):
-            cut = slice(start, min(start + size, rows))
-            yield {name: value[cut] for name, value in every.items()} | {"label": label[cut]}
+            yield {name: value[start : start + size] for name, value in every.items()}
+
+    def _rows(self, seed: int, rows: int) -> Arrays:
+        every = self.toy.batch(rows, seed)
+        return {**every, "label": self.teach(every)[self.task.output].argmax(-1)}
+
+    def count(self, split: str) -> int:
+        return ROWS if split in self.parts else 0
+
+    def pick(self, split: str, rows: np.ndarray) -> Arrays:
+        every = self._rows(1 + self.parts.index(split), ROWS)
+        return {name: value[rows] for name, value in every.items()}
+
+    def lengths(self, split: str) -> np.ndarray | None:
+        return None
 
     def teach(self, batch: Arrays) -> Arrays:
         with runtime(self.teacher.kind).start(self.teacher, self.target) as session:
@@ -87,6 +103,9 @@ class ToyBench:
         if key not in self._known:
             self._known[key] = compute()
         return self._known[key]
+
+    def keeping(self, key: str) -> Path:
+        return self.scratch / f"{hashlib.sha256(key.encode()).hexdigest()}.partial"
 
 
 class Lab:

@@ -6,13 +6,15 @@ import contextlib
 import math
 import time
 from pathlib import Path
+from typing import Any
 
 from sartor import cluster, machine
 from sartor.ahead import Crew, take
 from sartor.answer import Answering
 from sartor.bench import LocalBench
 from sartor.clock import Clock
-from sartor.contracts import Failed, Recipe, WrongRequest, describe
+from sartor.contracts import Failed, Recipe, Training, WrongRequest, describe
+from sartor.granting import grant, granted, trains
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.priors import features, learned
 from sartor.records import Journal, Trial
@@ -26,6 +28,7 @@ from sartor.terminal import Progress
 from sartor.trials import Laboratory
 from sartor.workers import Pool
 
+SHORTEST = 300.0  # seconds of budget below which the search asks for no training of its own
 LEAST = 15.0  # seconds that any one step of a trial may take, however little time is left
 
 
@@ -84,6 +87,7 @@ def _replayed(spec: Spec) -> Journal | None:
 
 
 def _bench(ready: Prepared, folder: RunFolder, spec: Spec) -> LocalBench:
+    told = folder.journal.last("training")
     return LocalBench(
         model=ready.original,
         teacher=ready.original,
@@ -95,6 +99,8 @@ def _bench(ready: Prepared, folder: RunFolder, spec: Spec) -> LocalBench:
         scratch=folder.work / "scratch",
         memory=folder.work / "remembered",
         seed=spec.seed,
+        training=granted(told) if told else Training(),
+        budget=math.inf if spec.trials is not None else spec.budget,
     )
 
 
@@ -111,7 +117,7 @@ def search(
     """Asks, tries and tells until trials, space or time end; what the journal holds already is
     told again, not tried again. The crew works ahead; it decides nothing."""
     kind = ready.original.kind
-    known = allowed(spec, kind)
+    known = _in_time(allowed(spec, kind), lab)
     first = [recipe(kind, entries) for entries in spec.recipes]
     first += portfolio(ready.original, lab.bench)
     own = _features(lab, folder) if spec.learn_from else {}
@@ -156,6 +162,12 @@ def search(
         number += 1
 
 
+def _in_time(known: dict[str, Any], lab: Laboratory) -> dict[str, Any]:
+    """Without the techniques that train, where there is no time or nothing to train on."""
+    able = lab.bench.budget >= SHORTEST and lab.bench.count("train") > 0
+    return {name: cls for name, cls in known.items() if able or not trains(cls)}
+
+
 def _features(lab: Laboratory, folder: RunFolder) -> dict[str, float]:
     """What later runs may compare this model by; kept in the journal."""
     told = folder.journal.last("features")
@@ -187,6 +199,7 @@ def _try(
     asked: Recipe,
 ) -> Trial:
     progress.now(f"trying {describe(asked)}")
+    grant(lab, folder.journal, lab.bench.budget, asked)
     known = dict(lab.pace)
     trial = lab.try_recipe(number, asked)
     folder.journal.add(

@@ -17,8 +17,10 @@ from sartor.space import Choice, Domain, domains
 Known = Mapping[str, type[Technique]]
 Entry = Mapping[str, Any]
 
-# A graph may be fused, rewritten and folded in turn; elsewhere one technique a stage is enough.
-SLOTS = tuple(stage for stage in STAGES for _ in range(3 if stage == "graph" else 1))
+# A network may lose words, layers and channels in turn, weights be pruned and then trained, a
+# graph be fused, rewritten and folded; elsewhere one technique a stage is enough.
+MOST = {"structure": 3, "weights": 2, "graph": 3}
+SLOTS = tuple(stage for stage in STAGES for _ in range(MOST.get(stage, 1)))
 FEW = 1000  # a space of at most so many recipes is looked at as a whole
 GRID = 12  # values of an interval that count as its neighbours' lattice and in a small space
 

@@ -13,7 +13,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -23,6 +23,7 @@ from typing import Any, cast
 
 from sartor.contracts import (
     Bench,
+    Failed,
     Model,
     Recipe,
     Runtime,
@@ -69,20 +70,28 @@ class Plugin:
 
 def _read(group: str, name: str, module: str, path: Path) -> Plugin:
     tree = ast.parse(path.read_text(encoding="utf-8"))
-    imports: dict[str, None] = {}
     constants: dict[str, Any] = {}
     for node in tree.body:
-        if isinstance(node, ast.Import):
-            imports.update(dict.fromkeys(alias.name.split(".")[0] for alias in node.names))
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            imports[node.module.split(".")[0]] = None
-        elif isinstance(node, ast.ClassDef):
+        if isinstance(node, ast.ClassDef):
             constants.update(_constants(node))
+    imports = dict.fromkeys(_imports(tree))
     imports.pop("sartor", None)
     return Plugin(
         group, name, module, tuple(imports),
         constants.get("suffixes", ()), constants.get("takes", ()), constants.get("internal", False),
     )  # fmt: skip
+
+
+def _imports(tree: ast.Module) -> Iterator[str]:
+    """Top-level packages that the file imports at its top, and those in its constant `REQUIRES`,
+    which it imports only where they are used, since that takes seconds."""
+    for node in tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name.split(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0]
+        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "REQUIRES":
+            yield from ast.literal_eval(node.value)
 
 
 def _constants(node: ast.ClassDef) -> dict[str, Any]:
@@ -211,6 +220,18 @@ def portfolio(model: Model, bench: Bench) -> list[Recipe]:
             for entries in give(model, bench) if give else ():
                 known.append(recipe(model.kind, entries))
     return known
+
+
+def training_cost(model: Model, bench: Bench) -> tuple[float, int]:
+    """Seconds of a training step of this model here, and its multiply-accumulates an example, as
+    the function of that name in its kind's technique files measures them. Raises Failed where
+    nothing trains such a model."""
+    for plugin in plugins("techniques"):
+        if plugin.kind == model.kind and not plugin.missing:
+            measure = getattr(plugin.load(), "training_cost", None)
+            if measure is not None:
+                return cast(tuple[float, int], measure(model, bench))
+    raise Failed(f"nothing here trains models of kind {model.kind}")
 
 
 def from_json(kind: str, entry: Mapping[str, Any]) -> Technique:

@@ -30,7 +30,7 @@ class Repairs:
     def after(self, trial: Trial, recipe: Recipe, best: float) -> Recipe | None:
         """The recipe to try next after this trial, if its repair is worth going on with: what
         gains no more than `best` (an objective) will not gain more by being made milder."""
-        at = next((i for i in reversed(range(len(recipe))) if recipe[i].repair), None)
+        at = _place_of_repair(recipe)
         if at is None:
             return None
         technique = recipe[at]
@@ -51,6 +51,20 @@ class Repairs:
             return None
         milder = dataclasses.replace(technique, **{name: values[(low + high) // 2]})
         return (*recipe[:at], milder, *recipe[at + 1 :])
+
+
+def _place_of_repair(recipe: Recipe) -> int | None:
+    """Which step to make milder: one that could train longer, since that costs no gain, else the
+    last one that can be."""
+    able = [at for at, step in enumerate(recipe) if step.repair]
+    more = [at for at in able if "training" in recipe[at].needs and not _at_its_end(recipe[at])]
+    return max(more or able, default=None)
+
+
+def _at_its_end(technique: Technique) -> bool:
+    name = technique.repair or ""
+    values = _values(technique, name)
+    return _place(values, getattr(technique, name)) == len(values) - 1
 
 
 def _useful(values: list[Any], trial: Trial, at: int) -> int:

@@ -174,11 +174,11 @@ class Laboratory:
             return self._made(technique, model, key)
 
     def _made(self, technique: Technique, model: Model, key: str) -> Model | str:
-        scratch = self.store.scratch()
+        scratch, patience = self.store.scratch(), self.patience()
         try:
             return self.pool.call(
-                apply_step, technique, model, self.bench.on(model, scratch), self.store.folder,
-                key, timeout=self.patience(),
+                apply_step, technique, model, self.bench.on(model, scratch, patience),
+                self.store.folder, key, timeout=patience,
             )  # fmt: skip
         finally:
             shutil.rmtree(scratch, ignore_errors=True)

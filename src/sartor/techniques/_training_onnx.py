@@ -1,0 +1,398 @@
+"""One trainer for everything that trains a loss away: the labels and the original teach.
+
+    trained = train(graph, Plan(steps=500), bench)       the graph's constants are changed
+
+The steps run on Lightning Fabric. Rows, order and rounding depend on the seed and the step alone,
+so that a training that was killed goes on from its last checkpoint as if nothing had happened.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import numpy as np
+import safetensors.torch
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from sartor.contracts import Arrays, Bench, Failed, Model
+from sartor.techniques._autograd_onnx import GraphModule, followed
+from sartor.techniques._graph_onnx import Graph, peek
+
+_WARM = 0.1  # share of the steps in which the rate rises
+_CLIP = 5.0  # the largest norm of a step's gradient
+_LEAST_SCALE = 1e-3  # of a weight's rate: a bias of zeros would never move
+_LOOKS = 6  # times that the search split is looked at
+_JUDGED = 1024  # rows of the search split that are looked at
+_PATIENCE = 3  # looks in a row without a gain after which nothing more is expected
+_SAVE_SECONDS = 30.0
+_FEWEST = 64  # rows without which nothing is trained
+_SHORTEST = 10  # steps
+_TAUGHT = 4096  # rows whose answers by the original are remembered together
+_WINDOW = 16  # batches among which rows of like length are put together
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train. `rate` is the share of a weight's root mean square by which a step moves it at
+    most (the relative step of Shazeer and Stern, "Adafactor", ICML 2018): one value fits layers of
+    all scales. `teacher` is the part of the loss that compares with the original's answers at
+    `temperature` (Hinton, Vinyals and Dean 2015); the rest compares with the labels."""
+
+    steps: int
+    batch: int = 64
+    rate: float = 0.01
+    teacher: float = 0.5
+    temperature: float = 2.0
+    decay: float = 0.01
+
+
+@dataclass
+class Trained:
+    """What a training came to: steps done, and the loss on the search split, before and best."""
+
+    steps: int
+    before: float
+    after: float
+    names: tuple[str, ...] = ()
+
+
+def threads() -> int:
+    """Cores that a training may use: all that this process may."""
+    return len(os.sched_getaffinity(0))
+
+
+@contextmanager
+def settings(seed: int) -> Iterator[None]:
+    """Threads, seed and gradient mode of torch for a training; what was found comes back."""
+    before = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_rng_state()
+    torch.set_num_threads(threads())
+    torch.set_grad_enabled(True)
+    torch.manual_seed(seed)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before[0])
+        torch.set_grad_enabled(before[1])
+        torch.set_rng_state(before[2])
+
+
+def train(graph: Graph, plan: Plan, bench: Bench, key: str = "") -> Trained:
+    """Trains the weights of the graph in place. `key` holds what else decides the result.
+
+    Raises Failed where the graph cannot be followed, the loss is no number, or nothing teaches."""
+    with settings(bench.seed):
+        return _Training(graph, plan, bench, key).run()
+
+
+def cost(graph: Graph, bench: Bench, batch: int = 64, steps: int = 3) -> tuple[float, int]:
+    """Seconds of a training step of this graph here, by the labels alone where there are any, and
+    its multiply-accumulates for an example."""
+    with settings(bench.seed):
+        training = _Training(graph, Plan(steps + 1, batch, teacher=0.0), bench, "")
+        training.step(0)
+        began = time.perf_counter()
+        for at in range(1, steps + 1):
+            training.step(at)
+        return (time.perf_counter() - began) / steps, macs(graph, bench)
+
+
+def granted(graph: Graph, bench: Bench, effort: float) -> int:
+    """Steps for this graph: `effort` of those granted, more where a step costs less than one of
+    the original; overhead leaves a quarter of the cost at least."""
+    ratio = macs(graph, bench) / max(bench.training.macs, 1)
+    return round(bench.training.steps * effort / min(max(ratio, 0.25), 1.0))
+
+
+def macs(graph: Graph, bench: Bench) -> int:
+    """Multiply-accumulates of the first search example, as torch counts them."""
+    batches = bench.batches("search", 1, 1)
+    if batches is None:
+        raise Failed("there are no search rows")
+    batch = next(iter(batches))
+    net = GraphModule(graph).eval()
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        net({name: torch.from_numpy(batch[name]) for name in net.inputs})
+    return int(counter.get_total_flops()) // 2
+
+
+def untrainable(model: Model, bench: Bench, effort: float) -> str | None:
+    """Why this model cannot be trained on this bench; None where it can. Cheap."""
+    whole = bench.training
+    if not whole.steps:
+        return "no training was granted: the budget is too short for it"
+    if bench.count("train") < _FEWEST:
+        return f"training wants {_FEWEST} rows or more, and there are {bench.count('train')}"
+    if round(whole.steps * effort) < _SHORTEST:
+        return f"{whole.steps * effort:.0f} steps are too few to train anything"
+    seconds = whole.steps * effort * whole.seconds
+    if seconds > bench.patience:
+        return f"its training takes {seconds:.0f} s, and there are {bench.patience:.0f} left for it"
+    for node in peek(model).nodes:
+        if node.op_type != "Constant" and not followed(node):
+            return f"{node.op_type} ({node.name}) is an operator that cannot be trained through"
+    return None
+
+
+class _Training:
+    def __init__(self, graph: Graph, plan: Plan, bench: Bench, key: str) -> None:
+        self.graph, self.plan, self.bench = graph, plan, bench
+        self.rows = min(bench.count("train"), plan.steps * plan.batch)
+        if not self.rows:
+            raise Failed("there are no training rows")
+        self.net = GraphModule(graph)
+        self.net.channels_last()
+        self.loss = Loss(plan, bench)
+        self.masks = [_zeros_kept(weight) for weight in self.net.weights]
+        self.scales = [max(_scale(weight), _LEAST_SCALE) for weight in self.net.weights]
+        precision = "bf16-mixed" if "amx_bf16" in bench.target.features else "32-true"
+        self.fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
+        self.module, self.optimizer = self.fabric.setup(self.net, self._optimizer())
+        self.lengths = bench.lengths("train")
+        facts = f"{dataclasses.asdict(plan)} {threads()} {precision} {key}"
+        self.place = bench.keeping(f"training {graph.digest()} {facts}")
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        groups = [
+            {"params": [weight], "lr": self.plan.rate * scale}
+            for weight, scale in zip(self.net.weights, self.scales, strict=True)
+        ]
+        for group in groups:
+            group["initial"] = group["lr"]
+        return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=self.plan.decay)
+
+    def run(self) -> Trained:
+        start, best, before = self._resumed()
+        saved = time.monotonic()
+        looks = {round(self.plan.steps * (at + 1) / _LOOKS) for at in range(_LOOKS)}
+        at, worse = start - 1, 0
+        for at in range(start, self.plan.steps):
+            self.step(at)
+            if at + 1 in looks:
+                loss = self.judged()
+                worse = 0 if loss < best[0] else worse + 1
+                if loss < best[0]:
+                    best = (loss, self._values())
+                if worse == _PATIENCE:
+                    break
+            if time.monotonic() - saved > _SAVE_SECONDS:
+                self._save(at + 1, best, before)
+                saved = time.monotonic()
+        self._put(best[1])
+        self.net.write(self.graph)
+        self.place.unlink(missing_ok=True)
+        return Trained(at + 1, before, best[0], tuple(self.net.names))
+
+    def step(self, at: int) -> None:
+        rows = self._rows(at)
+        batch = self.bench.pick("train", rows)
+        for group in self.optimizer.param_groups:
+            group["lr"] = group["initial"] * _schedule(at, self.plan.steps)
+        self.module.train()
+        answers = self.module({n: torch.from_numpy(batch[n]) for n in self.net.inputs})
+        loss = self.loss(answers, batch, rows)
+        if not math.isfinite(loss.item()):
+            raise Failed(
+                f"the loss is {loss.item()} at step {at + 1} of {self.plan.steps}: a lower rate "
+                f"than {self.plan.rate:g} may hold"
+            )
+        self.optimizer.zero_grad(set_to_none=True)
+        self.fabric.backward(loss)
+        self._tame()
+        self.optimizer.step()
+
+    def _tame(self) -> None:
+        """Zeros stay zeros; gradients of like size whatever the layer; none beyond bounds."""
+        for weight, mask in zip(self.net.weights, self.masks, strict=True):
+            if weight.grad is not None and mask is not None:
+                weight.grad.mul_(mask)
+        self.fabric.clip_gradients(self.module, self.optimizer, max_norm=_CLIP)
+
+    def _rows(self, at: int) -> np.ndarray:
+        """The rows of a step: every epoch in an order of its own, rows of like length together."""
+        size = min(self.plan.batch, self.rows)
+        each = max(self.rows // size, 1)
+        epoch, turn = divmod(at, each)
+        order = np.random.default_rng((self.bench.seed, epoch)).permutation(self.rows)
+        if self.lengths is None:
+            return order[turn * size : (turn + 1) * size]
+        window = order[turn // _WINDOW * _WINDOW * size :][: _WINDOW * size]
+        window = window[np.argsort(self.lengths[window], kind="stable")]
+        cuts = [window[i : i + size] for i in range(0, len(window) - size + 1, size)]
+        mixed = np.random.default_rng((self.bench.seed, epoch, turn // _WINDOW))
+        return np.asarray(cuts[mixed.permutation(len(cuts))[turn % _WINDOW % len(cuts)]])
+
+    @torch.no_grad()
+    def judged(self) -> float:
+        """The mean loss on the first rows of the search split."""
+        self.net.eval()
+        batches = self.bench.batches("search", self.plan.batch, _JUDGED)
+        if batches is None:
+            raise Failed("there are no search rows")
+        total = seen = 0.0
+        for batch in batches:
+            answers = self.module({n: torch.from_numpy(batch[n]) for n in self.net.inputs})
+            count = len(batch[self.net.inputs[0]])
+            total += float(self.loss(answers, batch, None)) * count
+            seen += count
+        return total / seen if math.isfinite(total) else math.inf
+
+    # -- checkpoints ------------------------------------------------------------------------------
+
+    def _values(self) -> list[Tensor]:
+        moving = [self.net.constants[name] for name in self.net.moving]
+        return [each.detach().clone() for each in (*self.net.weights, *moving)]
+
+    @torch.no_grad()
+    def _put(self, values: list[Tensor]) -> None:
+        moving = [self.net.constants[name] for name in self.net.moving]
+        for place, value in zip((*self.net.weights, *moving), values, strict=True):
+            place.copy_(value)
+
+    def _save(self, done: int, best: tuple[float, list[Tensor]], before: float) -> None:
+        state: dict[str, Tensor] = {
+            "facts": torch.tensor([done, best[0], before], dtype=torch.float64)
+        }
+        for at, value in enumerate(self._values()):
+            state[f"now {at}"] = value.contiguous()
+        for at, value in enumerate(best[1]):
+            state[f"best {at}"] = value.contiguous()
+        for at, weight in enumerate(self.net.weights):
+            for name, value in self.optimizer.state.get(weight, {}).items():
+                state[f"{name} {at}"] = value.contiguous()
+        self.place.parent.mkdir(parents=True, exist_ok=True)
+        making = self.place.with_suffix(".making")
+        safetensors.torch.save_file(state, making)
+        os.replace(making, self.place)
+
+    def _resumed(self) -> tuple[int, tuple[float, list[Tensor]], float]:
+        """Steps done, the best loss with its weights, the loss before the first step."""
+        if not self.place.exists():
+            before = self.judged()
+            return 0, (before, self._values()), before
+        state = safetensors.torch.load_file(self.place)
+        done, lowest, before = state["facts"].tolist()
+        count = len(self._values())
+        self._put([state[f"now {at}"] for at in range(count)])
+        for at, weight in enumerate(self.net.weights):
+            kept = {
+                n: state[f"{n} {at}"]
+                for n in ("step", "exp_avg", "exp_avg_sq")
+                if f"{n} {at}" in state
+            }
+            if kept:
+                self.optimizer.state[weight] = kept
+        return int(done), (lowest, [state[f"best {at}"] for at in range(count)]), before
+
+
+class Loss:
+    """What the answers are compared with: labels, and the original's answers."""
+
+    def __init__(self, plan: Plan, bench: Bench) -> None:
+        self.plan, self.bench = plan, bench
+        self.task = bench.task
+        self.share = plan.teacher if self.task.labelled else 1.0
+        self._taught: dict[int, Mapping[str, np.ndarray]] = {}
+
+    def __call__(
+        self, answers: Mapping[str, Tensor], batch: Arrays, rows: np.ndarray | None
+    ) -> Tensor:
+        """`rows`: which rows of the training part these are, whose lessons are remembered."""
+        parts: list[Tensor] = []
+        given = answers[self.task.output].float()
+        if self.share < 1 and "label" in batch:
+            parts.append((1 - self.share) * self._labels(given, torch.from_numpy(batch["label"])))
+        if self.share > 0 or not parts:
+            lesson = self._lesson(batch, rows)
+            taught = torch.from_numpy(np.array(lesson[self.task.output])).float()
+            parts.append(max(self.share, 0.01) * self._teacher(given, taught))
+            for name, value in lesson.items():  # what else it answers must not drift
+                if name != self.task.output and value.dtype.kind == "f" and name in answers:
+                    other = torch.from_numpy(np.array(value))
+                    spread = other.var().clamp_min(1e-6)
+                    parts.append(0.1 * F.mse_loss(answers[name].float(), other) / spread)
+        return torch.stack(parts).sum()
+
+    def _labels(self, given: Tensor, label: Tensor) -> Tensor:
+        if self.task.kind == "classification" and label.ndim == 1 and given.ndim >= 2:
+            if self.task.form == "probabilities":
+                return F.nll_loss(given.clamp_min(1e-7).log(), label.long())
+            return F.cross_entropy(given, label.long())
+        return F.mse_loss(given.reshape(label.shape), label.float())
+
+    def _teacher(self, given: Tensor, taught: Tensor) -> Tensor:
+        if self.task.kind != "classification" or given.ndim < 2 or given.shape[-1] < 2:
+            return F.mse_loss(given, taught) / taught.var().clamp_min(1e-6)
+        heat = self.plan.temperature
+        if self.task.form == "probabilities":
+            given, taught = (each.clamp_min(1e-7).log() for each in (given, taught))
+        return heat * heat * F.kl_div(
+            F.log_softmax(given / heat, -1), F.log_softmax(taught / heat, -1),
+            log_target=True, reduction="batchmean",
+        ) / max(given[0].numel() // given.shape[-1], 1)  # fmt: skip
+
+    def _lesson(self, batch: Arrays, rows: np.ndarray | None) -> Mapping[str, np.ndarray]:
+        if rows is None:
+            return self.bench.teach(batch)
+        chunks = {int(each): self._chunk(int(each)) for each in np.unique(rows // _TAUGHT)}
+        names = next(iter(chunks.values())).keys()
+        return {
+            name: np.stack([chunks[int(r // _TAUGHT)][name][r % _TAUGHT] for r in rows])
+            for name in names
+        }
+
+    def _chunk(self, number: int) -> Mapping[str, np.ndarray]:
+        """The original's answers to `_TAUGHT` training rows; those that are one number of rows
+        long, since others would have to be padded."""
+        if number in self._taught:
+            return self._taught[number]
+
+        def compute() -> Mapping[str, np.ndarray]:
+            rows = np.arange(
+                number * _TAUGHT, min((number + 1) * _TAUGHT, self.bench.count("train"))
+            )
+            lengths = self.bench.lengths("train")
+            order = rows if lengths is None else rows[np.argsort(lengths[rows], kind="stable")]
+            found: dict[str, list[np.ndarray]] = {}
+            for start in range(0, len(order), self.plan.batch):
+                taught = self.bench.teach(
+                    self.bench.pick("train", order[start : start + self.plan.batch])
+                )
+                for name, value in taught.items():
+                    found.setdefault(name, []).append(value)
+            back = np.argsort(order, kind="stable")
+            whole = {}
+            for name, values in found.items():
+                if len({value.shape[1:] for value in values}) == 1:
+                    whole[name] = np.concatenate(values)[back]
+            return whole
+
+        self._taught[number] = self.bench.remember(f"taught {number}", compute)
+        return self._taught[number]
+
+
+def _schedule(at: int, steps: int) -> float:
+    """Up linearly, then down along half a cosine."""
+    warm = max(round(_WARM * steps), 1)
+    if at < warm:
+        return (at + 1) / warm
+    return 0.5 * (1 + math.cos(math.pi * (at - warm) / max(steps - warm, 1)))
+
+
+def _scale(weight: Tensor) -> float:
+    return float(weight.detach().square().mean().sqrt())
+
+
+def _zeros_kept(weight: nn.Parameter) -> Tensor | None:
+    """1 where a pruned weight is not zero; None for weights that were not pruned."""
+    zeros = weight.detach() == 0
+    return None if float(zeros.float().mean()) < 1 / 8 else (~zeros).float()

@@ -1,0 +1,131 @@
+"""Training for ONNX models: what pruning, factorizing and rounding lost is trained back."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, ClassVar
+
+from sartor.contracts import Bench, Model, Technique
+from sartor.space import choice, span
+from sartor.techniques._graph_onnx import Parts, finish, foreign, peek, read
+
+REQUIRES = ("torch", "lightning_fabric", "safetensors")
+EFFORTS = (0.1, 0.3, 1.0)
+SHORT = 300.0  # seconds of budget below which there is no time to train
+ROWS = 500  # training rows below which a portfolio with training is not worth its time
+
+
+@dataclass(frozen=True)
+class Recover(Technique):
+    """Trains all weights of the graph as it is, after its structure was changed, against the
+    labels and the original's answers (Hinton, Vinyals and Dean 2015). Zeros of pruned weights stay
+    zeros, the ranks of factors stay.
+
+    `effort` is the share of the granted training, counted in multiply-accumulates: a network of a
+    third of the original's gets three times the steps, as they cost the same. `rate`, `teacher`
+    and `temperature` as in Plan. Parts are the weights."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
+    needs: ClassVar[frozenset[str]] = frozenset({"training"})
+    stage: ClassVar[str] = "weights"
+    repair: ClassVar[str | None] = "effort"
+
+    effort: float = choice(0.3, values=EFFORTS)
+    rate: float = span(0.01, 0.001, 0.05, log=True)
+    teacher: float = choice(0.5, values=(0.0, 0.5, 0.9, 1.0))
+    temperature: float = choice(2.0, values=(1.0, 2.0, 4.0))
+
+    def refuse(self, model: Model, bench: Bench) -> str | None:
+        reason = foreign(self, model)
+        if reason is None and not any(step.touched for step in model.lineage):
+            reason = "nothing was changed that training could win back"
+        return reason or _trainer().untrainable(model, bench, self.effort)
+
+    def apply(self, model: Model, bench: Bench) -> Model:
+        return _trained(self, model, bench)
+
+
+@dataclass(frozen=True)
+class QuantizationAware(Technique):
+    """Trains a graph of rounded weights and activations (static int8) with every rounding in place
+    (Jacob et al., CVPR 2018): what comes out is the same graph of integers with better values. The
+    scales stay those of the calibration. Settings as in Recover. Parts are the weights."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
+    needs: ClassVar[frozenset[str]] = frozenset({"training"})
+    stage: ClassVar[str] = "tuning"
+    repair: ClassVar[str | None] = "effort"
+
+    effort: float = choice(0.1, values=EFFORTS)
+    rate: float = span(0.003, 0.0003, 0.02, log=True)
+    teacher: float = choice(0.9, values=(0.0, 0.5, 0.9, 1.0))
+    temperature: float = choice(2.0, values=(1.0, 2.0, 4.0))
+
+    def refuse(self, model: Model, bench: Bench) -> str | None:
+        reason = foreign(self, model)
+        if reason is None and not any(n.op_type == "QuantizeLinear" for n in peek(model).nodes):
+            reason = "nothing is rounded here: static-int8 comes before it"
+        return reason or _trainer().untrainable(model, bench, self.effort)
+
+    def apply(self, model: Model, bench: Bench) -> Model:
+        return _trained(self, model, bench)
+
+
+def _trained(how: Recover | QuantizationAware, model: Model, bench: Bench) -> Model:
+    graph, parts = read(model), Parts()
+    trainer = _trainer()
+    steps = trainer.granted(graph, bench, how.effort)
+    plan = trainer.Plan(steps, rate=how.rate, teacher=how.teacher, temperature=how.temperature)
+    for name in trainer.train(graph, plan, bench).names:
+        parts.touch(name)
+    return finish(model, how, graph, bench, parts)
+
+
+def training_cost(model: Model, bench: Bench) -> tuple[float, int]:
+    """Seconds of a step that trains this model here, and its multiply-accumulates for an example:
+    what the training that a run grants is planned by. Raises Failed where it cannot be trained."""
+    found: tuple[float, int] = _trainer().cost(read(model), bench)
+    return found
+
+
+def portfolio(model: Model, bench: Bench) -> list[list[dict[str, Any]]]:
+    """Smaller networks trained back, the milder first, each with little training: what gains and
+    loses too much gets more of it."""
+    if bench.budget < SHORT or bench.count("train") < ROWS:
+        return []
+    operators = {node.op_type for node in peek(model).nodes}
+    attends = bool(operators & {"Softmax", "Attention"}) and "Conv" not in operators
+    return _transformer(bench) if attends else _layers(operators)
+
+
+def _layers(operators: set[str]) -> list[list[dict[str, Any]]]:
+    last = _step("static-int8", bias_correction=True)
+    brief = _step("recover", effort=EFFORTS[0])
+    pruned = [_step("structured-prune", share=share) for share in (0.5, 0.3, 0.15)]
+    return [
+        *([each, brief, last] for each in pruned),
+        [pruned[1], brief, _step("static-int8"), _step("quantization-aware", effort=EFFORTS[0])],
+        [_step("low-rank", share=0.5), brief, last],
+    ]
+
+
+def _transformer(bench: Bench) -> list[list[dict[str, Any]]]:
+    fast = [_step("fuse-transformer"), _step("separate-norm"), _step("dynamic-int8", smooth=0.8)]
+    rows = [_step("weight-only", matmul=0)]
+    brief = _step("recover", effort=EFFORTS[0], rate=0.003, teacher=0.9)
+    words = _step("trim-vocabulary")
+    return [
+        [words, _step("drop-layers", keep=keep), brief, *fast, *rows] for keep in (0.7, 0.5, 0.35)
+    ] + [[words, _step("structured-prune", share=0.5), brief, *fast, *rows]]
+
+
+def _step(technique: str, **settings: Any) -> dict[str, Any]:
+    return {"technique": technique, **settings}
+
+
+def _trainer() -> ModuleType:
+    """Imported where something is trained, and nowhere else: it takes three seconds."""
+    from sartor.techniques import _training_onnx
+
+    return _training_onnx
