@@ -13,7 +13,14 @@ from sartor import machine
 from sartor.clock import Clock
 from sartor.contracts import Model
 from sartor.data import Part
-from sartor.evaluate import BLOCKS, MOST_CALLS, TURN_SECONDS, answers, throughputs
+from sartor.evaluate import (
+    BLOCKS,
+    MOST_CALLS,
+    TURN_SECONDS,
+    Call,
+    call_for_answers,
+    throughputs,
+)
 from sartor.figures import truth_of
 from sartor.finalists import Finalist
 from sartor.judge_timing import conditions_of, further_starts, runs_wanted
@@ -72,8 +79,7 @@ class Measuring:
         if part is None:
             return evidence
         self.progress.now(f"certifying {title}: {len(part):,} examples of the holdout")
-        before = self._sealed(self.ready.original, self.own, part)
-        after = self._sealed(model, finalist.digest, part)
+        before, after = self._both(model, finalist.digest, part)
         return dataclasses.replace(evidence, answers=(before, after), truth=truth_of(part, before))
 
     def _bare(
@@ -112,19 +118,43 @@ class Measuring:
         timed = [limit for limit in asked if limit.metric in TIMED]
         return further_starts(timed, timing, most, self.spec.seed)
 
+    def _both(self, model: Model, digest: str, part: Part) -> tuple[np.ndarray, np.ndarray]:
+        """The original's answers and the candidate's, at the same time where there are two cores
+        (nothing is being timed)."""
+        asked = self._asked(self.ready.original, self.own, part)
+        if asked is None or digest == self.own or len(machine.allowed_cores()) < 2:
+            return self._sealed(self.ready.original, self.own, part), self._sealed(
+                model, digest, part
+            )
+        beside = self.lab.beside
+        beside.ready().send(*asked)
+        try:
+            after = self._sealed(model, digest, part)
+            self._keep(self.own, beside.ready().receive(APPLY_SECONDS))
+        except BaseException:  # its answer to come would be taken for that of the next question
+            beside.close()
+            raise
+        return self._sealed(self.ready.original, self.own, part), after
+
     def _sealed(self, model: Model, digest: str, part: Part) -> np.ndarray:
         """Answers to the first rows of the holdout, each computed once in this process. They are
         kept nowhere else."""
-        known = self.sealed_answers.get(digest)
-        start = 0 if known is None else len(known)
-        if start < len(part):
-            more = answers(
-                self.lab.pool, model, part, np.arange(start, len(part)), self.ready.task,
-                self.ready.target, timeout=APPLY_SECONDS,
-            )  # fmt: skip
-            known = more if known is None else np.concatenate([known, more])
-            self.sealed_answers[digest] = known
+        asked = self._asked(model, digest, part)
+        if asked is not None:
+            self._keep(digest, self.lab.pool.call(*asked, timeout=APPLY_SECONDS))
         return self.sealed_answers[digest][: len(part)]
+
+    def _asked(self, model: Model, digest: str, part: Part) -> Call | None:
+        """What is still to be computed: a function and its arguments, for a worker."""
+        known = self.sealed_answers.get(digest)
+        rows = np.arange(0 if known is None else len(known), len(part))
+        if not len(rows):
+            return None
+        return call_for_answers(model, part, rows, self.ready.task, self.ready.target)
+
+    def _keep(self, digest: str, more: np.ndarray) -> None:
+        known = self.sealed_answers.get(digest)
+        self.sealed_answers[digest] = more if known is None else np.concatenate([known, more])
 
     # -- how long it takes --------------------------------------------------------------------
 

@@ -66,6 +66,7 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
             ready.original, bench, ready.data.search, ready.limits, ready.objective, store,
             folder.journal, replay, ceiling, pool,
         ) as lab:  # fmt: skip
+            lab.beside.ready()
             clock = Clock(spec, began, folder.spent())
             answering = Answering(spec, ready, lab, folder, progress, clock)
             with cluster.crew(spec.cluster, lab, folder.journal, folder.work) as crew:

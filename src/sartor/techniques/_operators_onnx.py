@@ -325,15 +325,16 @@ def _group_norm(c: Call) -> Tensor:
 def _layer_norm(c: Call) -> Tensor:
     axis = c.get("axis", -1) % c[0].ndim
     bias = c.optional(2)
-    return F.layer_norm(
+    made: Tensor = F.layer_norm(
         c[0], c[0].shape[axis:], c[1].expand(c[0].shape[axis:]),
         None if bias is None else bias.expand(c[0].shape[axis:]), c.get("epsilon", 1e-5),
     )  # fmt: skip
+    return made
 
 
 @_operator("LpNormalization")
 def _lp(c: Call) -> Tensor:
-    norm = torch.linalg.vector_norm(c[0], c.get("p", 2), c.get("axis", -1), True)
+    norm: Tensor = torch.linalg.vector_norm(c[0], c.get("p", 2), c.get("axis", -1), True)
     return c[0] / norm.clamp_min(1e-12)
 
 
