@@ -27,6 +27,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sartor.contracts import Arrays, Bench, Failed, Model
 from sartor.techniques._autograd_onnx import GraphModule, followed
 from sartor.techniques._graph_onnx import Graph, peek
+from sartor.techniques._hints_onnx import Hints
 
 _WARM = 0.1  # share of the steps in which the rate rises
 _CLIP = 5.0  # the largest norm of a step's gradient
@@ -46,13 +47,15 @@ class Plan:
     """How to train. `rate` is the share of a weight's root mean square by which a step moves it at
     most (the relative step of Shazeer and Stern, "Adafactor", ICML 2018): one value fits layers of
     all scales. `teacher` is the part of the loss that compares with the original's answers at
-    `temperature` (Hinton, Vinyals and Dean 2015); the rest compares with the labels."""
+    `temperature` (Hinton, Vinyals and Dean 2015); the rest compares with the labels. `hints`: what
+    inner values add to it (see `_hints_onnx.Hints`)."""
 
     steps: int
     batch: int = 64
     rate: float = 0.01
     teacher: float = 0.5
     temperature: float = 2.0
+    hints: str = "none"
     decay: float = 0.01
 
 
@@ -151,9 +154,10 @@ class _Training:
             raise Failed("there are no training rows")
         self.net = GraphModule(graph)
         self.net.channels_last()
+        self.hints = self._prepared(graph)
         self.loss = Loss(plan, bench)
         self.masks = [_zeros_kept(weight) for weight in self.net.weights]
-        self.scales = [max(_scale(weight), _LEAST_SCALE) for weight in self.net.weights]
+        self.scales = [max(_scale(weight), _LEAST_SCALE) for weight in self._trained()]
         precision = "bf16-mixed" if "amx_bf16" in bench.target.features else "32-true"
         self.fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
         self.module, self.optimizer = self.fabric.setup(self.net, self._optimizer())
@@ -161,10 +165,24 @@ class _Training:
         facts = f"{dataclasses.asdict(plan)} {threads()} {precision} {key}"
         self.place = bench.keeping(f"training {graph.digest()} {facts}")
 
+    def _prepared(self, graph: Graph) -> Hints | None:
+        if self.plan.hints == "none":
+            return None
+        hints = Hints(self.plan.hints, graph, self.bench)
+        batch = self.bench.pick("train", np.arange(min(2, self.rows)))
+        with torch.no_grad():
+            feeds = {n: torch.from_numpy(batch[n]) for n in self.net.inputs}
+            hints.prepare(self.net.eval()(feeds, hints.names), batch, self.bench.seed)
+        return hints
+
+    def _trained(self) -> list[nn.Parameter]:
+        """All that the optimizer moves: the weights, and what hints are compared through."""
+        return [*self.net.weights, *(self.hints.projections.values() if self.hints else ())]
+
     def _optimizer(self) -> torch.optim.Optimizer:
         groups = [
             {"params": [weight], "lr": self.plan.rate * scale}
-            for weight, scale in zip(self.net.weights, self.scales, strict=True)
+            for weight, scale in zip(self._trained(), self.scales, strict=True)
         ]
         for group in groups:
             group["initial"] = group["lr"]
@@ -198,8 +216,11 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial"] * _schedule(at, self.plan.steps)
         self.module.train()
-        answers = self.module({n: torch.from_numpy(batch[n]) for n in self.net.inputs})
+        feeds = {n: torch.from_numpy(batch[n]) for n in self.net.inputs}
+        answers = self.module(feeds, self.hints.names if self.hints else ())
         loss = self.loss(answers, batch, rows)
+        if self.hints:
+            loss = loss + self.hints(answers, batch)
         if not math.isfinite(loss.item()):
             raise Failed(
                 f"the loss is {loss.item()} at step {at + 1} of {self.plan.steps}: a lower rate "
@@ -250,12 +271,12 @@ class _Training:
 
     def _values(self) -> list[Tensor]:
         moving = [self.net.constants[name] for name in self.net.moving]
-        return [each.detach().clone() for each in (*self.net.weights, *moving)]
+        return [each.detach().clone() for each in (*self._trained(), *moving)]
 
     @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:
         moving = [self.net.constants[name] for name in self.net.moving]
-        for place, value in zip((*self.net.weights, *moving), values, strict=True):
+        for place, value in zip((*self._trained(), *moving), values, strict=True):
             place.copy_(value)
 
     def _save(self, done: int, best: tuple[float, list[Tensor]], before: float) -> None:
@@ -266,7 +287,7 @@ class _Training:
             state[f"now {at}"] = value.contiguous()
         for at, value in enumerate(best[1]):
             state[f"best {at}"] = value.contiguous()
-        for at, weight in enumerate(self.net.weights):
+        for at, weight in enumerate(self._trained()):
             for name, value in self.optimizer.state.get(weight, {}).items():
                 state[f"{name} {at}"] = value.contiguous()
         self.place.parent.mkdir(parents=True, exist_ok=True)
@@ -283,7 +304,7 @@ class _Training:
         done, lowest, before = state["facts"].tolist()
         count = len(self._values())
         self._put([state[f"now {at}"] for at in range(count)])
-        for at, weight in enumerate(self.net.weights):
+        for at, weight in enumerate(self._trained()):
             kept = {
                 n: state[f"{n} {at}"]
                 for n in ("step", "exp_avg", "exp_avg_sq")

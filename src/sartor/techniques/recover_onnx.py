@@ -23,8 +23,8 @@ class Recover(Technique):
     zeros, the ranks of factors stay.
 
     `effort` is the share of the granted training, counted in multiply-accumulates: a network of a
-    third of the original's gets three times the steps, as they cost the same. `rate`, `teacher`
-    and `temperature` as in Plan. Parts are the weights."""
+    third of the original's gets three times the steps, as they cost the same. `rate`, `teacher`,
+    `temperature` and `hints` as in Plan. Parts are the weights."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     needs: ClassVar[frozenset[str]] = frozenset({"training"})
@@ -35,6 +35,7 @@ class Recover(Technique):
     rate: float = span(0.01, 0.001, 0.05, log=True)
     teacher: float = choice(0.5, values=(0.0, 0.5, 0.9, 1.0))
     temperature: float = choice(2.0, values=(1.0, 2.0, 4.0))
+    hints: str = choice("none", "hidden", "relations")
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
         reason = foreign(self, model)
@@ -76,7 +77,10 @@ def _trained(how: Recover | QuantizationAware, model: Model, bench: Bench) -> Mo
     graph, parts = read(model), Parts()
     trainer = _trainer()
     steps = trainer.granted(graph, bench, how.effort)
-    plan = trainer.Plan(steps, rate=how.rate, teacher=how.teacher, temperature=how.temperature)
+    plan = trainer.Plan(
+        steps, rate=how.rate, teacher=how.teacher, temperature=how.temperature,
+        hints=getattr(how, "hints", "none"),
+    )  # fmt: skip
     for name in trainer.train(graph, plan, bench).names:
         parts.touch(name)
     return finish(model, how, graph, bench, parts)

@@ -1,0 +1,229 @@
+"""Training of ONNX graphs: the graph as a torch module, the trainer, recovery, integers trained."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper
+from toy_onnx import answer, bench_of, build
+
+from sartor.contracts import Failed, Training
+from sartor.lab import Toy, ToyBench
+from sartor.registry import runtime
+from sartor.techniques._graph_onnx import Graph, read
+from sartor.techniques.prune_onnx import PruneMagnitude
+from sartor.techniques.quantize_onnx import StaticInt8
+from sartor.techniques.recover_onnx import QuantizationAware, Recover
+from sartor.testing_onnx import Draft, _port, save_toys, toy_batch, toy_models
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning_fabric")
+
+from sartor.techniques import _training_onnx as trainer  # noqa: E402
+from sartor.techniques._autograd_onnx import GraphModule  # noqa: E402
+
+TOYS = sorted(toy_models())
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch):
+    monkeypatch.setattr(trainer, "threads", lambda: 1)
+
+
+def bench(name: str, folder, **facts) -> ToyBench:
+    (folder / "toys").mkdir(exist_ok=True)
+    path = save_toys(folder / "toys")[name]
+    toy = Toy(name, runtime("onnx").open(path), functools.partial(toy_batch, name))
+    return ToyBench(toy, folder / "bench", training=Training(120, 0.01, 10**12), **facts)
+
+
+def noisy(made: ToyBench, share: float = 0.3) -> Graph:
+    """The toy with noise on its matrices."""
+    graph, rng = read(made.toy.model), np.random.default_rng(0)
+    for name, tensor in list(graph.constants()):
+        value = graph.constant(name)
+        if tensor.data_type == 1 and value.ndim >= 2:
+            noise = share * value.std() * rng.standard_normal(value.shape)
+            graph.set_constant(name, (value + noise).astype(np.float32))
+    return graph
+
+
+# -- the module ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", TOYS)
+def test_the_module_answers_as_the_graph_and_every_weight_gets_a_gradient(name):
+    proto = toy_models()[name]
+    net = GraphModule(Graph(proto)).eval()
+    batch = toy_batch(name, 5, 1)
+    found = net({key: torch.from_numpy(value) for key, value in batch.items()})
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    for port, right in zip(session.get_outputs(), session.run(None, dict(batch)), strict=True):
+        assert found[port.name].detach().numpy() == pytest.approx(right, abs=1e-4)
+    sum(value.float().sum() for value in found.values()).backward()
+    assert all(weight.grad is not None for weight in net.weights)
+
+
+def test_operators_of_shape_pooling_and_padding_answer_as_onnx_runtime():
+    draft = Draft(3)
+    x = draft.conv("x", 4, 8)
+    uneven = draft.weight(8, 8, 3, 3)
+    x = draft.op("Conv", x, uneven, kernel_shape=[3, 3], auto_pad="SAME_UPPER", strides=[2, 2])
+    x = draft.op("AveragePool", x, kernel_shape=[3, 3], pads=[1, 1, 1, 1], strides=[1, 1])
+    x = draft.op("MaxPool", x, kernel_shape=[2, 2], pads=[0, 0, 1, 1], strides=[1, 1])
+    low, high = (draft.constant(np.float32(each)) for each in (-1, 1.5))
+    x = draft.op("Clip", x, low, high)
+    pads = draft.constant(np.array([0, 0, 1, 0, 0, 0, 0, 2]))
+    x = draft.op("Pad", x, pads, draft.constant(np.float32(0.5)))
+    starts, ends, axes, steps = (
+        draft.constant(np.array(each)) for each in ([-1, 1], [-100, 6], [1, 2], [-2, 2])
+    )
+    x = draft.op("Slice", x, starts, ends, axes, steps)
+    sizes = draft.constant(np.array([1, 3]))
+    draft.op("Split", x, sizes, outputs=("first", "second"), axis=1)
+    x = draft.op("Concat", "second", "first", axis=1)
+    scales = draft.constant(np.array([1, 1, 2, 2], np.float32))
+    x = draft.op(
+        "Resize", x, "", scales, mode="linear", coordinate_transformation_mode="half_pixel"
+    )
+    x = draft.op("HardSwish", draft.op("LeakyRelu", x, alpha=0.2))
+    x = draft.op("ReduceMean", x, axes=[2], keepdims=0)
+    draft.op("LogSoftmax", draft.op("Flatten", x), axis=-1)
+    proto = draft.model("shapes", [_port("x", "n", 4, 9, 9)], [_port("y", "n", "m")])
+    net = GraphModule(Graph(proto)).eval()
+    batch = {"x": np.random.default_rng(0).standard_normal((3, 4, 9, 9), np.float32)}
+    session = onnxruntime.InferenceSession(proto.SerializeToString())
+    right = session.run(None, batch)[0]
+    found = net({"x": torch.from_numpy(batch["x"])})["y"].detach().numpy()
+    assert found.shape == right.shape
+    assert found == pytest.approx(right, abs=1e-5)
+
+
+def test_an_operator_that_cannot_be_followed_is_named(tmp_path):
+    nodes = [
+        helper.make_node("FusedMatMul", ["x", "w"], ["h"], name="odd", domain="com.microsoft"),
+        helper.make_node("Relu", ["h"], ["y"], name="end"),
+    ]
+    weights = {"w": np.eye(8, dtype=np.float32)}
+    made = bench_of(build(nodes, {"x": ("n", 8)}, {"y": ("n", 8)}, weights), tmp_path)
+    with pytest.raises(Failed, match=r"FusedMatMul \(odd\)"):
+        GraphModule(read(made.toy.model))
+    assert "FusedMatMul (odd)" in trainer.untrainable(made.toy.model, made, 1.0)
+
+
+# -- the trainer ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp", "several", "transformer"])
+def test_training_wins_back_what_noise_took(name, tmp_path):
+    made = bench(name, tmp_path)
+    graph = noisy(made)
+    done = trainer.train(graph, trainer.Plan(60), made)
+    assert done.after < 0.9 * done.before
+    again = trainer.train(graph, trainer.Plan(10), made)  # what was written is what was trained
+    assert again.before == pytest.approx(done.after, rel=1e-3)
+
+
+def test_an_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch):
+    made = bench("mlp", tmp_path)
+    whole, cut = noisy(made), noisy(made)
+    trainer.train(whole, trainer.Plan(40), made)
+    monkeypatch.setattr(trainer, "_SAVE_SECONDS", 0.0)
+    step = trainer._Training.step
+
+    def dies(self, at):
+        if at == 23:
+            raise KeyboardInterrupt
+        return step(self, at)
+
+    monkeypatch.setattr(trainer._Training, "step", dies)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(noisy(made), trainer.Plan(40), made)
+    done = []
+    monkeypatch.setattr(
+        trainer._Training, "step", lambda self, at: (done.append(at), step(self, at))[1]
+    )
+    trainer.train(cut, trainer.Plan(40), made)
+    assert done == list(range(23, 40))
+    assert cut.digest() == whole.digest()
+
+
+def test_a_loss_that_is_no_number_is_said(tmp_path):
+    made = bench("mlp", tmp_path)
+    graph = read(made.toy.model)
+    for name, _ in list(graph.constants()):
+        graph.set_constant(name, np.full_like(graph.constant(name), 1e30))
+    with pytest.raises(Failed, match=r"the loss is (nan|inf) at step 1 of 20"):
+        trainer.train(graph, trainer.Plan(20), made)
+
+
+def test_zeros_stay_zeros(tmp_path):
+    made = bench("cnn", tmp_path)
+    pruned = PruneMagnitude(density=0.4, smallest=1024).apply(made.toy.model, made)
+    trained = Recover(effort=0.3).apply(pruned, made)
+    before, after = read(pruned), read(trained)
+    changed = 0
+    for name in pruned.lineage[-1].touched:
+        zero = before.constant(name) == 0
+        assert np.all(after.constant(name)[zero] == 0)
+        changed += np.any(after.constant(name) != before.constant(name))
+    assert changed
+
+
+def test_torch_is_left_as_it_was_found(tmp_path):
+    made = bench("mlp", tmp_path)
+    before = torch.get_num_threads(), torch.get_rng_state(), torch.is_grad_enabled()
+    trainer.train(noisy(made), trainer.Plan(5), made)
+    assert torch.get_num_threads() == before[0]
+    assert torch.equal(torch.get_rng_state(), before[1])
+    assert torch.is_grad_enabled() == before[2]
+
+
+# -- the techniques ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
+def test_trained_integers_are_integers_that_answer_better(name, tmp_path):
+    made = bench(name, tmp_path)
+    rounded = StaticInt8(examples=32).apply(made.toy.model, made)
+    trained = QuantizationAware(effort=1.0).apply(rounded, made)
+    before, after = read(rounded), read(trained)
+    assert [n.op_type for n in before.nodes] == [n.op_type for n in after.nodes]
+    whole = [n for n, t in before.constants() if t.data_type == onnx.TensorProto.INT8]
+    assert any(np.any(before.constant(n) != after.constant(n)) for n in whole)
+    assert all(after.constant(n).dtype == np.int8 for n in whole)
+    batch = made.toy.batch(64, 77)
+    right = answer(made.toy.model, batch)["logits"]
+    gaps = [np.abs(answer(m, batch)["logits"] - right).mean() for m in (rounded, trained)]
+    assert gaps[1] < 1.1 * gaps[0]  # trained on 64 rows against the original's answers
+    again = trainer.train(after, trainer.Plan(5, teacher=1.0), made)
+    assert np.isfinite(again.before)
+
+
+def test_what_training_needs_is_said(tmp_path):
+    made = bench("mlp", tmp_path)
+    pruned = PruneMagnitude(density=0.4, smallest=1024).apply(made.toy.model, made)
+    assert "nothing was changed" in Recover().refuse(made.toy.model, made)
+    assert "static-int8" in QuantizationAware().refuse(made.toy.model, made)
+    assert Recover().refuse(pruned, made) is None
+    made.training = Training()
+    assert "too short" in Recover().refuse(pruned, made)
+    made.training = Training(120, 100.0, 1)
+    assert "its training takes 3600 s, and there are 900 left" in Recover().refuse(pruned, made)
+    made.training, made.parts = Training(120, 0.01, 1), ("search",)
+    assert "and there are 0" in Recover().refuse(pruned, made)
+
+
+def test_a_smaller_network_gets_more_steps(tmp_path):
+    made = bench("mlp", tmp_path)
+    graph = read(made.toy.model)
+    macs = trainer.macs(graph, made)
+    assert macs == 32 * 64 + 64 * 64 + 64 * 4
+    made.training = Training(100, 0.01, 2 * macs)
+    assert trainer.granted(graph, made, 0.3) == 60
+    made.training = Training(100, 0.01, 100 * macs)
+    assert trainer.granted(graph, made, 0.3) == 120  # overhead leaves a quarter of the cost
