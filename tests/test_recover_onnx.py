@@ -15,9 +15,11 @@ from sartor.contracts import Failed, Training
 from sartor.lab import Toy, ToyBench
 from sartor.registry import runtime
 from sartor.techniques._graph_onnx import Graph, read
+from sartor.techniques.cluster_onnx import ClusterWeights
 from sartor.techniques.prune_onnx import PruneMagnitude
 from sartor.techniques.quantize_onnx import StaticInt8
-from sartor.techniques.recover_onnx import QuantizationAware, Recover
+from sartor.techniques.recover_onnx import Recover, Tune
+from sartor.techniques.sparsify_onnx import GradualPrune
 from sartor.testing_onnx import Draft, _port, save_toys, toy_batch, toy_models
 
 torch = pytest.importorskip("torch")
@@ -190,7 +192,7 @@ def test_torch_is_left_as_it_was_found(tmp_path):
 def test_trained_integers_are_integers_that_answer_better(name, tmp_path):
     made = bench(name, tmp_path)
     rounded = StaticInt8(examples=32).apply(made.toy.model, made)
-    trained = QuantizationAware(effort=1.0).apply(rounded, made)
+    trained = Tune(effort=1.0).apply(rounded, made)
     before, after = read(rounded), read(trained)
     assert [n.op_type for n in before.nodes] == [n.op_type for n in after.nodes]
     whole = [n for n, t in before.constants() if t.data_type == onnx.TensorProto.INT8]
@@ -208,7 +210,7 @@ def test_what_training_needs_is_said(tmp_path):
     made = bench("mlp", tmp_path)
     pruned = PruneMagnitude(density=0.4, smallest=1024).apply(made.toy.model, made)
     assert "nothing was changed" in Recover().refuse(made.toy.model, made)
-    assert "static-int8" in QuantizationAware().refuse(made.toy.model, made)
+    assert "static-int8" in Tune().refuse(made.toy.model, made)
     assert Recover().refuse(pruned, made) is None
     made.training = Training()
     assert "too short" in Recover().refuse(pruned, made)
@@ -227,3 +229,45 @@ def test_a_smaller_network_gets_more_steps(tmp_path):
     assert trainer.granted(graph, made, 0.3) == 60
     made.training = Training(100, 0.01, 100 * macs)
     assert trainer.granted(graph, made, 0.3) == 120  # overhead leaves a quarter of the cost
+
+
+def test_trained_centres_stay_centres(tmp_path):
+    for count in (16, 256):
+        folder = tmp_path / str(count)
+        folder.mkdir()
+        made = bench("mlp", folder)
+        stored = ClusterWeights(clusters=count, smallest=1024).apply(made.toy.model, made)
+        trained = Tune(effort=1.0).apply(stored, made)
+        assert runtime("onnx").size(trained) == runtime("onnx").size(stored)
+        before, after = read(stored), read(trained)
+        books = [n for n, t in before.constants() if "codebook" in n]
+        assert books
+        assert all(np.any(before.constant(n) != after.constant(n)) for n in books)
+        batch = made.toy.batch(64, 77)
+        right = answer(made.toy.model, batch)["logits"]
+        gaps = [np.abs(answer(m, batch)["logits"] - right).mean() for m in (stored, trained)]
+        assert gaps[1] < 1.1 * gaps[0]
+
+
+def test_zeros_grow_to_the_density_that_was_asked(tmp_path):
+    made = bench("cnn", tmp_path)
+    pruned = GradualPrune(density=0.25, effort=1.0).apply(made.toy.model, made)
+    graph, step = read(pruned), pruned.lineage[-1]
+    values = [graph.constant(name) for name in step.touched]
+    kept = sum(np.count_nonzero(v) for v in values) / sum(v.size for v in values)
+    assert kept == pytest.approx(0.25, abs=0.01)
+    assert dict(step.skipped)
+
+
+@pytest.mark.parametrize("name", ["cnn", "mlp"])
+def test_of_every_four_inputs_two_stay(name, tmp_path):
+    made = bench(name, tmp_path)
+    pruned = GradualPrune(pattern="2:4", effort=1.0).apply(made.toy.model, made)
+    graph = read(pruned)
+    for weight in pruned.lineage[-1].touched:
+        value = graph.constant(weight)
+        inputs = np.moveaxis(value, 1 if value.ndim == 4 else 0, -1)
+        assert np.all(np.count_nonzero(inputs.reshape(-1, 4), axis=1) <= 2)
+    recovered = Recover(effort=0.3).apply(pruned, made)
+    for weight in pruned.lineage[-1].touched:
+        assert np.all(read(recovered).constant(weight)[graph.constant(weight) == 0] == 0)

@@ -189,8 +189,8 @@ class Bench(Protocol):
 class Technique(ABC):
     """One way to change a model. Fields are settings and carry their search domains (`space`).
 
-    `stage` orders techniques in a recipe: structure < weights < graph < precision < tuning <
-    storage.
+    `stage` orders techniques in a recipe: structure < weights < graph < precision < storage <
+    tuning.
     `repair` names the setting that buys quality back when it grows.
     `neutral` holds settings with which the outputs are reproduced exactly, where there are some.
     `claims` names what it should lower: "size", "latency", "macs", "memory".
@@ -217,7 +217,7 @@ class Technique(ABC):
         where it is impossible."""
 
 
-STAGES = ("structure", "weights", "graph", "precision", "tuning", "storage")
+STAGES = ("structure", "weights", "graph", "precision", "storage", "tuning")
 
 Recipe = tuple[Technique, ...]
 

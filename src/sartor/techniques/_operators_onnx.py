@@ -116,6 +116,12 @@ def _mod(c: Call) -> Tensor:
     return torch.fmod(c[0], c[1]) if c.get("fmod", 0) else torch.remainder(c[0], c[1])
 
 
+@_operator("BitShift")
+def _bit_shift(c: Call) -> Tensor:
+    right = c.get("direction") in (b"RIGHT", "RIGHT")
+    return torch.bitwise_right_shift(c[0], c[1]) if right else torch.bitwise_left_shift(c[0], c[1])
+
+
 @_operator("Pow")
 def _pow(c: Call) -> Tensor:
     exponent = c[1]

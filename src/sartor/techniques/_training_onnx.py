@@ -28,6 +28,7 @@ from sartor.contracts import Arrays, Bench, Failed, Model
 from sartor.techniques._autograd_onnx import GraphModule, followed
 from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
+from sartor.techniques._sparsity_onnx import Sparse, Sparsity, sparsifiable
 
 _WARM = 0.1  # share of the steps in which the rate rises
 _CLIP = 5.0  # the largest norm of a step's gradient
@@ -89,19 +90,19 @@ def settings(seed: int) -> Iterator[None]:
         torch.set_rng_state(before[2])
 
 
-def train(graph: Graph, plan: Plan, bench: Bench, key: str = "") -> Trained:
-    """Trains the weights of the graph in place. `key` holds what else decides the result.
+def train(graph: Graph, plan: Plan, bench: Bench, sparse: Sparse | None = None) -> Trained:
+    """Trains the weights of the graph in place, `sparse` says which shall become zeros on the way.
 
     Raises Failed where the graph cannot be followed, the loss is no number, or nothing teaches."""
     with settings(bench.seed):
-        return _Training(graph, plan, bench, key).run()
+        return _Training(graph, plan, bench, sparse).run()
 
 
 def cost(graph: Graph, bench: Bench, batch: int = 64, steps: int = 3) -> tuple[float, int]:
     """Seconds of a training step of this graph here, by the labels alone where there are any, and
     its multiply-accumulates for an example."""
     with settings(bench.seed):
-        training = _Training(graph, Plan(steps + 1, batch, teacher=0.0), bench, "")
+        training = _Training(graph, Plan(steps + 1, batch, teacher=0.0), bench)
         training.step(0)
         began = time.perf_counter()
         for at in range(1, steps + 1):
@@ -147,7 +148,9 @@ def untrainable(model: Model, bench: Bench, effort: float) -> str | None:
 
 
 class _Training:
-    def __init__(self, graph: Graph, plan: Plan, bench: Bench, key: str) -> None:
+    def __init__(
+        self, graph: Graph, plan: Plan, bench: Bench, sparse: Sparse | None = None
+    ) -> None:
         self.graph, self.plan, self.bench = graph, plan, bench
         self.rows = min(bench.count("train"), plan.steps * plan.batch)
         if not self.rows:
@@ -156,13 +159,14 @@ class _Training:
         self.net.channels_last()
         self.hints = self._prepared(graph)
         self.loss = Loss(plan, bench)
+        self.sparsity = self._sparsity(graph, sparse)
         self.masks = [_zeros_kept(weight) for weight in self.net.weights]
         self.scales = [max(_scale(weight), _LEAST_SCALE) for weight in self._trained()]
         precision = "bf16-mixed" if "amx_bf16" in bench.target.features else "32-true"
         self.fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
         self.module, self.optimizer = self.fabric.setup(self.net, self._optimizer())
         self.lengths = bench.lengths("train")
-        facts = f"{dataclasses.asdict(plan)} {threads()} {precision} {key}"
+        facts = f"{dataclasses.asdict(plan)} {threads()} {precision} {sparse}"
         self.place = bench.keeping(f"training {graph.digest()} {facts}")
 
     def _prepared(self, graph: Graph) -> Hints | None:
@@ -174,6 +178,13 @@ class _Training:
             feeds = {n: torch.from_numpy(batch[n]) for n in self.net.inputs}
             hints.prepare(self.net.eval()(feeds, hints.names), batch, self.bench.seed)
         return hints
+
+    def _sparsity(self, graph: Graph, sparse: Sparse | None) -> Sparsity | None:
+        if sparse is None:
+            return None
+        axes = sparsifiable(graph, sparse)
+        named = {n: w for n, w in zip(self.net.names, self.net.weights, strict=True) if n in axes}
+        return Sparsity(list(named.values()), [axes[n] for n in named], sparse, self.plan.steps)
 
     def _trained(self) -> list[nn.Parameter]:
         """All that the optimizer moves: the weights, and what hints are compared through."""
@@ -195,7 +206,7 @@ class _Training:
         at, worse = start - 1, 0
         for at in range(start, self.plan.steps):
             self.step(at)
-            if at + 1 in looks:
+            if at + 1 in looks and (self.sparsity is None or at >= self.sparsity.last):
                 loss = self.judged()
                 worse = 0 if loss < best[0] else worse + 1
                 if loss < best[0]:
@@ -230,6 +241,8 @@ class _Training:
         self.fabric.backward(loss)
         self._tame()
         self.optimizer.step()
+        if self.sparsity:
+            self.sparsity.update(at)
 
     def _tame(self) -> None:
         """Zeros stay zeros; gradients of like size whatever the layer; none beyond bounds."""
@@ -287,6 +300,8 @@ class _Training:
             state[f"now {at}"] = value.contiguous()
         for at, value in enumerate(best[1]):
             state[f"best {at}"] = value.contiguous()
+        for at, mask in enumerate(self.sparsity.masks if self.sparsity else ()):
+            state[f"mask {at}"] = mask.contiguous()
         for at, weight in enumerate(self._trained()):
             for name, value in self.optimizer.state.get(weight, {}).items():
                 state[f"{name} {at}"] = value.contiguous()
@@ -296,10 +311,11 @@ class _Training:
         os.replace(making, self.place)
 
     def _resumed(self) -> tuple[int, tuple[float, list[Tensor]], float]:
-        """Steps done, the best loss with its weights, the loss before the first step."""
+        """Steps done, the best loss with its weights, the loss before the first step. Weights that
+        are to be zeros and are not yet are never the best."""
         if not self.place.exists():
             before = self.judged()
-            return 0, (before, self._values()), before
+            return 0, (math.inf if self.sparsity else before, self._values()), before
         state = safetensors.torch.load_file(self.place)
         done, lowest, before = state["facts"].tolist()
         count = len(self._values())
@@ -312,6 +328,8 @@ class _Training:
             }
             if kept:
                 self.optimizer.state[weight] = kept
+        if self.sparsity:
+            self.sparsity.masks = [state[f"mask {at}"] for at in range(len(self.sparsity.masks))]
         return int(done), (lowest, [state[f"best {at}"] for at in range(count)]), before
 
 

@@ -48,10 +48,14 @@ class Recover(Technique):
 
 
 @dataclass(frozen=True)
-class QuantizationAware(Technique):
-    """Trains a graph of rounded weights and activations (static int8) with every rounding in place
-    (Jacob et al., CVPR 2018): what comes out is the same graph of integers with better values. The
-    scales stay those of the calibration. Settings as in Recover. Parts are the weights."""
+class Tune(Technique):
+    """Trains a graph in the form in which it is stored.
+
+    After static-int8 this is quantization-aware training: every rounding is in place, and what
+    comes out is the same graph of integers with better values (Jacob et al., CVPR 2018); the scales
+    stay those of the calibration. After cluster-weights the centres of the clusters are trained,
+    each by the sum of its weights' gradients (Han et al., "Deep Compression", ICLR 2016). Settings
+    as in Recover. Parts are the weights."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     needs: ClassVar[frozenset[str]] = frozenset({"training"})
@@ -65,15 +69,19 @@ class QuantizationAware(Technique):
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
         reason = foreign(self, model)
-        if reason is None and not any(n.op_type == "QuantizeLinear" for n in peek(model).nodes):
-            reason = "nothing is rounded here: static-int8 comes before it"
+        if reason is None and not any(_stored(step.technique) for step in model.lineage):
+            reason = "nothing is stored in few bits: static-int8 or cluster-weights comes before it"
         return reason or _trainer().untrainable(model, bench, self.effort)
 
     def apply(self, model: Model, bench: Bench) -> Model:
         return _trained(self, model, bench)
 
 
-def _trained(how: Recover | QuantizationAware, model: Model, bench: Bench) -> Model:
+def _stored(technique: Technique) -> bool:
+    return technique.stage in ("precision", "storage")
+
+
+def _trained(how: Recover | Tune, model: Model, bench: Bench) -> Model:
     graph, parts = read(model), Parts()
     trainer = _trainer()
     steps = trainer.granted(graph, bench, how.effort)
@@ -109,7 +117,7 @@ def _layers(operators: set[str]) -> list[list[dict[str, Any]]]:
     pruned = [_step("structured-prune", share=share) for share in (0.5, 0.3, 0.15)]
     return [
         *([each, brief, last] for each in pruned),
-        [pruned[1], brief, _step("static-int8"), _step("quantization-aware", effort=EFFORTS[0])],
+        [pruned[1], brief, _step("static-int8"), _step("tune", effort=EFFORTS[0])],
         [_step("low-rank", share=0.5), brief, last],
     ]
 
