@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import numpy as np
@@ -11,10 +12,10 @@ import pytest
 from onnx import helper
 from toy_onnx import answer, bench_of, build
 
-from sartor.contracts import Failed, Training
+from sartor.contracts import Failed, Model, Step, Training
 from sartor.lab import Toy, ToyBench
 from sartor.registry import runtime
-from sartor.techniques._graph_onnx import Graph, read
+from sartor.techniques._graph_onnx import Graph, read, write
 from sartor.techniques.cluster_onnx import ClusterWeights
 from sartor.techniques.prune_onnx import PruneMagnitude
 from sartor.techniques.quantize_onnx import StaticInt8
@@ -123,9 +124,10 @@ def test_an_operator_that_cannot_be_followed_is_named(tmp_path):
 @pytest.mark.parametrize("name", ["cnn", "mlp", "several", "transformer"])
 def test_training_wins_back_what_noise_took(name, tmp_path):
     made = bench(name, tmp_path)
-    graph = noisy(made)
+    clean = trainer._Training(read(made.toy.model), trainer.Plan(60), made).judged()
+    graph = noisy(made, 0.6)
     done = trainer.train(graph, trainer.Plan(60), made)
-    assert done.after < 0.9 * done.before
+    assert done.after - clean < 0.7 * (done.before - clean)
     again = trainer.train(graph, trainer.Plan(10), made)  # what was written is what was trained
     assert again.before == pytest.approx(done.after, rel=1e-3)
 
@@ -188,22 +190,45 @@ def test_torch_is_left_as_it_was_found(tmp_path):
 # -- the techniques ------------------------------------------------------------------------------
 
 
+def worn(made: ToyBench, share: float = 0.5) -> Model:
+    """The toy with noise on its matrices, in a file of its own: something to win back."""
+    noised = write(noisy(made, share).proto, made.scratch, "worn")
+    step = Step(PruneMagnitude(), ("noise",))
+    return dataclasses.replace(made.toy.model, payload=noised, lineage=(step,))
+
+
+def gap(made: ToyBench, model: Model) -> float:
+    """The mean distance of the model's answers from the toy's, on rows that trained nothing."""
+    batch = made.toy.batch(256, 77)
+    return float(
+        np.abs(answer(model, batch)["logits"] - answer(made.toy.model, batch)["logits"]).mean()
+    )
+
+
 @pytest.mark.parametrize("name", ["cnn", "mlp"])
 def test_trained_integers_are_integers_that_answer_better(name, tmp_path):
     made = bench(name, tmp_path)
-    rounded = StaticInt8(examples=32).apply(made.toy.model, made)
-    trained = Tune(effort=1.0).apply(rounded, made)
+    rounded = StaticInt8(examples=32).apply(worn(made), made)
+    trained = Tune(effort=1.0, rate=0.01, teacher=1.0).apply(rounded, made)
     before, after = read(rounded), read(trained)
     assert [n.op_type for n in before.nodes] == [n.op_type for n in after.nodes]
     whole = [n for n, t in before.constants() if t.data_type == onnx.TensorProto.INT8]
     assert any(np.any(before.constant(n) != after.constant(n)) for n in whole)
     assert all(after.constant(n).dtype == np.int8 for n in whole)
-    batch = made.toy.batch(64, 77)
-    right = answer(made.toy.model, batch)["logits"]
-    gaps = [np.abs(answer(m, batch)["logits"] - right).mean() for m in (rounded, trained)]
-    assert gaps[1] < 1.1 * gaps[0]  # trained on 64 rows against the original's answers
-    again = trainer.train(after, trainer.Plan(5, teacher=1.0), made)
-    assert np.isfinite(again.before)
+    assert gap(made, trained) < 0.8 * gap(made, rounded)
+
+
+@pytest.mark.parametrize("count", [16, 256])
+def test_trained_centres_stay_centres(count, tmp_path):
+    made = bench("mlp", tmp_path)
+    stored = ClusterWeights(clusters=count, smallest=1024).apply(worn(made), made)
+    trained = Tune(effort=1.0, rate=0.03, teacher=1.0).apply(stored, made)
+    assert runtime("onnx").size(trained) == runtime("onnx").size(stored)
+    before, after = read(stored), read(trained)
+    books = [n for n, t in before.constants() if "codebook" in n]
+    assert books
+    assert all(np.any(before.constant(n) != after.constant(n)) for n in books)
+    assert gap(made, trained) < gap(made, stored)
 
 
 def test_what_training_needs_is_said(tmp_path):
@@ -229,24 +254,6 @@ def test_a_smaller_network_gets_more_steps(tmp_path):
     assert trainer.granted(graph, made, 0.3) == 60
     made.training = Training(100, 0.01, 100 * macs)
     assert trainer.granted(graph, made, 0.3) == 120  # overhead leaves a quarter of the cost
-
-
-def test_trained_centres_stay_centres(tmp_path):
-    for count in (16, 256):
-        folder = tmp_path / str(count)
-        folder.mkdir()
-        made = bench("mlp", folder)
-        stored = ClusterWeights(clusters=count, smallest=1024).apply(made.toy.model, made)
-        trained = Tune(effort=1.0).apply(stored, made)
-        assert runtime("onnx").size(trained) == runtime("onnx").size(stored)
-        before, after = read(stored), read(trained)
-        books = [n for n, t in before.constants() if "codebook" in n]
-        assert books
-        assert all(np.any(before.constant(n) != after.constant(n)) for n in books)
-        batch = made.toy.batch(64, 77)
-        right = answer(made.toy.model, batch)["logits"]
-        gaps = [np.abs(answer(m, batch)["logits"] - right).mean() for m in (stored, trained)]
-        assert gaps[1] < 1.1 * gaps[0]
 
 
 def test_zeros_grow_to_the_density_that_was_asked(tmp_path):
