@@ -7,13 +7,14 @@ import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
-from toy_onnx import answer, bench_of, operators
+from toy_onnx import answer, bench_of, exported, operators
 
-from sartor.contracts import Unneeded
+from sartor.contracts import Model, Unneeded
 from sartor.lab import ToyBench
 from sartor.registry import runtime
 from sartor.techniques._blocks_onnx import stacks
-from sartor.techniques._graph_onnx import Graph
+from sartor.techniques._graph_onnx import Graph, Parts, finish, read
+from sartor.techniques.graph_onnx import FuseTransformer
 from sartor.techniques.layers_onnx import DropLayers
 from sartor.testing_onnx import Draft, encoder, toy_batch, toy_models
 
@@ -109,6 +110,21 @@ def with_mask_of_the_tokens(proto: onnx.ModelProto) -> onnx.ModelProto:
     return graph.proto
 
 
+def with_sums_in_norms(model: Model, bench: ToyBench) -> Model:
+    """Sum and norm as one operator with outputs that nobody reads, as ONNX Runtime fuses them."""
+    graph = read(model)
+    for node in [each for each in graph.nodes if each.op_type == "LayerNormalization"]:
+        maker = graph.producer(node.input[0])
+        if maker is not None and maker.op_type == "Add":
+            inputs, outputs = [*maker.input, *node.input[1:]], [node.output[0], "", "", ""]
+            one = helper.make_node("SkipLayerNormalization", inputs, outputs, node.name,
+                                   domain="com.microsoft", epsilon=1e-5)  # fmt: skip
+            graph.replace(node, [one])
+            graph.proto.graph.node.remove(maker)
+            graph.refresh()
+    return finish(model, FuseTransformer(), graph, bench, Parts())
+
+
 FORMS: dict[str, Callable[[onnx.ModelProto], onnx.ModelProto]] = {
     "plain": lambda proto: proto,
     "norms in pieces": with_norms_in_pieces,
@@ -186,6 +202,19 @@ def test_which_layers_go(tmp_path, keep, order, gone):
     assert all(f"{stay} of 10 layers that stay by order={order}" in why for _, why in step.skipped)
     if order == "spread" and stay > 1:
         assert {layers[0].name, layers[-1].name}.isdisjoint(step.touched)
+
+
+def test_layers_that_were_fused_before_go_too(tmp_path):
+    bench = bench_with(exported(several(3)), tmp_path)
+    fused = with_sums_in_norms(FuseTransformer().apply(bench.toy.model, bench), bench)
+    assert operators(fused)["Attention"] == 3
+    assert operators(fused)["SkipLayerNormalization"] == 6
+    made = DropLayers(keep=0.7).apply(fused, bench)
+    assert operators(made)["Attention"] == 2
+    assert operators(made)["SkipLayerNormalization"] == 4
+    plain = DropLayers(keep=0.7).apply(bench.toy.model, bench)
+    one, two = (answer(each, TOKENS(5, 9))["logits"] for each in (plain, made))
+    assert two == pytest.approx(one, abs=1e-4)
 
 
 def test_a_mask_made_of_the_tokens_is_no_hindrance(tmp_path):

@@ -138,9 +138,7 @@ class _Flow:
         made = [name for node in graph.nodes for name in node.output if name]
         for name in reversed([*(port.name for port in graph.proto.graph.input), *made]):
             ends = [_END] if name in graph.outputs else []
-            ends += [
-                out for node in self.readers(name) for out in node.output if out in self._depth
-            ]
+            ends += [out for node in self.readers(name) for out in node.output if out in self.next]
             if ends:
                 meet = ends[0]
                 for each in ends[1:]:

@@ -53,21 +53,18 @@ class DropLayers(Technique):
             return reason
         if self.order == "importance" and bench.batches("train", 1, 1) is None:
             return "order=importance compares layers on training rows, of which there are none"
-        found = stacks(peek(model))
-        if not found:
-            return "no layers repeat: there are no two residual blocks of the same structure in it"
-        return None if self.keep == 1.0 else self._idle(found)
+        return self._idle(stacks(peek(model)))
 
     def apply(self, model: Model, bench: Bench) -> Model:
         graph, parts = read(model), Parts()
         found = stacks(graph)
+        idle = self._idle(found)
+        if idle:
+            raise Unneeded(idle)
         if self.keep == 1.0:
             for layer in [each for layers in found for each in layers]:
                 parts.skip(layer.name, "keep=1 leaves every layer")
             return unchanged(model, self, parts)
-        idle = self._idle(found)
-        if idle:
-            raise Unneeded(idle)
         alike = _cosines(graph, found, bench) if self.order == "importance" else {}
         gone: list[Layer] = []
         for layers in found:
@@ -84,10 +81,13 @@ class DropLayers(Technique):
         return finish(model, self, graph, bench, parts)
 
     def _idle(self, found: Sequence[Sequence[Layer]]) -> str | None:
-        """The reason where the share leaves all layers of all stacks."""
-        if any(self._count(len(layers)) < len(layers) for layers in found):
+        """The reason where there are no layers, or the share leaves all of them though it is not
+        1."""
+        if not found:
+            return "no layers repeat: there are no two residual blocks of the same structure in it"
+        most = max(len(layers) for layers in found)
+        if self.keep == 1.0 or any(self._count(len(layers)) < len(layers) for layers in found):
             return None
-        most = max((len(layers) for layers in found), default=0)
         return f"keep={self.keep:g} leaves all layers: the highest stack has {most}"
 
     def _count(self, layers: int) -> int:

@@ -46,12 +46,14 @@ class TrimVocabulary(Technique):
 
     An embedding is a Gather of rows of a constant table by indices that are given to the model. It
     then looks its indices up in a table of new ones first, so that the model still takes every
-    index. `unknown` says what a row is read as that is gone: "nearest" as the one nearest to it
-    (Euclid's distance) among those that stay, which of a word often is its plural or another case;
+    index; answers to data that use only rows that stay are the same to the bit.
+
+    `unknown` says what a row that is gone is read as: "nearest" as that one of those that stay
+    which is nearest to it (by Euclidean distance), for a word often its plural or another form;
     "mean" as the mean of all that are gone. `spare` is the share of the rows to go that stay after
-    all, the frequent ones first, then those with a low index: most vocabularies begin with what
-    is frequent. Rows that only such indices use are read as before, to the bit. Parts are the
-    constant tables that are looked up, with the rows that went in the name."""
+    all, those that occur most first, then those with the lowest index: most vocabularies begin
+    with what is frequent. Parts are the constant tables in which rows are looked up; the name of
+    one that is touched says how many go."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
