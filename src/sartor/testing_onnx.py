@@ -162,27 +162,60 @@ def _gelu(draft: Draft, x: str) -> str:
 
 
 def _transformer(seed: int) -> onnx.ModelProto:
-    """One encoder block with mask, mean pooling and head, as exporters write it."""
-    draft, width = Draft(seed), 64
+    return encoder(Draft(seed), "transformer")
+
+
+def _deep(seed: int) -> onnx.ModelProto:
+    """Four layers with norms in their branches; each changes little, as in trained networks."""
+    return encoder(Draft(seed), "deep", layers=4, width=32, change=0.1, pre_norm=True)
+
+
+def encoder(
+    draft: Draft,
+    name: str,
+    layers: int = 1,
+    width: int = 64,
+    change: float = 1.0,
+    pre_norm: bool = False,
+) -> onnx.ModelProto:
+    """An encoder with mask, mean pooling and head, as exporters write it: norms behind the sums as
+    in BERT, or within the branches and one at the end. `change` scales what a layer adds."""
     table = draft.weight(VOCABULARY, width, fan=2)
     x = draft.norm(draft.op("Gather", table, "input_ids"), width)
     mask = draft.op("Cast", "attention_mask", to=TensorProto.FLOAT)
     one, far = draft.constant(np.float32(1)), draft.constant(np.float32(-1e4))
     lifted = draft.op("Unsqueeze", mask, draft.constant(np.array([1, 2], np.int64)))
     bias = draft.op("Mul", draft.op("Sub", one, lifted), far)
-    x = draft.norm(draft.op("Add", x, _attention(draft, x, bias, width, 4)), width)
-    inner = _gelu(draft, draft.linear(x, width, 2 * width))
-    x = draft.norm(draft.op("Add", x, draft.linear(inner, 2 * width, width)), width)
+    for _ in range(layers):
+        x = _encoder_layer(draft, x, bias, width, change, pre_norm)
+    x = draft.norm(x, width) if pre_norm else x
     column = draft.op("Unsqueeze", mask, draft.constant(np.array([2], np.int64)))
     axis = draft.constant(np.array([1], np.int64))
     total = draft.op("ReduceSum", draft.op("Mul", x, column), axis, keepdims=0)
     pooled = draft.op("Div", total, draft.op("ReduceSum", mask, axis, keepdims=1))
     draft.gemm(pooled, width, 4)
     inputs = [
-        _port(name, "batch", "tokens", kind=TensorProto.INT64)
-        for name in ("input_ids", "attention_mask")
+        _port(each, "batch", "tokens", kind=TensorProto.INT64)
+        for each in ("input_ids", "attention_mask")
     ]
-    return draft.model("transformer", inputs, [_port("logits", "batch", 4)])
+    return draft.model(name, inputs, [_port("logits", "batch", 4)])
+
+
+def _encoder_layer(
+    draft: Draft, x: str, bias: str, width: int, change: float, pre_norm: bool
+) -> str:
+    def added(x: str, branch: Callable[[str], str]) -> str:
+        seen = branch(draft.norm(x, width) if pre_norm else x)
+        if change != 1.0:
+            seen = draft.op("Mul", seen, draft.constant(np.float32(change)))
+        x = draft.op("Add", x, seen)
+        return x if pre_norm else draft.norm(x, width)
+
+    x = added(x, lambda x: _attention(draft, x, bias, width, 4))
+    return added(
+        x,
+        lambda x: draft.linear(_gelu(draft, draft.linear(x, width, 2 * width)), 2 * width, width),
+    )
 
 
 def _several(seed: int) -> onnx.ModelProto:
@@ -202,7 +235,8 @@ def _several(seed: int) -> onnx.ModelProto:
 
 
 def _embedding(seed: int) -> onnx.ModelProto:
-    """A table of 512 rows, which is most of the bytes, a mean and a linear head."""
+    """A table of 512 rows, which is most of the bytes, a mean and a linear head. The data use 128
+    of the rows and few others."""
     draft = Draft(seed)
     rows = draft.op("Gather", draft.weight(512, 64, fan=2), "ids")
     draft.linear(draft.op("ReduceMean", rows, axes=[1], keepdims=0), 64, 4)
@@ -217,6 +251,7 @@ _TOYS: dict[str, Callable[[int], onnx.ModelProto]] = {
     "transformer": _transformer,
     "several": _several,
     "embedding": _embedding,
+    "deep": _deep,
 }
 
 
@@ -237,8 +272,13 @@ def toy_batch(name: str, rows: int, seed: int = 0) -> Arrays:
         sizes = {"left": 32, "right": 16}
         return {key: rng.standard_normal((rows, size), np.float32) for key, size in sizes.items()}
     if name == "embedding":
-        return {"ids": rng.integers(0, 512, (rows, steps))}
-    if name == "transformer":
+        rare = rng.random((rows, steps)) < 0.02
+        return {
+            "ids": np.where(
+                rare, rng.integers(0, 512, rare.shape), rng.integers(0, 128, rare.shape)
+            )
+        }
+    if name in ("transformer", "deep"):
         lengths = rng.integers(4, steps + 1, rows)
         mask = (np.arange(steps) < np.maximum(lengths, 1)[:, None]).astype(np.int64)
         return {
