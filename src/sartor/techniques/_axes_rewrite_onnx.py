@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import onnx
 
-from sartor.techniques._axes_onnx import Atom, Axes, Layout, count, resolve, size_of
+from sartor.techniques._axes_onnx import Atom, Axes, Layout, count, leaves, resolve, size_of
 from sartor.techniques._axes_trace_onnx import Item
 from sartor.techniques._graph_onnx import Graph
 
@@ -76,21 +76,20 @@ def rewrite_slice(name: str, bounds: Sequence[Bound], graph: Graph, sizes: Sizes
 @dataclass(frozen=True)
 class Target:
     """The sizes that a Reshape or Expand is given: `items` as they stand in the model, for the
-    axes that come out, from those that go in (`given`)."""
+    axes that come out, from those that go in (`given`). `rest` is the axis of a Reshape that takes
+    what the others leave."""
 
     node: str
     items: tuple[Item, ...]
     made: Axes
     given: Axes
     operator: str
+    rest: int | None = None
 
     def rewrite(self, graph: Graph, sizes: Sizes) -> None:
         """New sizes where the old ones, constant or computed, no longer hold."""
         now = [count(each, sizes) for each in self.made]
-        if not any(
-            size is not None and self._stale(item, size, sizes)
-            for item, size in zip(self.items, now, strict=True)
-        ):
+        if not any(self._stale(at, size, sizes) for at, size in enumerate(now)):
             return
         wanted = [self._size(at, size) for at, size in enumerate(now)]
         node = node_of(graph, self.node)
@@ -98,11 +97,15 @@ class Target:
             set_attribute(node, "allowzero", 0) if graph.opset >= 14 else None
         node.input[1] = _target(graph, node, wanted)
 
-    def _stale(self, item: Item, size: int, sizes: Sizes) -> bool:
-        if item.axis is not None:
-            return count(item.axis, sizes) != size
+    def _stale(self, at: int, size: int | None, sizes: Sizes) -> bool:
+        item = self.items[at]
         if any(count(use, sizes) != size_of(use) for use in item.uses):
             return True
+        if size is None:
+            changed = any(leaf in sizes for leaf in leaves(self.made[at]))
+            return changed and item.value != -1
+        if item.axis is not None:
+            return count(item.axis, sizes) != size
         if self.operator == "expand" and item.value == 1:
             return False
         return item.value not in (0, -1, size)
@@ -113,6 +116,8 @@ class Target:
             return 1  # the size it has
         if size is not None:
             return size
+        if at == self.rest:
+            return -1
         item = self.items[at]
         if item.axis is None and not item.uses:
             return item.value

@@ -40,18 +40,21 @@ def reshape(trace: Trace, node: onnx.NodeProto) -> list[Axes]:
         x[at] if item.value == 0 and zeros and at < len(x) else item.axis
         for at, item in enumerate(items)
     ]
-    for item in items:
-        for each in item.uses if item.value is None else ():
+    found, rest = _regroup(x, items, hints)
+    for at, item in enumerate(items):
+        for each in item.uses if item.value is None and at != rest else ():
             freeze(each, "its size enters a computation")
-    found = _regroup(x, items, hints)
-    target = Target(node.name, tuple(items), found, tuple(x), "reshape")
+    target = Target(node.name, tuple(items), found, x, "reshape", rest)
     trace.rewrites.append(target.rewrite)
     return [found]
 
 
-def _regroup(x: Axes, items: Sequence[Item], hints: Sequence[Layout | None]) -> Axes:
+def _regroup(
+    x: Axes, items: Sequence[Item], hints: Sequence[Layout | None]
+) -> tuple[Axes, int | None]:
     """The factors of the old axes dealt to the new ones: from the left and from the right as far
-    as sizes are known; what is left in between belongs to the one axis that is left."""
+    as sizes are known; what is left in between belongs to the one axis that is left, which is
+    given too (its size need not be known: Reshape fills in one)."""
     atoms = [atom for each in x for atom in as_factors(each)]
     found: list[Layout | None] = [None] * len(items)
     for end, order in ((0, range(len(items))), (-1, reversed(range(len(items))))):
@@ -63,14 +66,14 @@ def _regroup(x: Axes, items: Sequence[Item], hints: Sequence[Layout | None]) -> 
     missing = [at for at, each in enumerate(found) if each is None]
     if len(missing) == 1:
         found[missing[0]] = resolve((tuple(atoms),))
-    if len(missing) != 1 or items[missing[0]].value != -1:
-        freeze((tuple(atoms),), CONFLICT)
-        for at in missing:
-            freeze(hints[at] or ONE, CONFLICT)
-    return tuple(
+    else:
+        for layout in ((tuple(atoms),), *(hints[at] or ONE for at in missing)):
+            freeze(layout, CONFLICT)
+    made = tuple(
         each or hint or axis(item.value if (item.value or 0) > 0 else None, CONFLICT)
         for each, hint, item in zip(found, hints, items, strict=True)
     )
+    return made, missing[0] if len(missing) == 1 else None
 
 
 def _deal(atoms: list[Atom], item: Item, hint: Layout | None, end: int) -> Layout | None:
