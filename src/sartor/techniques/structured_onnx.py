@@ -8,16 +8,14 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
-import onnx
 
 from sartor.contracts import Bench, Failed, Model, Technique
 from sartor.space import choice, span
 from sartor.techniques._axes_groups_onnx import Group, groups, keep
 from sartor.techniques._axes_onnx import Atom
 from sartor.techniques._axes_rules_onnx import trace
-from sartor.techniques._axes_trace_onnx import FLOATS, Trace
+from sartor.techniques._axes_trace_onnx import Trace
 from sartor.techniques._graph_onnx import (
-    Graph,
     Parts,
     finish,
     foreign,
@@ -76,7 +74,7 @@ class StructuredPrune(Technique):
             return "importance=taylor takes gradients by torch, which is not installed"
         if self.importance in _WITH_ROWS and bench.batches("train", 1, 1) is None:
             return f"importance={self.importance} needs training rows, of which there are none"
-        chosen, parts = self._chosen(groups(trace(_glance(model))), bench)
+        chosen, parts = self._chosen(groups(trace(peek(model))), bench)
         if not chosen:
             return f"nothing can be made thinner: {parts.most_frequent_reason()}"
         return None
@@ -145,14 +143,3 @@ def _shares(scores: np.ndarray) -> np.ndarray:
     if not np.isfinite(total):
         raise Failed("weights or activations are not finite")
     return scores / total if total > 0 else np.full(len(scores), 1 / len(scores))
-
-
-def _glance(model: Model) -> Graph:
-    """The graph without the weights that lie in other files, where nothing but weights does."""
-    graph = peek(model)
-    outside = [
-        tensor
-        for _, tensor in graph.constants()
-        if tensor.data_location == onnx.TensorProto.EXTERNAL and tensor.data_type not in FLOATS
-    ]
-    return read(model) if outside else graph
