@@ -1,0 +1,178 @@
+"""How many of each group stay, so that a share of the multiply-accumulates remains."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sartor.contracts import Bench, Failed
+from sartor.techniques._axes_groups_onnx import Group
+from sartor.techniques._axes_onnx import Atom, Layout, count, leaves, resolve, size_of
+from sartor.techniques._axes_trace_onnx import Trace
+from sartor.techniques._graph_onnx import watch
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Multiply-accumulates of one node for one example: `factor` times the lengths of `axes`."""
+
+    factor: float
+    axes: tuple[Layout, ...]
+
+    def at(self, sizes: Mapping[Atom, int]) -> float:
+        total = self.factor
+        for layout in self.axes:
+            total *= count(layout, sizes) or 0
+        return total
+
+
+def costs(trace: Trace, bench: Bench, chosen: Sequence[Group]) -> list[Cost]:
+    """Of every product, convolution and recurrent layer; lengths that are free are those of one
+    example."""
+    atoms = {group.atom for group in chosen}
+    free = [
+        name
+        for product in trace.products
+        for name, _, layout in product.sizes
+        if size_of(layout) is None
+    ]
+    shapes = _shapes(trace, list(dict.fromkeys(free)), bench)
+    found = []
+    for product in trace.products:
+        factor, axes = 1.0, []
+        for name, at, layout in product.sizes:
+            size = size_of(layout)
+            if atoms.isdisjoint(leaves(layout)) or size is None:
+                factor *= shapes[name][at] if size is None else size
+            else:
+                axes.append(resolve(layout))
+        found.append(Cost(factor, tuple(axes)))
+    return found
+
+
+def _shapes(trace: Trace, names: list[str], bench: Bench) -> dict[str, tuple[int, ...]]:
+    batches = bench.batches("train", 1, 1) or bench.batches("search", 1, 1)
+    if not names:
+        return {}
+    if batches is None:
+        raise Failed("free sizes cannot be counted without a row of data")
+    values = next(iter(watch(trace.graph, names, batches, bench)))
+    return {name: value.shape for name, value in values.items()}
+
+
+@dataclass(frozen=True)
+class Ladder:
+    """What a group may keep: `counts` from all of it down to the least, and what is `lost` of its
+    importance at each."""
+
+    group: Group
+    counts: tuple[int, ...]
+    lost: tuple[float, ...]
+
+
+def counts(group: Group, least: float, wide: bool) -> tuple[int, ...]:
+    """All, and the multiples of a step down to the least share: vector units work on 8 numbers at
+    once (blocked convolutions with AVX-512 on 16, where `wide`); of heads every number will do."""
+    lanes = 16 if wide and group.kind == "channels" else 8
+    step = 1 if group.kind == "heads" else lanes // int(np.gcd(lanes, group.block))
+    floor = max(int(np.ceil(least * group.size)), 1 if group.kind == "heads" else step)
+    top = (group.size - 1) // step * step
+    return (group.size, *range(top, floor - 1, -step))
+
+
+def ladder(group: Group, steps: tuple[int, ...], scores: np.ndarray) -> Ladder:
+    gone = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
+    return Ladder(group, steps, tuple(float(gone[group.size - each]) for each in steps))
+
+
+class Budget:
+    """Where on its ladder each group stands, and what that costs."""
+
+    def __init__(self, ladders: Sequence[Ladder], costs: Sequence[Cost]) -> None:
+        self.ladders = ladders
+        self.rungs = [0] * len(ladders)
+        self.sizes = {each.group.atom: each.group.size for each in ladders}
+        self._costs = costs
+        self.whole = sum(each.at(self.sizes) for each in costs) or 1.0
+        atoms = [{leaf for layout in each.axes for leaf in leaves(layout)} for each in costs]
+        self._own = [
+            [cost for cost, own in zip(costs, atoms, strict=True) if each.group.atom in own]
+            for each in ladders
+        ]
+        self._near = [
+            [
+                at
+                for at, other in enumerate(ladders)
+                if any({each.group.atom, other.group.atom} <= own for own in atoms)
+            ]
+            for each in ladders
+        ]
+
+    @property
+    def share(self) -> float:
+        return sum(each.at(self.sizes) for each in self._costs) / self.whole
+
+    def set(self, at: int, rung: int) -> None:
+        self.rungs[at] = rung
+        self.sizes[self.ladders[at].group.atom] = self.ladders[at].counts[rung]
+
+    def lowest(self) -> float:
+        """The share that is left with every group at its least."""
+        least = {each.group.atom: each.counts[-1] for each in self.ladders}
+        return sum(each.at(least) for each in self._costs) / self.whole
+
+    def price(self, at: int) -> float:
+        """Importance lost for each multiply-accumulate that one rung further down saves."""
+        ladder, rung = self.ladders[at], self.rungs[at]
+        if rung + 1 == len(ladder.counts):
+            return np.inf
+        before = sum(each.at(self.sizes) for each in self._own[at])
+        below = self.sizes | {ladder.group.atom: ladder.counts[rung + 1]}
+        saved = before - sum(each.at(below) for each in self._own[at])
+        lost = ladder.lost[rung + 1] - ladder.lost[rung]
+        return lost / saved if saved > 0 else np.inf
+
+    def together(self, share: float) -> None:
+        """Every group to the highest rung that keeps so little of it."""
+        for at, each in enumerate(self.ladders):
+            fits = [
+                rung for rung, number in enumerate(each.counts) if number <= share * each.counts[0]
+            ]
+            self.set(at, fits[0] if fits else len(each.counts) - 1)
+
+
+def descend(budget: Budget, share: float) -> None:
+    """Always the rung that loses least importance for what it saves (greedy: what a rung saves
+    depends on the sizes beside it), until no more than the share is left."""
+    prices = [budget.price(at) for at in range(len(budget.ladders))]
+    while budget.share > share:
+        at = int(np.argmin(prices))
+        budget.set(at, budget.rungs[at] + 1)
+        for near in {at, *budget._near[at]}:
+            prices[near] = budget.price(near)
+
+
+def level(budget: Budget, share: float) -> None:
+    """The same share of each group, by bisection."""
+    low, high = 0.0, 1.0
+    for _ in range(40):
+        middle = (low + high) / 2
+        budget.together(middle)
+        low, high = (low, middle) if budget.share > share else (middle, high)
+    budget.together(low)
+
+
+def give_back(budget: Budget, share: float) -> None:
+    """One rung up where there is room left for it, the dearest first."""
+
+    def worth(at: int) -> float:
+        ladder, rung = budget.ladders[at], budget.rungs[at]
+        return ladder.lost[rung] - ladder.lost[rung - 1]
+
+    lowered = [at for at, rung in enumerate(budget.rungs) if rung]
+    for at in sorted(lowered, key=worth, reverse=True):
+        budget.set(at, budget.rungs[at] - 1)
+        if budget.share > share:
+            budget.set(at, budget.rungs[at] + 1)
