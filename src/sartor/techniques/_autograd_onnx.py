@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from sartor.contracts import Failed
 from sartor.techniques._graph_onnx import Graph
+from sartor.techniques._norms_onnx import Norms
 from sartor.techniques._operators_onnx import OPERATORS, Call
 
 # Operator -> the inputs whose float constants are weights; None: all of them.
@@ -90,11 +91,13 @@ class _Node:
 
 
 class GraphModule(nn.Module):
-    """The graph in float32, its weights as parameters. Raises Failed with a sentence that names
-    the operator which cannot be trained through."""
+    """The graph in float32, its weights as parameters, with `norms` behind its convolutions.
 
-    def __init__(self, graph: Graph) -> None:
+    Raises Failed with a sentence that names the operator which cannot be trained through."""
+
+    def __init__(self, graph: Graph, norms: Norms | None = None) -> None:
         super().__init__()
+        self.norms = norms
         self.opset = graph.opset
         self.innermost = False
         self.inputs = tuple(port.name for port in graph.proto.graph.input)
@@ -199,6 +202,9 @@ class GraphModule(nn.Module):
         kept = {name: values[name] for name in watched if name in values}
         for node in self.program:
             self._run(node, values)
+            if self.norms is not None and node.outputs[0] in self.norms.tensors:
+                value = values[node.outputs[0]]
+                values[node.outputs[0]] = self.norms.apply_to(node.outputs[0], value, self.training)
             kept.update({n: values[n] for n in node.outputs if n in watched})
             for name in node.spent:
                 if name not in self.constants:
@@ -218,6 +224,8 @@ class GraphModule(nn.Module):
                 graph.set_constant(how.stored, how.integers(weight.detach()).astype(before.dtype))
             for name in self.moving:
                 graph.set_constant(name, self.constants[name].numpy())
+            if self.norms is not None:
+                self.norms.fold(graph)
 
 
 def followed(node: onnx.NodeProto) -> bool:

@@ -28,6 +28,7 @@ from sartor.contracts import Arrays, Bench, Failed, Model
 from sartor.techniques._autograd_onnx import GraphModule, followed
 from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
+from sartor.techniques._norms_onnx import Norms
 from sartor.techniques._sparsity_onnx import Sparse, Sparsity, sparsifiable
 
 _WARM = 0.1  # share of the steps in which the rate rises
@@ -40,6 +41,7 @@ _SAVE_SECONDS = 30.0
 _FEWEST = 64  # rows without which nothing is trained
 _SHORTEST = 10  # steps
 _TAUGHT = 4096  # rows whose answers by the original are remembered together
+_SEEN = 4  # batches by which norms begin
 _WINDOW = 16  # batches among which rows of like length are put together
 
 
@@ -155,8 +157,10 @@ class _Training:
         self.rows = min(bench.count("train"), plan.steps * plan.batch)
         if not self.rows:
             raise Failed("there are no training rows")
-        self.net = GraphModule(graph)
+        self.norms = Norms(graph)
+        self.net = GraphModule(graph, self.norms)
         self.net.channels_last()
+        self._begin()
         self.hints = self._prepared(graph)
         self.loss = Loss(plan, bench)
         self.sparsity = self._sparsity(graph, sparse)
@@ -169,13 +173,30 @@ class _Training:
         facts = f"{dataclasses.asdict(plan)} {threads()} {precision} {sparse}"
         self.place = bench.keeping(f"training {graph.digest()} {facts}")
 
+    def _begin(self) -> None:
+        """Lets the norms see some rows."""
+
+        def seen() -> Iterator[dict[str, Tensor]]:
+            for at in range(_SEEN):
+                batch = self.bench.pick("train", self._rows(at))
+                yield self.net(self._feeds(batch), tuple(self.norms.tensors))
+
+        self.lengths = self.bench.lengths("train")
+        if self.norms.tensors:
+            with torch.no_grad():
+                self.net.eval()
+                self.norms.begin(seen())
+
+    def _feeds(self, batch: Arrays) -> dict[str, Tensor]:
+        return {name: torch.from_numpy(batch[name]) for name in self.net.inputs}
+
     def _prepared(self, graph: Graph) -> Hints | None:
         if self.plan.hints == "none":
             return None
         hints = Hints(self.plan.hints, graph, self.bench)
         batch = self.bench.pick("train", np.arange(min(2, self.rows)))
         with torch.no_grad():
-            feeds = {n: torch.from_numpy(batch[n]) for n in self.net.inputs}
+            feeds = self._feeds(batch)
             hints.prepare(self.net.eval()(feeds, hints.names), batch, self.bench.seed)
         return hints
 
@@ -188,7 +209,9 @@ class _Training:
 
     def _trained(self) -> list[nn.Parameter]:
         """All that the optimizer moves: the weights, and what hints are compared through."""
-        return [*self.net.weights, *(self.hints.projections.values() if self.hints else ())]
+        hints = self.hints.projections.values() if self.hints else ()
+        norms = (*self.norms.gains.values(), *self.norms.shifts.values())
+        return [*self.net.weights, *norms, *hints]
 
     def _optimizer(self) -> torch.optim.Optimizer:
         groups = [
@@ -227,7 +250,7 @@ class _Training:
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial"] * _schedule(at, self.plan.steps)
         self.module.train()
-        feeds = {n: torch.from_numpy(batch[n]) for n in self.net.inputs}
+        feeds = self._feeds(batch)
         answers = self.module(feeds, self.hints.names if self.hints else ())
         loss = self.loss(answers, batch, rows)
         if self.hints:
@@ -274,7 +297,7 @@ class _Training:
             raise Failed("there are no search rows")
         total = seen = 0.0
         for batch in batches:
-            answers = self.module({n: torch.from_numpy(batch[n]) for n in self.net.inputs})
+            answers = self.module(self._feeds(batch))
             count = len(batch[self.net.inputs[0]])
             total += float(self.loss(answers, batch, None)) * count
             seen += count
@@ -283,13 +306,15 @@ class _Training:
     # -- checkpoints ------------------------------------------------------------------------------
 
     def _values(self) -> list[Tensor]:
-        moving = [self.net.constants[name] for name in self.net.moving]
-        return [each.detach().clone() for each in (*self._trained(), *moving)]
+        return [each.detach().clone() for each in (*self._trained(), *self._moving())]
+
+    def _moving(self) -> list[Tensor]:
+        """What follows the data in training: the means and variances of batch norms."""
+        return [*(self.net.constants[name] for name in self.net.moving), *self.norms.moving]
 
     @torch.no_grad()
     def _put(self, values: list[Tensor]) -> None:
-        moving = [self.net.constants[name] for name in self.net.moving]
-        for place, value in zip((*self._trained(), *moving), values, strict=True):
+        for place, value in zip((*self._trained(), *self._moving()), values, strict=True):
             place.copy_(value)
 
     def _save(self, done: int, best: tuple[float, list[Tensor]], before: float) -> None:

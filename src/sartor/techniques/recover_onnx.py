@@ -32,7 +32,7 @@ class Recover(Technique):
     repair: ClassVar[str | None] = "effort"
 
     effort: float = choice(0.3, values=EFFORTS)
-    rate: float = span(0.01, 0.001, 0.05, log=True)
+    rate: float = span(0.01, 0.001, 0.1, log=True)
     teacher: float = choice(0.5, values=(0.0, 0.5, 0.9, 1.0))
     temperature: float = choice(2.0, values=(1.0, 2.0, 4.0))
     hints: str = choice("none", "hidden", "relations")
@@ -113,7 +113,7 @@ def portfolio(model: Model, bench: Bench) -> list[list[dict[str, Any]]]:
 
 def _layers(operators: set[str]) -> list[list[dict[str, Any]]]:
     last = _step("static-int8", bias_correction=True)
-    brief = _step("recover", effort=EFFORTS[0])
+    brief = _step("recover", effort=EFFORTS[0], rate=0.03)
     pruned = [_step("structured-prune", share=share) for share in (0.5, 0.3, 0.15)]
     return [
         *([each, brief, last] for each in pruned),
