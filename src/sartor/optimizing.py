@@ -13,10 +13,11 @@ from sartor.answer import Answering
 from sartor.bench import LocalBench
 from sartor.clock import Clock
 from sartor.contracts import Failed, Recipe, WrongRequest, describe
+from sartor.openings import openings
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.priors import features, learned
 from sartor.records import Journal, Trial
-from sartor.registry import portfolio, recipe
+from sartor.registry import recipe
 from sartor.resuming import note_budget, remembered, settled
 from sartor.run import Run, RunFolder
 from sartor.search import GuidedSearch, key_of
@@ -112,16 +113,16 @@ def search(
     told again, not tried again. The crew works ahead; it decides nothing."""
     kind = ready.original.kind
     known = allowed(spec, kind)
+    # Half of what is left at most: a hang takes its share of the time, not all of it.
+    lab.patience = lambda: min(spec.deadline, max((clock.left() - answering.reserve()) / 2, LEAST))
     first = [recipe(kind, entries) for entries in spec.recipes]
-    first += portfolio(ready.original, lab.bench)
+    first += openings(lab, known)
     own = _features(lab, folder) if spec.learn_from else {}
     lessons = learned(spec.learn_from, kind, own, spec.objective, folder.root)
     seeker = GuidedSearch(kind, known, first, lessons=lessons, trials=spec.trials, seed=spec.seed)
     finished = folder.trials()
     frozen = answering.frozen()
     progress.deadline, progress.trials = clock.deadline, clock.trials
-    # Half of what is left at most: a hang takes its share of the time, not all of it.
-    lab.patience = lambda: min(spec.deadline, max((clock.left() - answering.reserve()) / 2, LEAST))
     number = 0
     longest = 0.0
     while True:
