@@ -44,7 +44,12 @@ FRAMEWORKS = {
 }
 SLOW = {"optuna", "pandas", "PIL", "pyarrow", "rich", "sklearn"}
 # Heads of the building: no plug-ins, but each stands for one kind of model and says so by name.
-MAY = {"demo": {"torch", "transformers", "onnx", "onnxruntime"}, "cluster": {"ray"}}
+MAY = {
+    "demo": {"torch", "transformers", "onnx", "onnxruntime"},
+    "cluster": {"ray"},
+    "torch_graph": {"torch"},  # shared by the runtime and the technique of that kind
+    "torch_operators": {"torch"},
+}
 
 
 @cache

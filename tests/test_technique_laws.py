@@ -12,7 +12,7 @@ import onnx
 import pytest
 from toy_onnx import exported
 
-from sartor import registry
+from sartor import registry, testing_torch
 from sartor.contracts import Technique
 from sartor.fake_model import Facts, write
 from sartor.testing import LAWS, Broken, Lab, Toy
@@ -45,7 +45,12 @@ def fake_toys(folder: Path) -> list[Toy]:
     return [Toy(n, open_model(write(f, folder, n)), fake_rows) for n, f in sorts.items()]
 
 
-TOYS = {"onnx": onnx_toys, "fake": fake_toys}
+def torch_toys(folder: Path) -> list[Toy]:
+    models = testing_torch.save_toys(folder)
+    return [Toy(n, m, functools.partial(testing_torch.toy_batch, n)) for n, m in models.items()]
+
+
+TOYS = {"onnx": onnx_toys, "fake": fake_toys, "torch": torch_toys}
 
 
 @pytest.fixture(scope="module")

@@ -201,6 +201,12 @@ def fingerprints(folder: Path) -> np.ndarray:
     return np.asarray(np.load(find(folder) / "rows.npy", allow_pickle=False))
 
 
+def holds(folder: Path) -> bool:
+    """Whether a folder is a bundle or a run's (one that holds no model of another form)."""
+    found = any((place / "sartor.json").is_file() for place in (folder, folder / "bundle"))
+    return found or (folder.is_dir() and not (folder / "config.json").is_file())
+
+
 def find(folder: Path) -> Path:
     """The bundle's folder: `folder` itself or the `bundle` below a run's."""
     for place in (folder, folder / "bundle"):

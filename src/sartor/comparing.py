@@ -16,7 +16,7 @@ from rich.table import Table
 from rich.text import Text
 
 from sartor import bundle, lanes, machine
-from sartor.contracts import Failed, Model, Signature, Target, Task, WrongRequest
+from sartor.contracts import Failed, Model, Target, Task, WrongRequest
 from sartor.data import read
 from sartor.evaluate import (
     BLOCKS,
@@ -28,6 +28,7 @@ from sartor.evaluate import (
     throughputs,
 )
 from sartor.figures import figures_of, truth_of
+from sartor.glimpse import looker, repeatable
 from sartor.judge_timing import conditions_of, further_starts, runs_wanted
 from sartor.limits import TIMED, Limit, parse
 from sartor.metrics import check_labels, find, infer_task
@@ -66,9 +67,14 @@ def compare(
     progress = progress or Progress(quiet=True)
     with tempfile.TemporaryDirectory(prefix="sartor-compare-") as place, progress, Pool() as pool:
         work = Path(place)
-        baseline = _open(models[0], work / "0")
-        others = enumerate(models[1:], 1)
-        opened = [baseline, *(_open(each, work / str(i), baseline.signature) for i, each in others)]
+        data = repeatable(data)
+        look = looker(data, label=label, segments=segments or (), group=group, trust=bool(trust))
+        asked = {"look": look, "trust": bool(trust)}
+        baseline = _open(models[0], work / "0", **asked)
+        first = baseline.signature
+        opened = [baseline]
+        for at, each in enumerate(models[1:], 1):
+            opened.append(_open(each, work / str(at), signature=first, **asked))
         part = read(
             data, work / "data", baseline.signature,
             label=label, segments=segments or (), group=group, mask=mask, trust=bool(trust),
@@ -88,10 +94,10 @@ def compare(
     return {"metric": found.metric, "rows": rows, "examples": len(part)}
 
 
-def _open(given: Any, work: Path, signature: Signature | None = None) -> Model:
-    if isinstance(given, (str, Path)) and Path(given).is_dir():
+def _open(given: Any, work: Path, **asked: Any) -> Model:
+    if isinstance(given, (str, Path)) and bundle.holds(Path(given)):
         return bundle.open_model(Path(given))
-    return adopt(given, work, signature)
+    return adopt(given, work, **asked)
 
 
 def measure_pair(

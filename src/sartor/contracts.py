@@ -60,6 +60,15 @@ class Signature:
 
 
 @dataclass(frozen=True)
+class Glimpse:
+    """A few rows of the data, for models that do not say what they take: arrays by name, or in
+    their order where they have none. What is no input (labels, groups, splits) is not in it."""
+
+    named: Mapping[str, np.ndarray] = field(default_factory=dict)
+    unnamed: tuple[np.ndarray, ...] = ()
+
+
+@dataclass(frozen=True)
 class Model:
     """A model at rest: a value, never mutated. What `payload` is, the runtime of `kind` knows.
 
@@ -189,8 +198,8 @@ class Bench(Protocol):
 class Technique(ABC):
     """One way to change a model. Fields are settings and carry their search domains (`space`).
 
-    `stage` orders techniques in a recipe: structure < weights < graph < precision < storage <
-    tuning.
+    `stage` orders techniques in a recipe: conversion (to another kind of model) < structure <
+    weights < graph < precision < storage < tuning.
     `repair` names the setting that buys quality back when it grows.
     `neutral` holds settings with which the outputs are reproduced exactly, where there are some.
     `claims` names what it should lower: "size", "latency", "macs", "memory".
@@ -217,7 +226,7 @@ class Technique(ABC):
         where it is impossible."""
 
 
-STAGES = ("structure", "weights", "graph", "precision", "storage", "tuning")
+STAGES = ("conversion", "structure", "weights", "graph", "precision", "storage", "tuning")
 
 Recipe = tuple[Technique, ...]
 

@@ -26,6 +26,7 @@ def diagnose() -> dict[str, Any]:
                 "kind": plugin.kind,
                 "names": [] if plugin.missing else _names(plugin),
                 "missing": list(plugin.missing),
+                "extra": plugin.extra,
             }
             for plugin in plugins("techniques")
             if plugin.kind in shown
@@ -38,6 +39,7 @@ def _runtime(plugin: Plugin) -> dict[str, Any]:
         "kind": plugin.kind,
         "suffixes": list(plugin.suffixes),
         "missing": list(plugin.missing),
+        "extra": plugin.extra,
         "versions": {} if plugin.missing else dict(runtime(plugin.kind).versions()),
     }
 
@@ -75,4 +77,4 @@ def _state(entry: dict[str, Any], ready: str) -> Text:
     if not entry["missing"]:
         return Text(ready, style="green")
     needs = ", ".join(entry["missing"])
-    return Text(f"missing {needs}: pip install 'sartor[{entry['kind']}]'", style="yellow")
+    return Text(f"missing {needs}: pip install 'sartor[{entry['extra']}]'", style="yellow")

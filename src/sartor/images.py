@@ -52,6 +52,30 @@ def read_images(folder: Path, signature: Signature, scratch: Path) -> Table:
     )
 
 
+def few_images(folder: Path, most: int) -> np.ndarray:
+    """[images, channels, height, width], float32 from 0 to 1: the first images below the folder,
+    as a PyTorch model takes them. Raises WrongRequest where they differ in size."""
+    from PIL import Image, UnidentifiedImageError
+
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
+    found = []
+    for path in paths[:most]:
+        try:
+            with Image.open(path) as opened:
+                image = opened.convert("L" if opened.mode in ("1", "L", "I", "I;16") else "RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError) as error:
+            raise WrongRequest(f"{path} is not an image that can be read: {error}") from None
+        values = np.asarray(image, np.float32) / np.float32(255)
+        found.append(values.reshape(*values.shape[:2], -1).transpose(2, 0, 1))
+    if len({each.shape for each in found}) != 1:
+        what = "differ in size" if found else "are not there"
+        raise WrongRequest(
+            f"{folder}: the images {what}, and the model does not say which size it takes: export "
+            "it with torch.export.save, or write a file.py:factory that gives arrays"
+        )
+    return np.stack(found)
+
+
 def _image_port(folder: Path, signature: Signature) -> tuple[Port, int, int, bool]:
     """The input that takes images, its height and width, and whether channels come last."""
     port = signature.inputs[0]

@@ -152,7 +152,7 @@ class Lab:
 
     def answers(self, model: Model, batch: Arrays) -> Arrays:
         if id(model) not in self._sessions:
-            started = self.runtime.start(model, Target())
+            started = runtime(model.kind).start(model, Target())
             # The model is kept too: an id is only its own while it lives.
             self._sessions[id(model)] = (model, started.__enter__())
         return self._sessions[id(model)][1](batch)

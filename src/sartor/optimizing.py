@@ -15,10 +15,11 @@ from sartor.bench import LocalBench
 from sartor.clock import Clock
 from sartor.contracts import Failed, Recipe, Training, WrongRequest, describe
 from sartor.granting import grant, granted, trains
+from sartor.openings import openings
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.priors import features, learned
 from sartor.records import Journal, Trial
-from sartor.registry import portfolio, recipe
+from sartor.registry import recipe
 from sartor.resuming import note_budget, remembered, settled
 from sartor.run import Run, RunFolder
 from sartor.search import GuidedSearch, key_of
@@ -119,16 +120,16 @@ def search(
     told again, not tried again. The crew works ahead; it decides nothing."""
     kind = ready.original.kind
     known = _in_time(allowed(spec, kind), lab)
+    # Half of what is left at most: a hang takes its share of the time, not all of it.
+    lab.patience = lambda: min(spec.deadline, max((clock.left() - answering.reserve()) / 2, LEAST))
     first = [recipe(kind, entries) for entries in spec.recipes]
-    first += portfolio(ready.original, lab.bench)
+    first += openings(lab, known)
     own = _features(lab, folder) if spec.learn_from else {}
     lessons = learned(spec.learn_from, kind, own, spec.objective, folder.root)
     seeker = GuidedSearch(kind, known, first, lessons=lessons, trials=spec.trials, seed=spec.seed)
     finished = folder.trials()
     frozen = answering.frozen()
     progress.deadline, progress.trials = clock.deadline, clock.trials
-    # Half of what is left at most: a hang takes its share of the time, not all of it.
-    lab.patience = lambda: min(spec.deadline, max((clock.left() - answering.reserve()) / 2, LEAST))
     number = 0
     longest = 0.0
     while True:
@@ -153,7 +154,8 @@ def search(
                 progress.now(f"waiting for the workers: {describe(asked[0])}")
                 _ahead(crew, seeker, lab, spec, number, asked[0])
             trial = _try(lab, folder, progress, clock, number, asked[0])
-        if trial.state in ("done", "dropped"):
+        # What trains is refused where there is no time for it, and takes no time from the others.
+        if trial.state in ("done", "dropped") and not any(map(trains, asked[0])):
             longest = max(longest, trial.seconds)
         progress.trial(trial, lab.title(trial), ready.task.metric)
         seeker.tell(trial)

@@ -19,10 +19,11 @@ from sartor.contracts import Arrays, Failed, Model, Target, Task, WrongRequest
 from sartor.data import Data, Part, read
 from sartor.evaluate import answering, digest
 from sartor.figures import truth_of
+from sartor.glimpse import looker, repeatable
 from sartor.lanes import natural_batch, sample_outputs
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import check_labels, default_limit, find, infer_task
-from sartor.registry import adopt, runtime, techniques
+from sartor.registry import adopt, kinds, reachable, runtime
 from sartor.spec import Spec
 from sartor.workers import Pool
 
@@ -47,15 +48,18 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
         raise WrongRequest("there is no model: name its file")
     if spec.data is None:
         raise WrongRequest("there are no data: write --data FILE (labelled examples)")
-    original = adopt(spec.model, work / "original")
+    source = repeatable(spec.data)
+    columns: dict[str, Any] = {"label": spec.label, "segments": spec.segments, "group": spec.group}
+    original = adopt(
+        spec.model, work / "original", look=looker(source, **columns, trust=spec.trust),
+        trust=spec.trust,
+    )  # fmt: skip
     allowed(spec, original.kind)
     data = read(
-        spec.data,
+        source,
         work / "data",
         original.signature,
-        label=spec.label,
-        segments=spec.segments,
-        group=spec.group,
+        **columns,
         mask=spec.mask,
         trust=spec.trust,
     )  # split without the seed: another seed must not turn rows that chose into rows that certify
@@ -70,7 +74,8 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
         metric=spec.metric, output=spec.output, kind=spec.task,
     )  # fmt: skip
     check_holdout(data.holdout, task)
-    notes = [*data.facts.get("warnings", ()), *_look(task, data.search, sample)]
+    notes = [*remarks(original), *data.facts.get("warnings", ())]
+    notes += _look(task, data.search, sample)
     if not any(each.quality for each in limits):
         limits += (parse(default_limit(task)),)
         notes.append(f"no limit on quality was given: {limits[-1].text} is taken")
@@ -159,16 +164,24 @@ def _request(
 
 
 def allowed(spec: Spec, kind: str) -> dict[str, Any]:
-    """The techniques that the search may use."""
-    known = dict(techniques(kind))
+    """The techniques that the search may use; what converts a model stays where others are named,
+    since they may need it."""
+    known = reachable(kind)
     for name in (*spec.techniques, *spec.without):
         if name not in known:
             raise WrongRequest(f"no technique {name!r} for {kind}; there are: {', '.join(known)}")
     return {
         name: cls
         for name, cls in known.items()
-        if (not spec.techniques or name in spec.techniques) and name not in spec.without
+        if (not spec.techniques or name in spec.techniques or cls.makes)
+        and name not in spec.without
     }
+
+
+def remarks(model: Model) -> tuple[str, ...]:
+    """What was given up when the model was taken in, where its runtime can tell."""
+    told = getattr(runtime(model.kind), "remarks", None)
+    return tuple(told(model)) if told is not None else ()
 
 
 def environment(original: Model) -> dict[str, Any]:
@@ -179,6 +192,6 @@ def environment(original: Model) -> dict[str, Any]:
             "sartor": version("sartor"),
             "python": platform.python_version(),
             "numpy": np.__version__,
-            **runtime(original.kind).versions(),
+            **{k: v for kind in kinds(original.kind) for k, v in runtime(kind).versions().items()},
         },
     }

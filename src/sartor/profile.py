@@ -28,6 +28,7 @@ from sartor.evaluate import (
     timed_rows,
     turn_size,
 )
+from sartor.glimpse import looker, repeatable
 from sartor.records import plain
 from sartor.registry import adopt, runtime
 from sartor.workers import Worker
@@ -193,7 +194,9 @@ def profile_model(
     """The profile of a file (or a live object) on the search part of the data. `output`, `task`
     and `metric` are taken as everywhere and change nothing: a profile has no quality."""
     with tempfile.TemporaryDirectory(prefix="sartor-profile-") as place:
-        opened = adopt(model, Path(place) / "model")
+        data = repeatable(data)
+        look = looker(data, label=label, segments=segments or (), group=group, trust=bool(trust))
+        opened = adopt(model, Path(place) / "model", look=look, trust=bool(trust))
         part = read(
             data, Path(place) / "data", opened.signature,
             label=label, segments=segments or (), group=group, mask=mask, trust=bool(trust),

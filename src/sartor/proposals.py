@@ -48,8 +48,13 @@ def _value(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def legal(recipe: Recipe) -> bool:
-    """In the order of the stages, none twice, and no more of a stage than there are slots."""
+def legal(recipe: Recipe, kind: str) -> bool:
+    """In the order of the stages, none twice, and no more of a stage than there are slots; each
+    takes the kind of model that the one before it makes."""
+    for each in recipe:
+        if kind not in each.kinds:
+            return False
+        kind = each.makes or kind
     stages = [STAGES.index(each.stage) for each in recipe]
     names = {technique_name(each) for each in recipe}
     if stages != sorted(stages) or len(names) < len(recipe):
@@ -60,7 +65,17 @@ def legal(recipe: Recipe) -> bool:
 # -- what may be asked -------------------------------------------------------------------------
 
 
-def everything(known: Known) -> list[Recipe] | None:
+def singles(known: Known, kind: str) -> list[Recipe]:
+    """Each technique by itself with its defaults, behind a conversion where it needs one."""
+    found: list[Recipe] = []
+    converting = [cls() for cls in known.values() if cls.makes and kind in cls.kinds]
+    for cls in known.values():
+        starts = [(), *((each,) for each in converting)]
+        found += [each for start in starts if legal(each := (*start, cls()), kind)][:1]
+    return found
+
+
+def everything(known: Known, kind: str) -> list[Recipe] | None:
     """All recipes where there are few, else None."""
     held = {
         stage: [_variants(cls) for cls in known.values() if cls.stage == stage] for stage in STAGES
@@ -81,7 +96,8 @@ def everything(known: Known) -> list[Recipe] | None:
         )
         if math.prod(map(len, choices)) > FEW:
             return None
-    return [tuple(itertools.chain(*picked)) for picked in itertools.product(*choices)]
+    whole = (tuple(itertools.chain(*picked)) for picked in itertools.product(*choices))
+    return [each for each in whole if legal(each, kind)]
 
 
 def _variants(cls: type[Technique]) -> list[Technique] | None:
@@ -94,16 +110,20 @@ def _variants(cls: type[Technique]) -> list[Technique] | None:
     ]
 
 
-def sample(known: Known, rng: np.random.Generator) -> Recipe:
-    """A recipe at random: each slot holds nothing with two chances of three."""
+def sample(known: Known, rng: np.random.Generator, kind: str) -> Recipe:
+    """A recipe at random: each slot holds nothing with two chances of three. A model whose own kind
+    has techniques that only convert it is converted in any case."""
     steps: list[Technique] = []
+    converts = all(cls.makes for cls in known.values() if kind in cls.kinds)
     for stage in SLOTS:
-        names = [name for name, cls in known.items() if cls.stage == stage]
-        if not names or rng.random() < 2 / 3:
+        names = [n for n, cls in known.items() if cls.stage == stage and kind in cls.kinds]
+        needed = converts and stage == "conversion"
+        if not names or (not needed and rng.random() < 2 / 3):
             continue
         picked = names[int(rng.integers(len(names)))]
         if all(technique_name(each) != picked for each in steps):
             steps.append(_sampled(known[picked], rng))
+            kind = steps[-1].makes or kind
     return tuple(steps)
 
 
@@ -124,7 +144,7 @@ def _tidy(domain: Domain, value: Any) -> Any:
     return min(max(float(f"{value:.3g}"), domain.low), domain.high)
 
 
-def neighbours(recipe: Recipe, known: Known) -> list[Recipe]:
+def neighbours(recipe: Recipe, known: Known, kind: str) -> list[Recipe]:
     """The recipes one change away: a setting moved, a step left out, put in (with its defaults) or
     replaced by another of its stage, two steps of a stage in the other order."""
     found: list[Recipe] = []
@@ -142,7 +162,7 @@ def neighbours(recipe: Recipe, known: Known) -> list[Recipe]:
     for cls in known.values():
         for at in range(len(recipe) + 1):
             found.append((*recipe[:at], cls(), *recipe[at:]))
-    return [each for each in found if legal(each)]
+    return [each for each in found if legal(each, kind)]
 
 
 def _moved(domain: Domain, value: Any) -> list[Any]:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from sartor.contracts import Port, Signature, WrongRequest
+from sartor.contracts import Signature, WrongRequest
 from sartor.images import read_images
 from sartor.references import is_reference, load_function
 from sartor.table import Columns, Table, to_array
@@ -42,22 +42,31 @@ def read_table(
     `file.py:factory`, a mapping of arrays, a data frame, a data set or batches.
 
     `scratch` is an existing folder for what is too big for memory. Raises WrongRequest."""
+    found = opened(source, trust)
+    if isinstance(found, Path):
+        return read_images(found, signature, scratch)
+    return _from_object(found, signature, columns)
+
+
+def opened(source: Any, trust: bool = False) -> Any:
+    """What a source holds: a mapping of arrays, a data frame, a data set or batches; the Path of a
+    folder of images as it is. Raises WrongRequest."""
     if not isinstance(source, (str, Path)):
-        return _from_object(source, signature, columns)
+        return source
     path = Path(source)
     if is_reference(str(source)) and not path.exists():
-        return _from_object(_call(str(source)), signature, columns)
+        return _call(str(source))
     if path.is_dir():
-        return read_images(path, signature, scratch)
+        return path
     if not path.is_file():
         raise WrongRequest(f"{path}: no such file or folder")
     suffix = path.suffix.lower()
     if suffix == ".npz":
-        return _from_arrays(_open_npz(path), signature, columns)
+        return _open_npz(path)
     if suffix in (".csv", ".parquet"):
-        return _from_frame(_open_frame(path, suffix), signature, columns)
+        return _open_frame(path, suffix)
     if suffix in (".pkl", ".pickle"):
-        return _from_object(_unpickle(path, trust), signature, columns)
+        return _unpickle(path, trust)
     raise WrongRequest(
         f"{path}: data come as .npz, .parquet, .csv, a folder of images by class or file.py:factory"
     )
@@ -301,12 +310,12 @@ def _frame_inputs(
     """The inputs and the columns they took: by name, or all numbers as one matrix."""
     names = [port.name for port in signature.inputs]
     if all(name in rest for name in names):
-        return {port.name: _cells(rest[port.name], port) for port in signature.inputs}, set(names)
+        return {port.name: cells(rest[port.name]) for port in signature.inputs}, set(names)
     port = signature.inputs[0]
     if len(names) > 1 or len(port.shape) != 2 or not port.dtype.startswith("float"):
         missing = [name for name in names if name not in rest]
         raise WrongRequest(_missing(missing, names, list(rest)).replace("array", "column"))
-    numbers = [name for name, each in rest.items() if _is_number(each)]
+    numbers = [name for name, each in rest.items() if is_number(each)]
     free = [name for name in numbers if name not in segments]
     width = port.shape[1]
     # A number that is named as a segment may be a feature too: the width decides.
@@ -321,26 +330,26 @@ def _frame_inputs(
     return {port.name: matrix}, set(chosen)
 
 
-def _is_number(column: Any) -> bool:
+def is_number(column: Any) -> bool:
     from pandas.api.types import is_bool_dtype, is_numeric_dtype
 
     return bool(is_numeric_dtype(column.dtype) or is_bool_dtype(column.dtype))
 
 
-def _cells(column: Any, port: Port) -> np.ndarray:
+def cells(column: Any) -> np.ndarray:
     """A column as an input: numbers or text, or rows of numbers where its cells are lists."""
     if len(column) and isinstance(column.iloc[0], (list, tuple, np.ndarray)):
-        cells = [np.asarray(each) for each in column]
-        if len({each.shape for each in cells}) > 1:
-            raise WrongRequest(f"rows of column {port.name} differ in length: pad them to one")
-        return np.stack(cells)
+        found = [np.asarray(each) for each in column]
+        if len({each.shape for each in found}) > 1:
+            raise WrongRequest(f"rows of column {column.name} differ in length: pad them to one")
+        return np.stack(found)
     return _plain(column)
 
 
 def _plain(column: Any, missing: bool = False) -> np.ndarray:
     """A column as numbers or text. Missing text is an error, or in segments the value "missing";
     missing numbers are NaN."""
-    if _is_number(column):
+    if is_number(column):
         values = column.to_numpy()
         if values.dtype.kind == "O":  # a nullable dtype with gaps
             values = column.to_numpy(dtype=np.float64, na_value=np.nan)

@@ -13,7 +13,7 @@ import ast
 import importlib
 import importlib.util
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import entry_points
@@ -24,6 +24,7 @@ from typing import Any, cast
 from sartor.contracts import (
     Bench,
     Failed,
+    Glimpse,
     Model,
     Recipe,
     Runtime,
@@ -35,7 +36,12 @@ from sartor.contracts import (
 )
 from sartor.references import is_reference, load_function
 
-_STATED = ("suffixes", "takes", "internal")
+# What an extra brings that a plug-in of another kind may need.
+EXTRAS = {"torch": ("torch", "lightning_fabric", "safetensors")}
+_STATED = ("suffixes", "folders", "takes", "internal")
+
+
+Look = Callable[[], Glimpse]
 
 
 @dataclass(frozen=True)
@@ -49,6 +55,7 @@ class Plugin:
     suffixes: tuple[str, ...]
     takes: tuple[str, ...] = ()
     internal: bool = False
+    folders: tuple[str, ...] = ()
 
     @property
     def kind(self) -> str:
@@ -59,11 +66,19 @@ class Plugin:
         """Top-level packages it imports that are not installed."""
         return tuple(each for each in self.imports if importlib.util.find_spec(each) is None)
 
+    @property
+    def extra(self) -> str:
+        """The extra of this package that brings what is missing."""
+        for name in (self.kind, *EXTRAS):
+            if set(self.missing) <= set(EXTRAS.get(name, ())):
+                return name
+        return self.kind
+
     def load(self) -> ModuleType:
         if self.missing:
             raise WrongRequest(
                 f"{self.name} needs {', '.join(self.missing)}; write: pip install "
-                f"'sartor[{self.kind}]'"
+                f"'sartor[{self.extra}]'"
             )
         return importlib.import_module(self.module)
 
@@ -79,6 +94,7 @@ def _read(group: str, name: str, module: str, path: Path) -> Plugin:
     return Plugin(
         group, name, module, tuple(imports),
         constants.get("suffixes", ()), constants.get("takes", ()), constants.get("internal", False),
+        constants.get("folders", ()),
     )  # fmt: skip
 
 
@@ -95,8 +111,8 @@ def _imports(tree: ast.Module) -> Iterator[str]:
 
 
 def _constants(node: ast.ClassDef) -> dict[str, Any]:
-    """`suffixes`, `takes` (packages whose live objects it takes) and `internal` (for tests only)
-    as a class states them."""
+    """`suffixes`, `folders` (files by which a folder is known as a model), `takes` (packages whose
+    live objects it takes) and `internal` (for tests only) as a class states them."""
     found = {}
     for line in node.body:
         if isinstance(line, ast.AnnAssign):
@@ -139,10 +155,15 @@ def runtime(kind: str) -> Runtime:
 
 
 def kind_of(path: Path) -> str:
-    """The kind that opens files with this suffix."""
+    """The kind that opens files with this suffix, or a folder with such a file in it."""
     for plugin in plugins("runtimes"):
-        if path.suffix.lower() in plugin.suffixes:
+        if path.suffix.lower() in plugin.suffixes and not path.is_dir():
             return plugin.kind
+        if any((path / name).is_file() for name in plugin.folders):
+            return plugin.kind
+    if path.is_dir():
+        names = ", ".join(name for plugin in plugins("runtimes") for name in plugin.folders)
+        raise WrongRequest(f"{path} is no folder of a model that is known here: it has no {names}")
     if not path.exists():
         raise WrongRequest(f"{path}: no such file or folder")
     known = ", ".join(
@@ -156,30 +177,45 @@ def kind_of(path: Path) -> str:
     )
 
 
-def open_model(path: Path) -> Model:
-    """The model in a file, by its suffix."""
+def open_model(
+    path: Path, folder: Path | None = None, look: Look | None = None, trust: bool = False
+) -> Model:
+    """The model in a file, by its suffix, or in a folder, by what is in it. What others wrote in a
+    form in which models do not lie here is brought into it in `folder`, where there is one."""
     engine = runtime(kind_of(path))
     if getattr(engine, "runs_code", False):
         raise WrongRequest(f"{path} names code to be run: write file.py:function")
-    return engine.open(path)
+    bring = getattr(engine, "bring", None)
+    if bring is None or folder is None:
+        return engine.open(path)
+    return cast(Model, bring(path, folder, look, trust))
 
 
-def adopt(given: Any, folder: Path, signature: Signature | None = None) -> Model:
+def adopt(
+    given: Any,
+    folder: Path,
+    signature: Signature | None = None,
+    *,
+    look: Look | None = None,
+    trust: bool = False,
+) -> Model:
     """The model that a path or a live object stands for; what lives only in memory is stored in
     `folder` first. With a `signature`, `file.py:factory` may also return a function, which takes
-    the place of a model with that signature. Raises WrongRequest where no runtime knows such an
-    object."""
+    the place of a model with that signature. `look` gives a few rows of the data, for models that
+    do not say what they take; with `trust` pickles are read. Raises WrongRequest where no runtime
+    knows such an object."""
     if isinstance(given, Model):
         return given
     reference = given if isinstance(given, str) and is_reference(given) else ""
     if reference:
-        given = load_function(reference)()
+        given = _made(reference)
     if isinstance(given, (str, Path)):
-        return open_model(Path(given))
-    package = type(given).__module__.split(".")[0]
+        return open_model(Path(given), folder, look, trust)
+    packages = _packages(given[0] if isinstance(given, tuple) and given else given)
     for plugin in plugins("runtimes"):
-        if package in plugin.takes and not plugin.missing:
-            return runtime(plugin.kind).adopt(given, folder)  # type: ignore[attr-defined, no-any-return]
+        if packages & set(plugin.takes):
+            adopted = runtime(plugin.kind).adopt(given, folder, look, trust)  # type: ignore[attr-defined]
+            return cast(Model, adopted)
     if reference and callable(given):
         if signature is None:
             raise WrongRequest(
@@ -190,6 +226,26 @@ def adopt(given: Any, folder: Path, signature: Signature | None = None) -> Model
     raise WrongRequest(
         f"no runtime takes a {type(given).__module__}.{type(given).__name__}: pass a file's path"
     )
+
+
+def _packages(given: Any) -> set[str]:
+    """The packages of an object's class and of all that it derives from: a model's class is the
+    user's own as a rule, and its base the framework's."""
+    return {cls.__module__.split(".")[0] for cls in type(given).__mro__}
+
+
+def _made(reference: str) -> Any:
+    """What the user's function makes; the path beside a model is looked for beside the function's
+    file."""
+    try:
+        made = load_function(reference)()
+    except WrongRequest:
+        raise
+    except Exception as error:  # whatever the user's code raises, the sentence names it
+        raise WrongRequest(f"{reference} failed: {type(error).__name__}: {error}") from error
+    if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], (str, Path)):
+        return made[0], Path(reference.rpartition(":")[0]).parent / made[1]
+    return made
 
 
 @cache
@@ -208,6 +264,34 @@ def techniques(kind: str) -> Mapping[str, type[Technique]]:
             ):
                 found[technique_name(cls)] = cls
     return found
+
+
+def kinds(kind: str) -> tuple[str, ...]:
+    """The kind, and those that its models can become by conversion."""
+    found = [kind]
+    for each in found:  # grows while it is gone through
+        makes = (cls.makes for cls in techniques(each).values())
+        found += dict.fromkeys(made for made in makes if made and made not in found)
+    return tuple(found)
+
+
+def reachable(kind: str) -> Mapping[str, type[Technique]]:
+    """Name -> class of every technique that a recipe for models of `kind` may hold: its own, and
+    behind a conversion those of the kind that it makes."""
+    found: dict[str, type[Technique]] = {}
+    for each in kinds(kind):
+        found = {**techniques(each), **found}
+    return found
+
+
+def conversion(kind: str, name: str) -> Recipe:
+    """What must come before the technique of this name on a model of `kind`: nothing as a rule."""
+    if name in techniques(kind):
+        return ()
+    for cls in techniques(kind).values():
+        if cls.makes and name in techniques(cls.makes):
+            return (cls(),)
+    return ()
 
 
 def portfolio(model: Model, bench: Bench) -> list[Recipe]:
@@ -253,9 +337,13 @@ def from_json(kind: str, entry: Mapping[str, Any]) -> Technique:
 
 
 def recipe(kind: str, entries: Iterable[Mapping[str, Any]]) -> Recipe:
-    """The recipe that a list of JSON techniques stands for, starting from a model of `kind`."""
+    """The recipe that a list of JSON techniques stands for, starting from a model of `kind`. Where
+    one takes models of another kind, the conversion stands before it, be it written or not."""
     steps: list[Technique] = []
     for entry in entries:
+        for each in conversion(kind, str(entry.get("technique"))):
+            steps.append(each)
+            kind = each.makes or kind
         steps.append(from_json(kind, entry))
         kind = steps[-1].makes or kind
     return tuple(steps)

@@ -16,7 +16,7 @@ import numpy as np
 
 from sartor.contracts import Recipe, Technique, technique_name
 from sartor.priors import DONE, Lesson, objective_of, observed
-from sartor.proposals import Points, everything, key_of, neighbours, rebuilt, sample
+from sartor.proposals import Points, everything, key_of, neighbours, rebuilt, sample, singles
 from sartor.records import Trial
 from sartor.repairs import Repairs
 from sartor.surrogate import Observed, expected_improvement, holds, predict, stacked
@@ -33,7 +33,8 @@ FRUITLESS = 5000  # draws in a row that bring only known recipes: the space is e
 class GuidedSearch:
     """The default Searcher.
 
-    `known` maps technique names to classes for the kind at hand; `portfolio` comes first, in its
+    `known` maps technique names to classes for models of `kind`, and for what a conversion among
+    them makes of these; `portfolio` comes first, in its
     order; `lessons` are trials of earlier runs on other models; `trials` ends the search after
     that many (None: until the caller stops).
     """
@@ -60,12 +61,12 @@ class GuidedSearch:
         self.points = Points(self.known)
         self.lessons = tuple(lessons)
         self.rng = np.random.default_rng(seed)
-        self.all = everything(self.known)
+        self.all = everything(self.known, kind)
         if portfolio and lessons:  # what is learned orders what is tried first
             order = np.argsort(-self._promise(portfolio), kind="stable")
             self.waiting = [(), *(portfolio[at] for at in order)]
         elif not portfolio and not lessons:  # nothing is known: each technique by itself first
-            self.waiting += [(cls(),) for cls in self.known.values()]
+            self.waiting += singles(self.known, kind)
 
     def ask(self) -> tuple[Recipe, float] | None:
         if self.trials is not None and len(self.told) >= self.trials:
@@ -124,7 +125,7 @@ class GuidedSearch:
         best and some at random. Now and then only a few at random, which are short more often
         than not: a model that is wrong is not followed for ever."""
         if len(self.told) % EVERY == EVERY - 1:
-            few = self._new([sample(self.known, self.rng) for _ in range(SOME)])
+            few = self._new([self._drawn() for _ in range(SOME)])
             if few:
                 return few
         if self.all is not None:
@@ -132,15 +133,18 @@ class GuidedSearch:
         near: list[Recipe] = []
         for trial in self._ranked()[:PARENTS]:
             recipe = rebuilt(self.known, trial.recipe)
-            near += neighbours(recipe, self.known) if recipe is not None else []
+            near += neighbours(recipe, self.known, self.kind) if recipe is not None else []
         near += [each for each in map(self._learned, self.lessons) if each]
-        drawn = (sample(self.known, self.rng) for _ in range(DRAWN))
+        drawn = (self._drawn() for _ in range(DRAWN))
         pool = self._new([*near, *drawn])
         for _ in range(0 if pool else FRUITLESS):
-            pool = self._new([sample(self.known, self.rng)])
+            pool = self._new([self._drawn()])
             if pool:
                 break
         return pool
+
+    def _drawn(self) -> Recipe:
+        return sample(self.known, self.rng, self.kind)
 
     def _learned(self, lesson: Lesson) -> Recipe | None:
         return rebuilt(self.known, lesson.recipe)

@@ -106,7 +106,7 @@ def _files(model: Model) -> dict[str, str]:
 def deterministic(lab: Lab, cls: type[Technique]) -> None:
     """The same seed, the same digest: in a fresh bench, and in another process."""
     toys = [toy for toy, _ in lab.made(cls())]
-    first = {toy.name: lab.runtime.digest(model) for toy, model in lab.made(cls())}
+    first = {toy.name: runtime(model.kind).digest(model) for toy, model in lab.made(cls())}
     again = digests(cls(), toys, lab.folder / f"again-{technique_name(cls)}")
     _hold(
         first == again,
@@ -117,7 +117,7 @@ def deterministic(lab: Lab, cls: type[Technique]) -> None:
 def same_elsewhere(lab: Lab, cls: type[Technique], worker: Worker | None = None) -> None:
     """The same digest in another process. A worker can be given for many techniques."""
     toys = [toy for toy, _ in lab.made(cls())]
-    first = {toy.name: lab.runtime.digest(model) for toy, model in lab.made(cls())}
+    first = {toy.name: runtime(model.kind).digest(model) for toy, model in lab.made(cls())}
     folder = lab.folder / f"elsewhere-{technique_name(cls)}"
     other = worker or Worker("law")
     try:

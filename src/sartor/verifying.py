@@ -10,8 +10,9 @@ from __future__ import annotations
 import math
 import tempfile
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from sartor.contracts import Model, Target, Task, WrongRequest
 from sartor.data import Part, Sealed, fresh
 from sartor.evaluate import Race
 from sartor.finalists import Finalist
+from sartor.glimpse import looker, repeatable
 from sartor.judge_timing import conditions_of
 from sartor.ledger import Ledger, ledger_path
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
@@ -85,14 +87,24 @@ def verify(
     spends their 5 %. Raises WrongRequest for a bundle that was changed, data that do not fit, and
     where the original is needed and not there."""
     progress = progress or Progress(quiet=True)
-    claim = _claim(folder, original, threads)
-    columns = _columns(claim, label, segments, group, mask)
+    data = repeatable(data)
+    with tempfile.TemporaryDirectory(prefix="sartor-verify-") as work:
+        look = looker(data, label=label, segments=segments, group=group, trust=bool(trust))
+        place = Path(work) / "original"
+        claim = _claim(folder, original, threads, partial(adopt, folder=place, look=look))
+        columns = _columns(claim, label, segments, group, mask)
+        return _verified(folder, claim, data, {**columns, "trust": bool(trust)}, work, progress)
+
+
+def _verified(
+    folder: Path, claim: _Claim, data: Any, asked: dict[str, Any], work: str, progress: Progress
+) -> dict[str, Any]:
     before = standing.read(folder, claim.facts)
-    with tempfile.TemporaryDirectory(prefix="sartor-verify-") as work, progress, Pool() as pool:
+    with progress, Pool() as pool:
         progress.now("checking parity")
         gap = pool.call(bundle.parity, folder, claim.facts, claim.target, timeout=TIMEOUT)
         sealed = fresh(
-            data, Path(work), claim.artifact.signature, **columns, trust=bool(trust),
+            data, Path(work), claim.artifact.signature, **asked,
             used=np.union1d(bundle.fingerprints(folder), before.rows),
         )  # fmt: skip
         _check(claim, sealed)
@@ -106,13 +118,15 @@ def verify(
     return _told(claim, found, gap, sealed, ledger, before)
 
 
-def _claim(folder: Path, original: Any, threads: int | None) -> _Claim:
+def _claim(
+    folder: Path, original: Any, threads: int | None, take: Callable[[Any], Model]
+) -> _Claim:
     facts = bundle.read(folder)
     asked = facts["certificate"]
     return _Claim(
         facts,
         bundle.open_model(folder, facts),
-        _original(facts, original),
+        _original(facts, original, take),
         bundle.target_of(facts, threads),
         Task(**facts["task"]),
         tuple(parse(text) for text in asked["limits_asked"]),
@@ -120,14 +134,14 @@ def _claim(folder: Path, original: Any, threads: int | None) -> _Claim:
     )
 
 
-def _original(facts: dict[str, Any], given: Any) -> Model:
+def _original(facts: dict[str, Any], given: Any, take: Callable[[Any], Model]) -> Model:
     recorded = facts["original"]
     place = given if given is not None else recorded["path"]
     if given is None and not Path(place).exists():
         raise WrongRequest(
             f"the limits compare with the original, and {place} is not there: write --original FILE"
         )
-    model = adopt(place, Path(tempfile.gettempdir()))
+    model = take(place)
     if runtime(model.kind).digest(model) != recorded["digest"]:
         raise WrongRequest(
             f"{place} is not the original that the bundle was made from (its digest differs): "

@@ -28,8 +28,8 @@ from sartor.evaluate import digest
 from sartor.limits import Objective
 from sartor.racing import SAMPLES, looks
 from sartor.records import Journal, State
+from sartor.registry import kinds, runtime
 from sartor.registry import recipe as recipe_from_json
-from sartor.registry import runtime
 from sartor.store import Files, Store, files_of, read_model, write_files, write_model
 from sartor.trials import Laboratory, Stopped
 from sartor.workers import Pool, Worker
@@ -111,7 +111,9 @@ class Made:
 def likeness(kind: str) -> dict[str, Any]:
     """What must be equal on two machines for their models and answers to be equal: the versions
     of the packages, and the instruction sets, by which a framework chooses its arithmetic."""
-    versions = {"sartor": version("sartor"), "numpy": np.__version__, **runtime(kind).versions()}
+    versions = {"sartor": version("sartor"), "numpy": np.__version__}
+    for each in kinds(kind):
+        versions |= runtime(each).versions()
     return {**versions, "instructions": sorted(machine.features())}
 
 

@@ -53,7 +53,7 @@ class Onnx:
         path = Path(path).absolute()
         return Model(self.kind, path, known or _file().signature(path))
 
-    def adopt(self, given: Any, folder: Path) -> Model:
+    def adopt(self, given: Any, folder: Path, look: Any = None, trust: bool = False) -> Model:
         """The model of an `onnx.ModelProto` in memory, written into `folder`."""
         return self.open(_file().write(given, folder))
 

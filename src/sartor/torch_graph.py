@@ -1,0 +1,282 @@
+"""PyTorch models at rest as modules that run: programs call by call, TorchScript by PyTorch itself.
+
+As a module a program can be traced and exported again. Which operators it may call stands in
+`torch_operators`: a file can neither name other code nor have any evaluated.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sartor.contracts import WrongRequest
+from sartor.torch_archive import Archive, opened
+from sartor.torch_operators import only_checks, own, resolved
+from sartor.torch_program import Block, Call, Program, Ref, Stored, program
+from sartor.torch_script import check_script
+
+
+def load(path: Path) -> nn.Module:
+    """The model in a `.pt2` or TorchScript file, whose weights need no gradient, ready to be called
+    with tensors in the order of its inputs; it gives a tuple of tensors (TorchScript: what it
+    gives). Raises WrongRequest for a file that is no model or is not safe to run."""
+    archive = opened(path)
+    if archive.sort == "script":
+        return scripted(archive)
+    return Graph(archive, program(archive))
+
+
+def check(given: Program, path: Path) -> None:
+    """Raises WrongRequest where the program calls what is not known to be safe."""
+    _Steps(given.block, path)
+
+
+def scripted(archive: Archive) -> torch.jit.ScriptModule:
+    """The TorchScript module, in eval mode, after its code was looked through."""
+    check_script(archive)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that TorchScript is no longer the way to go
+            module: Any = torch.jit.load(str(archive.path), map_location="cpu")  # type: ignore[no-untyped-call]
+    except Exception as error:  # RuntimeError and whatever its reader raises
+        raise WrongRequest(
+            f"{archive.path} cannot be read by PyTorch {torch.__version__}: {short(error)}"
+        ) from None
+    module.eval()
+    for weight in module.parameters():
+        weight.requires_grad_(False)
+    return module  # type: ignore[no-any-return]
+
+
+def short(error: BaseException, most: int = 300) -> str:
+    """The first line of an error that says something, without the codes of colours."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return (lines[0] if lines else type(error).__name__)[:most]
+
+
+class Graph(nn.Module):
+    """A program as a module. Weights stand under the names that they had in the model."""
+
+    def __init__(self, archive: Archive, given: Program) -> None:
+        super().__init__()
+        self._program = given
+        self._steps = _Steps(given.block, archive.path)
+        self._held: list[tuple[str, dict[str, Any], str]] = []
+        storages: dict[tuple[str, str], Tensor] = {}
+        for name, stored in given.weights.items():
+            tensor = _tensor(archive, stored, storages)
+            self._plant(archive, name, stored, tensor)
+        self.eval()
+
+    def _plant(self, archive: Archive, name: str, stored: Stored, tensor: Tensor) -> None:
+        """Registers a weight under its dotted name; `_held` finds it there at each call."""
+        *folders, last = stored.name.split(".")
+        home: nn.Module = self
+        try:
+            for each in folders:
+                if each not in home._modules:
+                    home.add_module(each, nn.Module())
+                home = home.get_submodule(each)
+            if not hasattr(home, last):
+                if stored.parameter and tensor.is_floating_point():
+                    home.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
+                else:
+                    home.register_buffer(last, tensor)
+            place = home._parameters if last in home._parameters else home._buffers
+            if last not in place:
+                raise KeyError(f"{last} is no name of a weight")
+        except (KeyError, AttributeError, RuntimeError) as error:
+            raise WrongRequest(
+                f"{archive.path}: the weight {stored.name!r}: {short(error)}"
+            ) from None
+        self._held.append((name, place, last))
+
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        """The outputs in the signature's order, given the inputs in the signature's order."""
+        return self.watched(arrays)
+
+    def watched(
+        self,
+        arrays: Sequence[Tensor],
+        watch: Callable[[str], Any] | None = None,
+        shapes: dict[str, tuple[int, ...]] | None = None,
+    ) -> tuple[Tensor, ...]:
+        """The same, each call within the context that `watch` gives for its name; `shapes`
+        receives those of the values."""
+        values: dict[str, Any] = dict(self._program.constants)
+        for name, place, key in self._held:
+            values[name] = place[key]
+        values.update(zip(self._program.inputs, arrays, strict=True))
+        self._steps.run(values, watch, shapes)
+        outputs = self._program.block.outputs
+        return tuple(values[outputs[at].name] for at in self._program.outputs)
+
+    @property
+    def program(self) -> Program:
+        return self._program
+
+    @property
+    def writes_inputs(self) -> bool:
+        """Whether some call changes its argument in place, which may be an input."""
+        return any(_is_written(call) for call in self._program.block.calls)
+
+
+def _is_written(call: Call) -> bool:
+    name = call.target.split(".")[-2] if call.target.count(".") > 1 else ""
+    inner = [value for _, value in call.arguments if isinstance(value, Block)]
+    written = name.endswith("_") and not name.endswith("__")
+    return written or any(_is_written(each) for block in inner for each in block.calls)
+
+
+# -- weights ------------------------------------------------------------------------------------
+
+
+def _tensor(archive: Archive, stored: Stored, storages: dict[tuple[str, str], Tensor]) -> Tensor:
+    """The tensor, which shares its bytes with others of the same member."""
+    dtype = getattr(torch, stored.dtype)
+    key = (stored.record, stored.dtype)
+    if key not in storages:
+        data = bytearray(archive.read(stored.record))
+        width = torch.empty(0, dtype=dtype).element_size()
+        if len(data) % width:
+            raise WrongRequest(f"{archive.path} is damaged: {stored.record} was cut short")
+        storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+    whole = storages[key]
+    sizes = zip(stored.sizes, stored.strides, strict=True)
+    if min((*stored.sizes, *stored.strides, stored.offset, 0)) < 0:
+        raise WrongRequest(f"{archive.path} is damaged: the shape of {stored.name} is negative")
+    last = stored.offset + sum((size - 1) * stride for size, stride in sizes)
+    if 0 not in stored.sizes and last >= len(whole):
+        raise WrongRequest(f"{archive.path} is damaged: {stored.record} was cut short")
+    return torch.as_strided(whole, stored.sizes, stored.strides, stored.offset)
+
+
+# -- calls --------------------------------------------------------------------------------------
+
+
+class _Steps:
+    """A block made ready to run: operators resolved, values dropped after their last use."""
+
+    def __init__(self, block: Block, path: Path) -> None:
+        self.block = block
+        self.steps = [_Step(call, path) for call in block.calls if not only_checks(call.target)]
+        kept = {each.name for each in block.outputs if isinstance(each, Ref)}
+        for step in reversed(self.steps):
+            used = step.reads | step.writes
+            step.drop = tuple(sorted(used - kept))
+            kept |= used
+
+    def run(
+        self,
+        values: dict[str, Any],
+        watch: Callable[[str], Any] | None = None,
+        shapes: dict[str, tuple[int, ...]] | None = None,
+    ) -> None:
+        if watch is None:
+            for step in self.steps:
+                step(values)
+            return
+        for step in self.steps:
+            with watch(step.call.name):
+                step(values)
+            if shapes is not None:
+                found = ((name, values.get(name)) for name in step.writes)
+                shapes |= {n: tuple(v.shape) for n, v in found if isinstance(v, Tensor)}
+
+    def within(self, *arguments: Any) -> list[Any]:
+        """The outputs of the block for its own inputs."""
+        values = dict(zip(self.block.inputs, arguments, strict=True))
+        self.run(values)
+        return [values[each.name] if isinstance(each, Ref) else each for each in self.block.outputs]
+
+
+class _Step:
+    """A call: a function, its arguments with places for values, names for what comes out."""
+
+    def __init__(self, call: Call, path: Path) -> None:
+        self.call = call
+        self.drop: tuple[str, ...] = ()
+        named = dict(_inner(call, path))
+        self.given = [value for key, value in named.items() if isinstance(key, int)]
+        self.keywords = {key: value for key, value in named.items() if isinstance(key, str)}
+        self.places = [at for at, each in enumerate(self.given) if _refers(each)]
+        self.named_places = [key for key, each in self.keywords.items() if _refers(each)]
+        self.reads = set(_names([*self.given, *self.keywords.values()]))
+        self.writes = set(_flat(call.results))
+        self.function = resolved(call, path)
+        only = call.results[0] if len(call.results) == 1 else None
+        self.single = only if isinstance(only, str) else None
+
+    def __call__(self, values: dict[str, Any]) -> None:
+        given = self.given
+        if self.places:
+            given = list(given)
+            for at in self.places:
+                given[at] = _filled(given[at], values)
+        keywords = self.keywords
+        if self.named_places:
+            keywords = dict(keywords)
+            for key in self.named_places:
+                keywords[key] = _filled(keywords[key], values)
+        found = self.function(*given, **keywords)
+        if self.single is not None:
+            is_list = isinstance(found, (list, tuple))
+            values[self.single] = found[0] if is_list and len(found) == 1 else found
+        else:
+            self._share(found, values)
+        for name in self.drop:
+            values.pop(name, None)
+
+    def _share(self, found: Any, values: dict[str, Any]) -> None:
+        results = self.call.results
+        if len(results) == 1 and isinstance(results[0], tuple):
+            values.update(zip(results[0], found, strict=True))
+            return
+        for result, each in zip(results, found if len(results) > 1 else (found,), strict=True):
+            if isinstance(result, str):
+                values[result] = each
+            elif result is not None:
+                values.update(zip(result, each, strict=True))
+
+
+def _inner(call: Call, path: Path) -> Iterator[tuple[int | str, Any]]:
+    """Position or keyword -> value, with PyTorch's own values and blocks made ready."""
+    at = 0
+    for keyword, value in call.arguments:
+        ready = _Steps(value, path).within if isinstance(value, Block) else own(value, path)
+        if keyword:
+            yield keyword, ready
+        else:
+            yield at, ready
+            at += 1
+
+
+def _refers(value: Any) -> bool:
+    return isinstance(value, Ref) or (isinstance(value, list) and any(map(_refers, value)))
+
+
+def _filled(value: Any, values: Mapping[str, Any]) -> Any:
+    if isinstance(value, Ref):
+        return values[value.name]
+    return [_filled(each, values) if isinstance(each, Ref) else each for each in value]
+
+
+def _names(values: Sequence[Any]) -> Iterator[str]:
+    for each in values:
+        if isinstance(each, Ref):
+            yield each.name
+        elif isinstance(each, list):
+            yield from _names(each)
+
+
+def _flat(results: Sequence[str | tuple[str, ...] | None]) -> Iterator[str]:
+    for each in results:
+        if isinstance(each, str):
+            yield each
+        elif each is not None:
+            yield from each
