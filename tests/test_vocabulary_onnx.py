@@ -65,8 +65,8 @@ def tables(path) -> dict[str, tuple[int, ...]]:
     return {each.name: tuple(each.dims) for each in onnx.load(path).graph.initializer}
 
 
-def distances(rows: np.ndarray, among: np.ndarray) -> np.ndarray:
-    return cdist(rows.astype(np.float64), among.astype(np.float64))
+def angles(rows: np.ndarray, among: np.ndarray) -> np.ndarray:
+    return cdist(rows.astype(np.float64), among.astype(np.float64), "cosine")
 
 
 def test_rows_that_stay_are_read_to_the_bit_and_the_others_as_the_nearest(tmp_path):
@@ -77,7 +77,7 @@ def test_rows_that_stay_are_read_to_the_bit_and_the_others_as_the_nearest(tmp_pa
     got = answer(made, {"ids": np.arange(ROWS)[None]})["y"][0]
     assert np.array_equal(got[SEEN], TABLE[SEEN])
     gone = np.setdiff1d(np.arange(ROWS), SEEN)
-    expected = SEEN[distances(TABLE[gone], TABLE[SEEN]).argmin(1)]
+    expected = SEEN[angles(TABLE[gone], TABLE[SEEN]).argmin(1)]
     assert np.array_equal(got[gone], TABLE[expected])
     size = runtime("onnx").size
     assert size(made) < 0.16 * size(bench.toy.model)  # a tenth of the rows, 4 bytes for each index
@@ -134,6 +134,19 @@ def test_more_occurrences_leave_fewer_rows_and_what_is_spared_comes_back_in_orde
     same = TrimVocabulary(spare=1.0).apply(bench.toy.model, bench)
     assert same.payload == bench.toy.model.payload
     assert same.lineage[-1].skipped == (("table", "spare=1 leaves every row"),)
+
+
+def test_what_is_spared_stands_for_nothing_else(tmp_path):
+    # A row that lies in the middle of all, as those of words that training never met often do.
+    table = TABLE.copy()
+    table[1] = TABLE[500:].sum(0)
+    bench = bench_with(model(table), tmp_path)
+    made = TrimVocabulary(spare=0.1).apply(bench.toy.model, bench)
+    got = answer(made, {"ids": np.arange(ROWS)[None]})["y"][0]
+    assert np.array_equal(got[1], table[1])
+    gone = np.flatnonzero((got != table).any(1))
+    assert len(gone) == 810
+    assert np.array_equal(got[gone], table[SEEN[angles(table[gone], table[SEEN]).argmin(1)]])
 
 
 MOVED = {
@@ -307,5 +320,5 @@ def test_the_nearest_row_does_not_depend_on_the_chunks(monkeypatch, chunk):
     rows = rng.standard_normal((123, 16), np.float32)
     rows[:100] = among[:100]
     found = nearest(rows, among)
-    assert np.array_equal(found, distances(rows, among).argmin(1))
+    assert np.array_equal(found, angles(rows, among).argmin(1))
     assert np.array_equal(found[:100], np.arange(100))

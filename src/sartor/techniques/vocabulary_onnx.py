@@ -36,7 +36,7 @@ _PASSING = frozenset(
 
 _SMALLEST = 256  # rows: below, a table is no vocabulary
 _SHARE = 16  # one row of so many has to go for the step to be worth it
-_CHUNK = 4 << 20  # distances held at once, in numbers
+_CHUNK = 4 << 20  # cosines held at once, in numbers
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,13 @@ class TrimVocabulary(Technique):
     then looks its indices up in a table of new ones first, so that the model still takes every
     index; answers to data that use only rows that stay are the same to the bit.
 
-    `unknown` says what a row that is gone is read as: "nearest" as that one of those that stay
-    which is nearest to it (by Euclidean distance), for a word often its plural or another form;
-    "mean" as the mean of all that are gone. `spare` is the share of the rows to go that stay after
-    all, those that occur most first, then those with the lowest index: most vocabularies begin
-    with what is frequent. Parts are the constant tables in which rows are looked up; the name of
-    one that is touched says how many go."""
+    `unknown` says what a row that is gone is read as: "nearest" as the one at the least angle to
+    it among those that occur, for a word often its plural or another form (by distance it would
+    rather be a short one); "mean" as the mean of all that are gone, for items that have no
+    neighbours. `spare` is the share of the rows to go that stay after all, those that occur most
+    first, then those with the lowest index: most vocabularies begin with what is frequent. Parts
+    are the constant tables in which rows are looked up; the name of one that is touched says how
+    many go."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
@@ -97,10 +98,11 @@ class TrimVocabulary(Technique):
         value = graph.constant(table.name)
         if value is None:
             raise Failed(f"the table {table.name} has no value in the file")
-        stays = self._stays(counts)
+        occurs = counts >= self.occurrences
+        stays = occurs | self._spared(counts)
         gone = int((~stays).sum())
         told = f"{gone:,} of {table.rows:,} rows"
-        if not stays.any():
+        if not occurs.any():
             parts.skip(table.name, f"none of its rows occurs {self.occurrences} times")
         elif gone * _SHARE < table.rows:
             parts.skip(table.name, f"only {told} occur too rarely")
@@ -109,17 +111,17 @@ class TrimVocabulary(Technique):
         elif not np.isfinite(value).all():
             parts.skip(table.name, "it holds infinities or NaN")
         else:
-            small, places = _smaller(value, stays, self.unknown == "mean")
+            small, places = _smaller(value, stays, None if self.unknown == "mean" else occurs)
             _look_up_twice(graph, table, small, places)
             parts.touch(f"{table.name} ({told} go)")
 
-    def _stays(self, counts: np.ndarray) -> np.ndarray:
-        """For every row whether it stays."""
-        stays: np.ndarray = counts >= self.occurrences
+    def _spared(self, counts: np.ndarray) -> np.ndarray:
+        """For every row whether it stays though it occurs too rarely."""
         order = np.lexsort((np.arange(len(counts)), -counts))
-        rare = order[~stays[order]]
-        stays[rare[: round(self.spare * len(rare))]] = True
-        return stays
+        rare = order[counts[order] < self.occurrences]
+        spared = np.zeros(len(counts), bool)
+        spared[rare[: round(self.spare * len(rare))]] = True
+        return spared
 
 
 @dataclass(frozen=True)
@@ -206,35 +208,37 @@ def _count(indices: np.ndarray, table: _Table) -> np.ndarray:
     return np.bincount(flat, minlength=table.rows)
 
 
-def _smaller(value: np.ndarray, stays: np.ndarray, mean: bool) -> tuple[np.ndarray, np.ndarray]:
-    """The smaller table and, for each old row, its place there (int32)."""
+def _smaller(
+    value: np.ndarray, stays: np.ndarray, known: np.ndarray | None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The smaller table and, for each old row, its place there (int32): of one that is gone, that
+    of the nearest of the `known` rows, or of one more row, the mean of the gone."""
     small, rest = value[stays], value[~stays]
     places = np.empty(len(value), np.int32)
     places[stays] = np.arange(len(small))
-    if mean:
+    if known is None:
         places[~stays] = len(small)
         shared = rest.mean(axis=0, dtype=np.float64, keepdims=True).astype(value.dtype)
         return np.concatenate([small, shared]), places
-    places[~stays] = nearest(
-        rest.reshape(len(rest), -1).astype(np.float32),
-        small.reshape(len(small), -1).astype(np.float32),
-    )
+    flat = value.reshape(len(value), -1).astype(np.float32)
+    places[~stays] = places[known][nearest(flat[~stays], flat[known])]
     return small, places
 
 
 def nearest(rows: np.ndarray, among: np.ndarray) -> np.ndarray:
-    """For each row [N, W] the index of the one in `among` [M, W] at the least Euclidean distance,
-    int64 [N]. In chunks of rows: one product of matrices each, 16 MB of distances at once."""
-    half, own = (0.5 * np.einsum("ij,ij->i", each, each) for each in (among, rows))
+    """For each row [N, W] the index of the one in `among` [M, W] at the least angle to it, int64
+    [N]. In chunks of rows: one product of matrices each, 16 MB of cosines at once."""
+    units = [each / np.maximum(np.linalg.norm(each, axis=1, keepdims=True), 1e-30)
+             for each in (rows, among)]  # fmt: skip
     found = np.empty(len(rows), np.int64)
     size = max(1, _CHUNK // len(among))
     for start in range(0, len(rows), size):
         chunk = slice(start, start + size)
-        near = rows[chunk] @ among.T - half
+        cosines = units[0][chunk] @ units[1].T
         # The first of those that are as near but for rounding, so that of equal rows it is the same
         # one however the product is computed.
-        rounding = 1e-6 * (own[chunk] + half.max())
-        found[chunk] = (near >= (near.max(axis=1) - rounding)[:, None]).argmax(axis=1)
+        close = cosines >= cosines.max(axis=1, keepdims=True) - 1e-6
+        found[chunk] = close.argmax(axis=1)
     return found
 
 
