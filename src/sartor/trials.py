@@ -53,6 +53,7 @@ SCREEN_ROUNDS, SCREEN_SECONDS = 10, 4.0
 LOOK_ROUNDS, LOOK_SECONDS = 5, 2.0
 ALIKE_ROWS = 256  # on which it is seen whether batching changes answers
 APPLY_SECONDS = 900.0
+SLOWNESS = 1.5  # before one was seen: the original's answers are computed beside the first
 
 
 class Stopped(Failed):
@@ -118,6 +119,7 @@ class Laboratory:
         self.timings, self.replayed = journaled(journal), journaled(replay)
         self.pace = paces(journal)  # model digest -> examples a second, while not timed
         self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
+        self.slowness = SLOWNESS  # how much longer a training takes than its steps were reckoned
         self.enough: Callable[[Trial], bool] = lambda _: False  # whether to see no more examples
         # What workers did ahead (see `ahead`), and what keeps them still while something is timed.
         self.stops: dict[str, tuple[State, str]] = {}  # key -> how the step ended, and why
@@ -178,12 +180,18 @@ class Laboratory:
             return self._made(technique, model, key)
 
     def _made(self, technique: Technique, model: Model, key: str) -> Model | str:
-        scratch, patience = self.store.scratch(), self.patience()
+        scratch, patience, began = self.store.scratch(), self.patience(), time.monotonic()
         try:
-            return self.pool.call(
-                apply_step, technique, model, self.bench.on(model, scratch, patience),
+            made: Model | str = self.pool.call(
+                apply_step, technique, model,
+                self.bench.on(model, scratch, patience / self.slowness),
                 self.store.folder, key, timeout=patience,
             )  # fmt: skip
+            nominal = self.bench.training.seconds * self.bench.training.steps
+            if "training" in technique.needs and isinstance(made, Model) and nominal:
+                share = getattr(technique, "effort", 1.0)
+                self.slowness = max((time.monotonic() - began) / (nominal * share), 1.0)
+            return made
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
 

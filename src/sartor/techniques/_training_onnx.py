@@ -37,6 +37,7 @@ _LEAST_SCALE = 1e-3  # of a weight's rate: a bias of zeros would never move
 _LOOKS = 6  # times that the search split is looked at
 _JUDGED = 1024  # rows of the search split that are looked at
 _PATIENCE = 3  # looks in a row without a gain after which nothing more is expected
+_PACED = 30  # steps after which it is known how long the training takes
 _SAVE_SECONDS = 30.0
 _FEWEST = 64  # rows without which nothing is trained
 _SHORTEST = 10  # steps
@@ -226,9 +227,11 @@ class _Training:
         start, best, before = self._resumed()
         saved = time.monotonic()
         looks = {round(self.plan.steps * (at + 1) / _LOOKS) for at in range(_LOOKS)}
-        at, worse = start - 1, 0
+        at, worse, began = start - 1, 0, time.monotonic()
         for at in range(start, self.plan.steps):
             self.step(at)
+            if at + 1 - start == _PACED:
+                self._in_time((time.monotonic() - began) / _PACED * (self.plan.steps - start))
             if at + 1 in looks and (self.sparsity is None or at >= self.sparsity.last):
                 loss = self.judged()
                 worse = 0 if loss < best[0] else worse + 1
@@ -243,6 +246,14 @@ class _Training:
         self.net.write(self.graph)
         self.place.unlink(missing_ok=True)
         return Trained(at + 1, before, best[0], tuple(self.net.names))
+
+    def _in_time(self, seconds: float) -> None:
+        """Gives up at once what the clock would cut off at its end."""
+        if seconds > self.bench.patience:
+            raise Failed(
+                f"its training would take {seconds:.0f} s, and there are "
+                f"{self.bench.patience:.0f} left for it"
+            )
 
     def step(self, at: int) -> None:
         rows = self._rows(at)
