@@ -56,7 +56,7 @@ class ToyBench:
     seed: int = 0
     limits: tuple[Any, ...] = ()
     target: Target = field(default_factory=Target)
-    training: Training = field(default_factory=lambda: Training(12, 0.01, 1))
+    training: Training = field(default_factory=lambda: Training(30, 0.01, 1))
     budget: float = 900.0
     patience: float = 900.0
 
