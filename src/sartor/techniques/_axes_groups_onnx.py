@@ -116,7 +116,7 @@ def keep(trace: Trace, kept: Mapping[Atom, np.ndarray]) -> None:
         value = graph.constant(name)
         if value is not None:
             for at, layout in enumerate(trace.axes[name]):
-                value = np.compress(_mask(layout, kept), value, axis=at)
+                value = np.compress(mask(layout, kept), value, axis=at)
             graph.set_constant(name, value)
     _rewrite(trace, graph, sizes)
     info = [each for each in graph.proto.graph.value_info if each.name not in stale]
@@ -133,16 +133,16 @@ def _rewrite(trace: Trace, graph: Graph, sizes: Sizes) -> None:
     graph.refresh()
 
 
-def _mask(layout: Layout, kept: Mapping[Atom, np.ndarray]) -> np.ndarray:
+def mask(layout: Layout, kept: Mapping[Atom, np.ndarray]) -> np.ndarray:
     """Which positions along the axis stay."""
-    mask: np.ndarray | None = None
+    found: np.ndarray | None = None
     for leaf in dict.fromkeys(leaves(layout)):
         if leaf in kept:
             stays = np.zeros((leaf.size or 0) + 1, bool)  # the last is that of places elsewhere
             stays[kept[leaf]] = stays[-1] = True
             here = stays[places(layout, leaf)]
-            mask = here if mask is None else mask & here
-    return np.ones(_length(layout), bool) if mask is None else mask
+            found = here if found is None else found & here
+    return np.ones(_length(layout), bool) if found is None else found
 
 
 def _length(layout: Layout) -> int:

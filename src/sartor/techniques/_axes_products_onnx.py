@@ -20,7 +20,7 @@ def conv(trace: Trace, node: onnx.NodeProto) -> list[Axes]:
     unify(weight[0], merge((groups[1], own)))
     unify(weight[1], inside)
     made = (x[0], weight[0], *positions(trace, node, x, weight))
-    _with_bias(trace, node, weight[0])
+    _with_bias(trace, node, weight[0], 1)
     out = [(node.output[0], at, each) for at, each in enumerate(made)]
     kernel = [(node.input[1], at, each) for at, each in enumerate(weight) if at]
     trace.products.append(Product(node.name, (*out, *kernel)))
@@ -34,7 +34,7 @@ def conv_transpose(trace: Trace, node: onnx.NodeProto) -> list[Axes]:
     unify(x[1], merge((groups[1], inside)))
     unify(weight[0], merge((groups[1], inside)))
     made_axis = merge((groups[1], weight[1]))
-    _with_bias(trace, node, made_axis)
+    _with_bias(trace, node, made_axis, 0)
     into = [(node.input[0], at, each) for at, each in enumerate(x)]
     kernel = [(node.input[1], at, each) for at, each in enumerate(weight) if at]
     trace.products.append(Product(node.name, (*into, *kernel)))
@@ -50,10 +50,12 @@ def _groups(trace: Trace, node: onnx.NodeProto) -> tuple[int, Layout]:
     return number, layout
 
 
-def _with_bias(trace: Trace, node: onnx.NodeProto, made: Layout) -> None:
+def _with_bias(trace: Trace, node: onnx.NodeProto, made: Layout, into: int) -> None:
+    """`into` is the axis of the weight that goes with the channels of the input."""
     if trace.given(node, 2):
         unify(made, trace.of(node.input[2])[0])
-    trace.reads(node.input[0], 1)
+    alone = attribute(node, "group", 1) == 1
+    trace.reads(node.input[0], 1, node.input[1] if alone else "", into)
     if node.input[1] in trace.fixed:
         trace.made.append((node.name, made))
 
@@ -69,10 +71,10 @@ def matmul(trace: Trace, node: onnx.NodeProto) -> list[Axes]:
     fixed = [name in trace.fixed for name in node.input]
     if fixed[1]:
         trace.made.append((node.name, two[-1]))
-        trace.reads(node.input[0], -1)
+        trace.reads(node.input[0], -1, node.input[1] if len(two) == 2 else "", -2)
     if fixed[0]:
         trace.made.append((node.name, one[-2]))
-        trace.reads(node.input[1], -2)
+        trace.reads(node.input[1], -2, node.input[0] if len(one) == 2 else "", -1)
     if not any(fixed):
         trace.mixed.extend(batch)
     return [made]
@@ -105,7 +107,7 @@ def gemm(trace: Trace, node: onnx.NodeProto) -> list[Axes]:
     _product(trace, node, made, (one_in, 0 if turned[0] else 1))
     if node.input[1] in trace.fixed:
         trace.made.append((node.name, two_out))
-        trace.reads(node.input[0], 0 if turned[0] else 1)
+        trace.reads(node.input[0], 0 if turned[0] else 1, node.input[1], 1 if turned[1] else 0)
     return [made]
 
 

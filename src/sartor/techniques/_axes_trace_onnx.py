@@ -43,13 +43,24 @@ class Product:
     sizes: tuple[tuple[str, int, Layout], ...]
 
 
+@dataclass(frozen=True)
+class Read:
+    """An axis of an activation over which weights sum, and the axis of the weight that goes with
+    it; `weight` is "" where not every output sums over all of the axis."""
+
+    tensor: str
+    at: int
+    weight: str = ""
+    weight_at: int = 0
+
+
 @dataclass
 class Trace:
     """A graph with the layout of each axis of each tensor.
 
     `made`: (node, axis that its weights make); `mixed`: axes that stand beside one another in
-    products of two activations (heads); `read`: (tensor, axis) over which weights sum; `fixed`:
-    tensors made of constants only; `rewrites`: what must follow when sizes change."""
+    products of two activations (heads); `read`: axes over which weights sum; `fixed`: tensors made
+    of constants only; `rewrites`: what must follow when sizes change."""
 
     graph: Graph
     shapes: dict[str, tuple[int | None, ...]]
@@ -58,7 +69,7 @@ class Trace:
     fixed: set[str] = field(default_factory=set)
     made: list[tuple[str, Layout]] = field(default_factory=list)
     mixed: list[Layout] = field(default_factory=list)
-    read: list[tuple[str, int]] = field(default_factory=list)
+    read: list[Read] = field(default_factory=list)
     products: list[Product] = field(default_factory=list)
     rewrites: list[Rewrite] = field(default_factory=list)
 
@@ -99,10 +110,11 @@ class Trace:
             axis(known[at] if len(known) == rank else None, reason) for at in range(start, rank)
         )
 
-    def reads(self, name: str, at: int) -> None:
+    def reads(self, name: str, at: int, weight: str = "", weight_at: int = 0) -> None:
         """Weights sum over this axis of an activation."""
         if name not in self.fixed:
-            self.read.append((name, at % len(self.axes[name])))
+            of = weight_at % len(self.axes[weight]) if weight else 0
+            self.read.append(Read(name, at % len(self.axes[name]), weight, of))
 
     def settle(self, name: str) -> None:
         """The numbers of this tensor go where they are not followed: what they count is frozen."""

@@ -70,7 +70,11 @@ def activation(
 def _activations(trace: Trace, group: Group) -> list[tuple[str, int]]:
     """The activations that products sum over this group's indices; where there are none, what
     makes it gives."""
-    reads = [(name, at) for name, at in trace.read if group.atom in leaves(trace.axes[name][at])]
+    reads = [
+        (each.tensor, each.at)
+        for each in trace.read
+        if group.atom in leaves(trace.axes[each.tensor][each.at])
+    ]
     if reads:
         return list(dict.fromkeys(reads))
     node = next(node for node in trace.graph.nodes if node.name == group.node)

@@ -64,12 +64,15 @@ def _shapes(trace: Trace, names: list[str], bench: Bench) -> dict[str, tuple[int
 
 @dataclass(frozen=True)
 class Ladder:
-    """What a group may keep: `counts` from all of it down to the least, and what is `lost` of its
-    importance at each."""
+    """What a group may keep: `counts` from all of it down to the least, and what is `lost` at
+    each, the logarithm of the share of its importance that is left: without it (or another convex
+    loss) one group would be emptied before the next one gives anything. `total` is the importance
+    of all of it, on a scale on which groups compare, where there is one."""
 
     group: Group
     counts: tuple[int, ...]
     lost: tuple[float, ...]
+    total: float | None = None
 
 
 def counts(group: Group, least: float, wide: bool) -> tuple[int, ...]:
@@ -82,13 +85,24 @@ def counts(group: Group, least: float, wide: bool) -> tuple[int, ...]:
     return (group.size, *range(top, floor - 1, -step))
 
 
-def ladder(group: Group, steps: tuple[int, ...], scores: np.ndarray) -> Ladder:
-    gone = np.concatenate([[0.0], np.cumsum(np.sort(scores))])
-    return Ladder(group, steps, tuple(float(gone[group.size - each]) for each in steps))
+def ladder(group: Group, steps: tuple[int, ...], scores: np.ndarray, compares: bool) -> Ladder:
+    """`compares`: scores of different groups are on one scale. Raises Failed where a score is not
+    finite."""
+    total = float(scores.sum())
+    if not np.isfinite(total):
+        raise Failed(f"weights or activations at {group.name} are not finite")
+    shares = np.sort(scores) / total if total > 0 else np.full(len(scores), 1 / len(scores))
+    left = 1.0 - np.concatenate([[0.0], np.cumsum(shares)])
+    lost = -np.log(np.maximum(left, 1e-12))
+    found = tuple(float(lost[group.size - each]) for each in steps)
+    return Ladder(group, steps, found, max(total, 1e-30) if compares else None)
 
 
 class Budget:
-    """Where on its ladder each group stands, and what that costs."""
+    """Where on its ladder each group stands, and what that costs.
+
+    Where importances of groups do not compare, a group's is worth the multiply-accumulates that
+    hang on it: groups of like importance throughout then give the same share."""
 
     def __init__(self, ladders: Sequence[Ladder], costs: Sequence[Cost]) -> None:
         self.ladders = ladders
@@ -101,6 +115,7 @@ class Budget:
             [cost for cost, own in zip(costs, atoms, strict=True) if each.group.atom in own]
             for each in ladders
         ]
+        self._worths = [self._worth(at) for at in range(len(ladders))]
         self._near = [
             [
                 at
@@ -113,6 +128,20 @@ class Budget:
     @property
     def share(self) -> float:
         return sum(each.at(self.sizes) for each in self._costs) / self.whole
+
+    def _worth(self, at: int) -> float:
+        ladder = self.ladders[at]
+        if ladder.total is not None:
+            return ladder.total
+        without = {each.group.atom: each.group.size for each in self.ladders}
+        whole = sum(each.at(without) for each in self._own[at])
+        without[ladder.group.atom] = 0
+        return whole - sum(each.at(without) for each in self._own[at])
+
+    def step(self, at: int, rung: int) -> float:
+        """What is lost from this rung to the next one down."""
+        lost = self.ladders[at].lost
+        return self._worths[at] * (lost[rung + 1] - lost[rung])
 
     def set(self, at: int, rung: int) -> None:
         self.rungs[at] = rung
@@ -131,8 +160,7 @@ class Budget:
         before = sum(each.at(self.sizes) for each in self._own[at])
         below = self.sizes | {ladder.group.atom: ladder.counts[rung + 1]}
         saved = before - sum(each.at(below) for each in self._own[at])
-        lost = ladder.lost[rung + 1] - ladder.lost[rung]
-        return lost / saved if saved > 0 else np.inf
+        return self.step(at, rung) / saved if saved > 0 else np.inf
 
     def together(self, share: float) -> None:
         """Every group to the highest rung that keeps so little of it."""
@@ -166,13 +194,8 @@ def level(budget: Budget, share: float) -> None:
 
 def give_back(budget: Budget, share: float) -> None:
     """One rung up where there is room left for it, the dearest first."""
-
-    def worth(at: int) -> float:
-        ladder, rung = budget.ladders[at], budget.rungs[at]
-        return ladder.lost[rung] - ladder.lost[rung - 1]
-
     lowered = [at for at, rung in enumerate(budget.rungs) if rung]
-    for at in sorted(lowered, key=worth, reverse=True):
+    for at in sorted(lowered, key=lambda at: -budget.step(at, budget.rungs[at] - 1)):
         budget.set(at, budget.rungs[at] - 1)
         if budget.share > share:
             budget.set(at, budget.rungs[at] + 1)

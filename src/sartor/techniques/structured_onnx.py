@@ -24,6 +24,7 @@ from sartor.techniques._graph_onnx import (
     unchanged,
 )
 from sartor.techniques._importance_onnx import IMPORTANCE
+from sartor.techniques._refit_onnx import refit
 from sartor.techniques._shares_onnx import (
     Budget,
     costs,
@@ -64,6 +65,7 @@ class StructuredPrune(Technique):
     importance: str = choice("magnitude", "taylor", "activation", "random")
     scope: str = choice("global", "local")
     least: float = choice(0.1, values=(0.05, 0.1, 0.25, 0.5))
+    refit: bool = choice(True, False)
     examples: int = choice(128, values=(32, 128, 512))
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
@@ -94,7 +96,10 @@ class StructuredPrune(Technique):
                 parts.touch(group.name)
             else:
                 parts.skip(group.name, "the others lose less for what they save")
-        keep(traced, {atom: which for atom, which in kept.items() if len(which) < (atom.size or 0)})
+        thinner = {atom: which for atom, which in kept.items() if len(which) < (atom.size or 0)}
+        if self.refit and bench.batches("train", 1, 1) is not None:
+            refit(traced, thinner, kept, bench, self.examples)
+        keep(traced, thinner)
         return finish(model, self, traced.graph, bench, parts)
 
     def _chosen(
@@ -122,7 +127,8 @@ class StructuredPrune(Technique):
         """Atom -> the indices that stay, ascending."""
         every = list(chosen)
         scores = IMPORTANCE[self.importance](traced, every, bench, self.examples)
-        ladders = [ladder(each, chosen[each], _shares(scores[each.atom])) for each in every]
+        compares = self.importance == "taylor"
+        ladders = [ladder(each, chosen[each], scores[each.atom], compares) for each in every]
         budget = Budget(ladders, costs(traced, bench, every))
         if budget.lowest() > self.share:
             raise Failed(
@@ -135,11 +141,3 @@ class StructuredPrune(Technique):
             atom: np.sort(np.argsort(-scores[atom], kind="stable")[:size])
             for atom, size in budget.sizes.items()
         }
-
-
-def _shares(scores: np.ndarray) -> np.ndarray:
-    """Adding up to 1: what is comparable between groups."""
-    total = float(scores.sum())
-    if not np.isfinite(total):
-        raise Failed("weights or activations are not finite")
-    return scores / total if total > 0 else np.full(len(scores), 1 / len(scores))
