@@ -6,6 +6,7 @@ As a module a program can be traced and exported again. Which operators it may c
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -55,7 +56,8 @@ def scripted(archive: Archive) -> torch.jit.ScriptModule:
 
 def short(error: BaseException, most: int = 300) -> str:
     """The first line of an error that says something, without the codes of colours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:most]
 
 

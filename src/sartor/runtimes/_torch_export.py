@@ -109,7 +109,7 @@ def exported(
     several = _takes_several(module, inputs)
     asked = inputs if several else [_row(each, 0) for each in inputs]
     expected, again = answered(module, asked), answered(module, asked)
-    if any(not _gap(again[name], each) <= NEAR for name, each in expected.items()):
+    if any(not _gap(again[n], each, _spread(each)) <= NEAR for n, each in expected.items()):
         raise WrongRequest(
             "the model answers the same rows differently from call to call: leave out what is "
             "random in its forward"
@@ -316,6 +316,7 @@ def _cut(each: Fed, rows: int | None, share: int | None = None) -> Fed:
 def _compare(module: nn.Module, file: Path, variants: Sequence[Sequence[Fed]]) -> None:
     """Raises ValueError where the file answers otherwise than the module."""
     made = load(file)
+    spreads = [_spread(each) for each in answered(module, variants[0]).values()]
     for inputs in variants:
         expected = list(answered(module, inputs).values())
         if isinstance(made, Graph):
@@ -324,7 +325,7 @@ def _compare(module: nn.Module, file: Path, variants: Sequence[Sequence[Fed]]) -
         else:
             found = [each for _, each in outputs(called(made, inputs))]
         alike = [each.shape for each in expected] == [each.shape for each in found]
-        gaps = [_gap(one, two) for one, two in zip(found, expected, strict=True)] if alike else []
+        gaps = [_gap(*each) for each in zip(found, expected, spreads, strict=True)] if alike else []
         if not gaps or not all(gap <= NEAR for gap in gaps):
             sizes = ", ".join(str(list(each.rows.shape)) for each in inputs)
             raise ValueError(f"the export answers otherwise than the model at the sizes {sizes}")
@@ -335,8 +336,14 @@ def _in_order(made: Graph, inputs: Sequence[Fed]) -> list[Tensor]:
     return [known[name] for name in made.program.inputs]
 
 
-def _gap(found: Tensor, expected: Tensor) -> float:
-    """The largest difference as a share of the spread of what was expected."""
+def _spread(tensor: Tensor) -> float:
+    """Between the least and the largest number; 1 where there is none."""
+    known = tensor[torch.isfinite(tensor)].double()
+    return (float(known.max() - known.min()) if len(known) else 0.0) or 1.0
+
+
+def _gap(found: Tensor, expected: Tensor, spread: float) -> float:
+    """The largest difference as a share of the spread."""
     if not expected.is_floating_point():
         return 0.0 if torch.equal(found, expected) else math.inf
     one, two = found.double(), expected.double()
@@ -345,5 +352,4 @@ def _gap(found: Tensor, expected: Tensor) -> float:
         return math.inf
     if not known.any():
         return 0.0
-    spread = float(two[known].max() - two[known].min()) or 1.0
     return float((one[known] - two[known]).abs().max()) / spread
