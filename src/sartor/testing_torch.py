@@ -7,7 +7,7 @@ files that the runtime makes of them: programs, and TorchScript of the one that 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,11 +177,12 @@ def taken_in(module: Any, folder: Path, batch: Callable[[int, int], Arrays]) -> 
     return model
 
 
-def save_toys(folder: Path, seed: int = 0) -> dict[str, Model]:
-    """Name -> the model at rest below `folder`."""
+def save_toys(folder: Path, seed: int = 0, only: Sequence[str] = ()) -> dict[str, Model]:
+    """Name -> the model at rest below `folder`; of the toys named in `only`, where some are."""
     return {
         name: taken_in(module, folder / name, functools.partial(toy_batch, name))
         for name, module in toy_modules(seed).items()
+        if not only or name in only
     }
 
 

@@ -6,6 +6,7 @@ As a module a program can be traced and exported again. Which operators it may c
 
 from __future__ import annotations
 
+import re
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from sartor.contracts import WrongRequest
 from sartor.torch_archive import Archive, opened
 from sartor.torch_operators import only_checks, own, resolved
-from sartor.torch_program import Block, Call, Program, Ref, Stored, program
+from sartor.torch_program import WIDTHS, Block, Call, Program, Ref, Stored, program
 from sartor.torch_script import check_script
 
 
@@ -55,7 +56,8 @@ def scripted(archive: Archive) -> torch.jit.ScriptModule:
 
 def short(error: BaseException, most: int = 300) -> str:
     """The first line of an error that says something, without the codes of colours."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:most]
 
 
@@ -66,7 +68,7 @@ class Graph(nn.Module):
         super().__init__()
         self._program = given
         self._steps = _Steps(given.block, archive.path)
-        self._held: list[tuple[str, dict[str, Any], str]] = []
+        self._held: list[tuple[str, nn.Module, str, str]] = []
         storages: dict[tuple[str, str], Tensor] = {}
         for name, stored in given.weights.items():
             tensor = _tensor(archive, stored, storages)
@@ -87,14 +89,14 @@ class Graph(nn.Module):
                     home.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
                 else:
                     home.register_buffer(last, tensor)
-            place = home._parameters if last in home._parameters else home._buffers
-            if last not in place:
+            place = "_parameters" if last in home._parameters else "_buffers"
+            if last not in getattr(home, place):
                 raise KeyError(f"{last} is no name of a weight")
         except (KeyError, AttributeError, RuntimeError) as error:
             raise WrongRequest(
                 f"{archive.path}: the weight {stored.name!r}: {short(error)}"
             ) from None
-        self._held.append((name, place, last))
+        self._held.append((name, home, place, last))
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
         """The outputs in the signature's order, given the inputs in the signature's order."""
@@ -109,8 +111,8 @@ class Graph(nn.Module):
         """The same, each call within the context that `watch` gives for its name; `shapes`
         receives those of the values."""
         values: dict[str, Any] = dict(self._program.constants)
-        for name, place, key in self._held:
-            values[name] = place[key]
+        for name, home, place, key in self._held:
+            values[name] = home.__dict__[place][key]  # a tracer may put other tensors there
         values.update(zip(self._program.inputs, arrays, strict=True))
         self._steps.run(values, watch, shapes)
         outputs = self._program.block.outputs
@@ -141,19 +143,10 @@ def _tensor(archive: Archive, stored: Stored, storages: dict[tuple[str, str], Te
     dtype = getattr(torch, stored.dtype)
     key = (stored.record, stored.dtype)
     if key not in storages:
-        data = bytearray(archive.read(stored.record))
-        width = torch.empty(0, dtype=dtype).element_size()
-        if len(data) % width:
-            raise WrongRequest(f"{archive.path} is damaged: {stored.record} was cut short")
+        data = archive.read(stored.record)
+        data = bytearray(data[: len(data) - len(data) % WIDTHS[stored.dtype]])
         storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
-    whole = storages[key]
-    sizes = zip(stored.sizes, stored.strides, strict=True)
-    if min((*stored.sizes, *stored.strides, stored.offset, 0)) < 0:
-        raise WrongRequest(f"{archive.path} is damaged: the shape of {stored.name} is negative")
-    last = stored.offset + sum((size - 1) * stride for size, stride in sizes)
-    if 0 not in stored.sizes and last >= len(whole):
-        raise WrongRequest(f"{archive.path} is damaged: {stored.record} was cut short")
-    return torch.as_strided(whole, stored.sizes, stored.strides, stored.offset)
+    return torch.as_strided(storages[key], stored.sizes, stored.strides, stored.offset)
 
 
 # -- calls --------------------------------------------------------------------------------------

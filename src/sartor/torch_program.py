@@ -7,6 +7,7 @@ that knows each form of an argument and refuses all others. No text in it is eva
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +21,10 @@ DTYPES = {
     8: "float64", 12: "bool", 13: "bfloat16", 28: "uint16", 34: "uint32", 35: "uint64",
 }  # fmt: skip
 """PyTorch's numbers of types and their names; complex and eight-bit floats are not known."""
+WIDTHS = {
+    name: 1 if name == "bool" else int(re.sub(r"\D", "", name)) // 8 for name in DTYPES.values()
+}
+"""Bytes of a number."""
 
 _PLAIN = {"as_int": int, "as_float": float, "as_bool": bool, "as_string": str}
 _LISTS = {"as_ints": int, "as_floats": float, "as_bools": bool, "as_strings": str}
@@ -103,6 +108,8 @@ def program(archive: Archive) -> Program:
                 "again with torch.export.save of another PyTorch"
             )
         return _program(archive, model["graph_module"])
+    except WrongRequest:
+        raise
     except (KeyError, TypeError, ValueError, IndexError, AttributeError, RecursionError) as error:
         raise WrongRequest(
             f"{archive.path} is damaged: its graph cannot be read ({type(error).__name__}: "
@@ -130,7 +137,7 @@ def _program(archive: Archive, module: Mapping[str, Any]) -> Program:
             constants[_text(entry["name"])] = None if what == "as_none" else _PLAIN[what](value)
         elif sort in ("parameter", "buffer", "tensor_constant"):
             name = _text(entry[f"{sort}_name"])
-            weights[_text(entry["arg"]["name"])] = _stored(name, *tensors[name])
+            weights[_text(entry["arg"]["name"])] = _stored(archive, name, *tensors[name])
         else:
             raise WrongRequest(f"{archive.path}: an input that is a {sort} cannot be read")
     places = [
@@ -238,16 +245,22 @@ def _text(value: Any) -> str:
     return value
 
 
-def _stored(name: str, record: str, meta: Mapping[str, Any], parameter: bool) -> Stored:
-    return Stored(
-        name,
-        record,
-        DTYPES[meta["dtype"]],
-        tuple(int(each["as_int"]) for each in meta["sizes"]),
-        tuple(int(each["as_int"]) for each in meta["strides"]),
-        int(meta["storage_offset"]["as_int"]),
-        parameter,
+def _stored(
+    archive: Archive, name: str, record: str, meta: Mapping[str, Any], parameter: bool
+) -> Stored:
+    """Raises WrongRequest where the tensor does not lie within its bytes."""
+    sizes, strides = (
+        tuple(int(each["as_int"]) for each in meta[what]) for what in ("sizes", "strides")
     )
+    offset, dtype = int(meta["storage_offset"]["as_int"]), DTYPES[meta["dtype"]]
+    last = offset + sum((n - 1) * step for n, step in zip(sizes, strides, strict=True))
+    entry = archive.entries.get(record)
+    room = entry.file_size // WIDTHS[dtype] if entry is not None else 0
+    if min((*sizes, *strides, offset, 0)) < 0 or (0 not in sizes and last >= room):
+        raise WrongRequest(
+            f"{archive.path} is damaged: the tensor {name!r} does not lie within its bytes"
+        )
+    return Stored(name, record, dtype, sizes, strides, offset, parameter)
 
 
 def _block(graph: Mapping[str, Any]) -> Block:

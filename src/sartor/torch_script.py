@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator
+from pathlib import Path
 
 from sartor.contracts import WrongRequest
 from sartor.torch_archive import Archive
@@ -41,6 +42,14 @@ def check_script(archive: Archive) -> None:
             raise _refused(archive, f"its code cannot be looked through ({error})") from None
         for reason in _against(tree):
             raise _refused(archive, reason)
+
+
+def unsaid(path: Path) -> WrongRequest:
+    """TorchScript, as PyTorch writes it, knows neither sizes nor types of what it takes."""
+    return WrongRequest(
+        f"{path} is TorchScript, which does not say what it takes: it can be taken in with data "
+        "alone (sartor optimize MODEL --data DATA)"
+    )
 
 
 def _refused(archive: Archive, reason: str) -> WrongRequest:

@@ -21,6 +21,7 @@ from sartor.contracts import Glimpse, WrongRequest
 from sartor.runtimes._torch_export import PROGRAM, Fed, exported, quietly, write_program
 from sartor.torch_graph import check, scripted, short
 from sartor.torch_program import program
+from sartor.torch_script import unsaid
 
 ROWS = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31)  # of which one is no other size of the inputs
 _TEXT = "USO"
@@ -190,7 +191,7 @@ def bring(path: Path, folder: Path, look: Look | None, trust: bool) -> Path:
 
 def _is_archive(path: Path) -> bool:
     with path.open("rb") as file:
-        return file.read(2) == b"PK" or path.suffix == ".pt2"
+        return file.read(2) == b"PK" or path.suffix in (".pt2", ".ts")
 
 
 def _trusted(read: Callable[..., Any], path: Path) -> Any:
@@ -227,7 +228,7 @@ def _from_script(archive: archives.Archive, folder: Path, look: Look | None, tru
     if archives.facts(archive).get("signature"):
         return archive.path
     if look is None:
-        raise WrongRequest(f"{archive.path} does not say what it takes: it is taken in with data")
+        raise unsaid(archive.path)
     try:
         module = scripted(archive)
     except WrongRequest:

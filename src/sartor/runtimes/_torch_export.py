@@ -55,8 +55,9 @@ class Axes:
 
 
 def called(module: Callable[..., Any], inputs: Sequence[Fed]) -> Any:
-    given = [each.rows for each in inputs if each.parameter == "*"]
-    keywords = {each.parameter: each.rows for each in inputs if each.parameter != "*"}
+    """What it gives for a copy of the rows: some write into what they are given."""
+    given = [each.rows.clone() for each in inputs if each.parameter == "*"]
+    keywords = {each.parameter: each.rows.clone() for each in inputs if each.parameter != "*"}
     with torch.inference_mode():
         return module(*given, **keywords)
 
@@ -105,8 +106,10 @@ def exported(
 
     Axes stay free where what was written answers as the module does at other sizes too. Raises
     WrongRequest where nothing does."""
-    expected, again = answered(module, inputs), answered(module, inputs)
-    if any(not _gap(again[name], each) <= NEAR for name, each in expected.items()):
+    several = _takes_several(module, inputs)
+    asked = inputs if several else [_row(each, 0) for each in inputs]
+    expected, again = answered(module, asked), answered(module, asked)
+    if any(not _gap(again[n], each, _spread(each)) <= NEAR for n, each in expected.items()):
         raise WrongRequest(
             "the model answers the same rows differently from call to call: leave out what is "
             "random in its forward"
@@ -114,12 +117,12 @@ def exported(
     scripted = isinstance(module, torch.jit.ScriptModule)
     reasons: dict[str, str] = {}  # form -> why the last attempt, which asked the least, failed
     for make in (_as_it_is, _script) if scripted else (_program, _script):
-        for axes in _plans(inputs):
-            chosen = inputs if axes.batch else [_cut(each, 1) for each in inputs]
+        for axes in _plans(inputs, several):
+            chosen = inputs if axes.batch else [_row(each, 0) for each in inputs]
             try:
                 with quietly(), torch.no_grad():
                     file = make(module, chosen, axes, folder, remarks)
-                    _compare(module, file, _variants(chosen, axes))
+                    _compare(module, file, [*_variants(chosen, axes), _others(inputs, axes)])
                 return file
             except Exception as error:  # an exporter raises anything
                 reasons[make.__name__] = f"{type(error).__name__}: {short(error)}"
@@ -143,11 +146,25 @@ def quietly() -> Iterator[None]:
             logging.disable(before)
 
 
-def _plans(inputs: Sequence[Fed]) -> list[Axes]:
+def _takes_several(module: nn.Module, inputs: Sequence[Fed]) -> bool:
+    """Whether the module takes several rows at a time. Raises WrongRequest where it takes not even
+    one."""
+    try:
+        answered(module, inputs)
+    except WrongRequest as refusal:
+        try:
+            answered(module, [_row(each, 0) for each in inputs])
+        except WrongRequest:
+            raise refusal from None
+        return False
+    return True
+
+
+def _plans(inputs: Sequence[Fed], several: bool) -> list[Axes]:
     """What may be left free, the most first."""
     tokens = any(_has_length(each, inputs) for each in inputs)
-    both = [Axes(True, True)] if tokens else []
-    return [*both, Axes(True, not tokens), Axes(False, not tokens)]
+    free = [Axes(True, True), Axes(True, False)] if tokens else [Axes(True, True)]
+    return [*(free if several else ()), Axes(False, not tokens)]
 
 
 def _has_length(each: Fed, inputs: Sequence[Fed]) -> bool:
@@ -161,13 +178,12 @@ def _has_length(each: Fed, inputs: Sequence[Fed]) -> bool:
 def _program(
     module: nn.Module, inputs: Sequence[Fed], axes: Axes, folder: Path, remarks: Sequence[str]
 ) -> Path:
-    batch, length = torch.export.Dim("batch"), torch.export.Dim("length")
+    free = torch.export.Dim.DYNAMIC
     shapes: dict[str, Any] = {}
     for each in inputs:
-        free: dict[int, Any] = {0: batch} if axes.batch else {}
+        shapes[each.parameter] = {0: free} if axes.batch else {}
         if axes.length and _has_length(each, inputs):
-            free[1] = length
-        shapes[each.parameter] = free
+            shapes[each.parameter][1] = free
     given = tuple(each.rows for each in inputs if each.parameter == "*")
     keywords = {each.parameter: each.rows for each in inputs if each.parameter != "*"}
     dynamic = {"args": tuple(shapes.values())} if given else shapes
@@ -278,6 +294,17 @@ def _variants(inputs: Sequence[Fed], axes: Axes) -> list[Sequence[Fed]]:
     return found
 
 
+def _others(inputs: Sequence[Fed], axes: Axes) -> Sequence[Fed]:
+    """Other values of the same sizes: an export that kept the first answers is seen by them."""
+    if not axes.batch:
+        return [_row(each, 1) for each in inputs]
+    return [dataclasses.replace(each, rows=each.rows.roll(1, 0)) for each in inputs]
+
+
+def _row(each: Fed, at: int) -> Fed:
+    return dataclasses.replace(each, rows=each.rows[at : at + 1].clone())
+
+
 def _cut(each: Fed, rows: int | None, share: int | None = None) -> Fed:
     """With so many rows, and the `share`-th part of its tokens."""
     kept = each.rows[:rows]
@@ -289,6 +316,7 @@ def _cut(each: Fed, rows: int | None, share: int | None = None) -> Fed:
 def _compare(module: nn.Module, file: Path, variants: Sequence[Sequence[Fed]]) -> None:
     """Raises ValueError where the file answers otherwise than the module."""
     made = load(file)
+    spreads = [_spread(each) for each in answered(module, variants[0]).values()]
     for inputs in variants:
         expected = list(answered(module, inputs).values())
         if isinstance(made, Graph):
@@ -297,7 +325,7 @@ def _compare(module: nn.Module, file: Path, variants: Sequence[Sequence[Fed]]) -
         else:
             found = [each for _, each in outputs(called(made, inputs))]
         alike = [each.shape for each in expected] == [each.shape for each in found]
-        gaps = [_gap(one, two) for one, two in zip(found, expected, strict=True)] if alike else []
+        gaps = [_gap(*each) for each in zip(found, expected, spreads, strict=True)] if alike else []
         if not gaps or not all(gap <= NEAR for gap in gaps):
             sizes = ", ".join(str(list(each.rows.shape)) for each in inputs)
             raise ValueError(f"the export answers otherwise than the model at the sizes {sizes}")
@@ -308,8 +336,14 @@ def _in_order(made: Graph, inputs: Sequence[Fed]) -> list[Tensor]:
     return [known[name] for name in made.program.inputs]
 
 
-def _gap(found: Tensor, expected: Tensor) -> float:
-    """The largest difference as a share of the spread of what was expected."""
+def _spread(tensor: Tensor) -> float:
+    """Between the least and the largest number; 1 where there is none."""
+    known = tensor[torch.isfinite(tensor)].double()
+    return (float(known.max() - known.min()) if len(known) else 0.0) or 1.0
+
+
+def _gap(found: Tensor, expected: Tensor, spread: float) -> float:
+    """The largest difference as a share of the spread."""
     if not expected.is_floating_point():
         return 0.0 if torch.equal(found, expected) else math.inf
     one, two = found.double(), expected.double()
@@ -318,5 +352,4 @@ def _gap(found: Tensor, expected: Tensor) -> float:
         return math.inf
     if not known.any():
         return 0.0
-    spread = float(two[known].max() - two[known].min()) or 1.0
     return float((one[known] - two[known]).abs().max()) / spread

@@ -34,7 +34,7 @@ from sartor.contracts import (
 )
 from sartor.torch_graph import Graph, check, load, short
 from sartor.torch_program import program, signature_of
-from sartor.torch_script import check_script
+from sartor.torch_script import check_script, unsaid
 
 Look = Callable[[], Glimpse]
 WARM = 3  # calls before those of a profile: the first ones allocate
@@ -223,10 +223,7 @@ def _known(path: Path, *_: int) -> Signature:
     check_script(archive)
     told = archives.facts(archive).get("signature")
     if told is None:
-        raise WrongRequest(
-            f"{path} is TorchScript, which does not say what it takes: it can be taken in with "
-            "data alone (sartor optimize MODEL --data DATA)"
-        )
+        raise unsaid(path)
     return signature_of(told, path)
 
 

@@ -28,6 +28,7 @@ NEWER = 18  # the least that the exporter by graph writes
 ROWS, BATCH = 512, 32  # on which the answers are compared
 NEAR = 1e-3  # of the answers' spread
 FLIPS = 1e-3  # of the rows
+_MADE = "sartor_output_"  # what outputs are called until no other value bears their names
 _INLINE = 1_500_000_000  # bytes of weights beyond which they go into a file beside the model
 
 
@@ -69,8 +70,10 @@ class ToOnnx(Technique):
                     model, kind="onnx", payload=path, settings={}, lineage=(*model.lineage, step)
                 )
             except Exception as error:  # an exporter raises anything
-                reasons.append(f"{exporter}: {short(error)}")
-        raise Failed(f"PyTorch's exporters give no ONNX model that answers alike: {reasons[-1]}")
+                reasons.append(f"{exporter}: {short(error, 200)}")
+        raise Failed(
+            f"PyTorch's exporters give no ONNX model that answers alike: {'; '.join(reasons)}"
+        )
 
 
 def _rows(bench: Bench, signature: Signature) -> list[Arrays]:
@@ -151,10 +154,14 @@ class _Positional(nn.Module):
 def _traced(module: nn.Module, model: Model, batch: Arrays) -> onnx.ModelProto:
     buffer = io.BytesIO()
     ports = (*model.signature.inputs, *model.signature.outputs)
+    given = _tensors(model, batch)
     with _quietly(), torch.no_grad():
+        called: Any = _named(module, model)
+        if isinstance(called, _Positional):  # the exporter takes TorchScript alone or none at all
+            called = torch.jit.trace(called, given, check_trace=False)  # type: ignore[no-untyped-call]
         torch.onnx.export(
-            _named(module, model),
-            _tensors(model, batch),
+            called,
+            given,
             cast(Any, buffer),  # a file's path, by its annotation alone
             input_names=[port.name for port in model.signature.inputs],
             output_names=[port.name for port in model.signature.outputs],
@@ -182,7 +189,7 @@ def _translated(module: nn.Module, model: Model, batch: Arrays) -> onnx.ModelPro
             _named(module, model),
             _tensors(model, batch),
             input_names=[port.name for port in model.signature.inputs],
-            output_names=[port.name for port in model.signature.outputs],
+            output_names=[f"{_MADE}{at}" for at in range(len(model.signature.outputs))],
             dynamic_shapes={"arrays": tuple(axes)},
             opset_version=NEWER,
             dynamo=True,
@@ -191,7 +198,24 @@ def _translated(module: nn.Module, model: Model, batch: Arrays) -> onnx.ModelPro
     if made is None:
         raise Failed("the exporter gave nothing")
     proto: onnx.ModelProto = made.model_proto
+    given = {f"{_MADE}{at}": port.name for at, port in enumerate(model.signature.outputs)}
+    inner = {
+        name: f"{name}_inner" for name in given.values()
+    }  # a value on the way may be called so
+    _rename(proto.graph, {**inner, **given})
     return proto
+
+
+def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    """Values and nodes of the graph and of the bodies in it."""
+    for node in graph.node:
+        for listed in (node.input, node.output):
+            listed[:] = [names.get(each, each) for each in listed]
+        for attribute in node.attribute:
+            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+                _rename(body, names)
+    for each in (*graph.initializer, *graph.output):
+        each.name = names.get(each.name, each.name)
 
 
 _EXPORTERS: Mapping[str, Any] = {"trace": _traced, "dynamo": _translated}
@@ -246,13 +270,14 @@ def _compare(
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     called = _named(module, model)
     names = [port.name for port in model.signature.outputs]
+    with torch.inference_mode():
+        answers = [[each.numpy() for each in called(*_tensors(model, batch))] for batch in rows]
+    spreads = [_spread([each[at] for each in answers]) for at in range(len(names))]
     flipped = seen = 0
-    for batch in rows:
-        with torch.inference_mode():
-            right = [each.numpy() for each in called(*_tensors(model, batch))]
+    for batch, right in zip(rows, answers, strict=True):
         found = session.run(names, dict(batch))
-        for name, one, two in zip(names, found, right, strict=True):
-            gap = _gap(one, two)
+        for name, one, two, spread in zip(names, found, right, spreads, strict=True):
+            gap = _gap(one, two) / spread
             if not gap <= NEAR:
                 raise Failed(
                     f"ONNX Runtime's {name} differs from PyTorch's by {gap:.1e} of its spread for "
@@ -265,8 +290,14 @@ def _compare(
         raise Failed(f"{flipped} of {seen} answers are others than PyTorch's")
 
 
+def _spread(arrays: Sequence[np.ndarray]) -> float:
+    """Between the least and the largest number; 1 where there is none."""
+    known = np.concatenate([each[np.isfinite(each)].astype(np.float64) for each in arrays])
+    return (float(np.ptp(known)) if known.size else 0.0) or 1.0
+
+
 def _gap(found: np.ndarray, right: np.ndarray) -> float:
-    """The largest difference as a share of what was expected's spread."""
+    """The largest difference; infinite where shape, type or what is no number differs."""
     if found.shape != right.shape or found.dtype != right.dtype:
         return float("inf")
     if right.dtype.kind != "f":
@@ -275,8 +306,7 @@ def _gap(found: np.ndarray, right: np.ndarray) -> float:
     if not np.array_equal(found[~known], right[~known], equal_nan=True):
         return float("inf")
     one, two = found[known].astype(np.float64), right[known].astype(np.float64)
-    spread = float(np.ptp(two)) if two.size else 0.0
-    return float(np.abs(one - two).max(initial=0.0)) / (spread or 1.0)
+    return float(np.abs(one - two).max(initial=0.0))
 
 
 def _parts(module: nn.Module) -> list[str]:

@@ -1,0 +1,211 @@
+"""PyTorch to ONNX: every toy, both exporters, and what stands behind the conversion."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from torch import nn
+
+from sartor import proposals, registry
+from sartor.contracts import Failed, Model, describe, technique_name
+from sartor.lab import Lab, Toy, alike, apply
+from sartor.search import GuidedSearch
+from sartor.techniques import convert_torch
+from sartor.techniques.convert_torch import ToOnnx
+from sartor.testing_torch import save_toys, taken_in, toy_batch
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    models = save_toys(tmp_path_factory.mktemp("toys"))
+    toys = [Toy(n, m, functools.partial(toy_batch, n)) for n, m in models.items()]
+    with Lab(toys, tmp_path_factory.mktemp("lab")) as made:
+        yield made
+
+
+def made(lab: Lab, toy: str, **settings: Any) -> Model:
+    found = lab.make(lab.toys[toy], (ToOnnx(**settings),))
+    assert isinstance(found, Model), found
+    return found
+
+
+def answers_alike(lab: Lab, toy: str, model: Model, seed: int = 5) -> None:
+    for rows in (1, 4):
+        batch = toy_batch(toy, rows, seed)
+        right, found = lab.answers(lab.toys[toy].model, batch), lab.answers(model, batch)
+        for name, one in right.items():
+            assert found[name].shape == one.shape
+            assert np.allclose(found[name], one, atol=1e-4)
+
+
+@pytest.mark.parametrize("toy", ["mlp", "cnn", "lstm", "transformer", "several", "branching"])
+def test_every_toy_answers_alike(lab: Lab, toy: str) -> None:
+    model = made(lab, toy)
+    assert model.kind == "onnx"
+    assert model.signature == lab.toys[toy].model.signature
+    assert registry.runtime("onnx").open(model.payload).signature == model.signature
+    answers_alike(lab, toy, model)
+
+
+@pytest.mark.parametrize("toy", ["cnn", "transformer"])
+def test_the_exporter_by_graph(lab: Lab, toy: str) -> None:
+    model = made(lab, toy, exporter="dynamo")
+    assert model.signature == lab.toys[toy].model.signature
+    answers_alike(lab, toy, model)
+
+
+def test_weights_keep_their_names_and_batch_norms_are_folded(lab: Lab) -> None:
+    graph = onnx.load(made(lab, "cnn").payload).graph
+    assert not [node for node in graph.node if node.op_type == "BatchNormalization"]
+    assert {"head.weight", "inner.weight"} <= {each.name for each in graph.initializer}
+    assert b"/tmp/" not in Path(made(lab, "cnn").payload).read_bytes()
+
+
+def test_what_answers_otherwise_is_no_conversion(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first exporter is caught at a wrong answer and the second takes over; where both are
+    wrong it fails with a sentence."""
+    real = convert_torch._EXPORTERS["trace"]
+
+    def wrong(*given: Any) -> onnx.ModelProto:
+        proto = real(*given)
+        for tensor in proto.graph.initializer:
+            array = onnx.numpy_helper.to_array(tensor)
+            tensor.CopyFrom(onnx.numpy_helper.from_array(array * np.float32(1.2), tensor.name))
+        return proto
+
+    toy = lab.toys["mlp"]
+    monkeypatch.setattr(convert_torch, "_EXPORTERS", {"trace": wrong, "dynamo": real})
+    found = apply(ToOnnx(), toy.model, lab.bench(toy, seed=3))
+    assert isinstance(found, Model)
+    answers_alike(lab, "mlp", found)
+    monkeypatch.setattr(convert_torch, "_EXPORTERS", {"trace": wrong, "dynamo": wrong})
+    with pytest.raises(Failed, match="of its spread"):
+        ToOnnx().apply(toy.model, lab.bench(toy, seed=4))
+    with pytest.raises(Failed, match="trace: "):
+        ToOnnx(exporter="trace").apply(toy.model, lab.bench(toy, seed=4))
+
+
+class Tied(nn.Module):
+    """Two classes with the same weights; `tilt` decides between them by next to nothing."""
+
+    def __init__(self, tilt: float) -> None:
+        super().__init__()
+        self.head, self.tilt = nn.Linear(32, 2), tilt
+        with torch.no_grad():
+            self.head.weight.copy_(torch.linspace(-1, 1, 32).repeat(2, 1))
+            self.head.bias.zero_()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        found: torch.Tensor = self.head(x) + torch.tensor([0.0, self.tilt])
+        return found
+
+
+def test_answers_that_flip_are_no_conversion(tmp_path: Path) -> None:
+    """Close in every number, and yet another answer for more than one row of a thousand."""
+    batch = functools.partial(toy_batch, "mlp")
+    toy = Toy("tied", taken_in(Tied(-1e-4), tmp_path / "tied", batch), batch)
+    with Lab([toy], tmp_path / "lab") as lab:
+        (tmp_path / "lab").mkdir(exist_ok=True)
+        model = made(lab, "tied")
+        rows = [batch(64, seed) for seed in range(3)]
+        compare = functools.partial(
+            convert_torch._compare, model=toy.model, path=model.payload, rows=rows, output="output"
+        )
+        compare(Tied(-1e-4))
+        with pytest.raises(Failed, match="192 of 192 answers are others"):
+            compare(Tied(1e-4))
+        with pytest.raises(Failed, match="of its spread"):
+            compare(Tied(1.0))
+
+
+def test_without_rows_it_fails(lab: Lab) -> None:
+    toy = lab.toys["mlp"]
+    with pytest.raises(Failed, match="no rows"):
+        ToOnnx().apply(toy.model, lab.bench(toy, parts=()))
+
+
+# -- behind it ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(registry.techniques("onnx")))
+def test_every_technique_of_onnx_works_behind_it(lab: Lab, name: str) -> None:
+    """On every toy, or refuses it: graphs of the exporter are graphs like any other."""
+    technique = registry.techniques("onnx")[name]()
+    for toy in lab.toys.values():
+        model = lab.make(toy, (ToOnnx(), technique))
+        if isinstance(model, str):
+            continue
+        assert [technique_name(step.technique) for step in model.lineage] == ["to-onnx", name]
+        assert model.signature == toy.model.signature
+        batch = toy.batch(5, 9)
+        found = alike(lab.answers(toy.model, batch), lab.answers(model, batch))
+        assert found >= 0.7, f"{describe((ToOnnx(), technique))} on {toy.name}: cosine {found:.3f}"
+
+
+def test_the_portfolio_knows_what_it_makes(lab: Lab) -> None:
+    model = made(lab, "transformer")
+    bench = lab.bench(lab.toys["transformer"])
+    named = [[technique_name(t) for t in recipe] for recipe in registry.portfolio(model, bench)]
+    assert any("dynamic-int8" in names for names in named)
+    assert registry.portfolio(lab.toys["transformer"].model, bench) == []
+
+
+# -- the search ---------------------------------------------------------------------------------
+
+
+def test_what_a_recipe_may_hold() -> None:
+    assert registry.kinds("torch") == ("torch", "onnx")
+    assert registry.kinds("onnx") == ("onnx",)
+    known = registry.reachable("torch")
+    assert set(known) == {"to-onnx", *registry.techniques("onnx")}
+    int8, low = known["dynamic-int8"](), known["low-rank"]()
+    assert proposals.legal((), "torch")
+    assert proposals.legal((ToOnnx(), low, int8), "torch")
+    assert not proposals.legal((int8,), "torch")
+    assert not proposals.legal((low, ToOnnx()), "torch")
+    assert not proposals.legal((ToOnnx(), ToOnnx()), "torch")
+    assert not proposals.legal((ToOnnx(), int8), "onnx")
+    assert proposals.legal((low, int8), "onnx")
+
+
+def test_a_conversion_that_is_left_out_is_put_in() -> None:
+    recipe = registry.recipe("torch", [{"technique": "static-int8"}])
+    assert [technique_name(each) for each in recipe] == ["to-onnx", "static-int8"]
+    assert registry.recipe("torch", [{"technique": "to-onnx"}, {"technique": "simplify"}])
+    with pytest.raises(ValueError, match="no technique 'nonsense' for torch"):
+        registry.recipe("torch", [{"technique": "nonsense"}])
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_search_converts_first(seed: int) -> None:
+    """Whatever it draws, a conversion stands before what needs one."""
+    rng = np.random.default_rng(seed)
+    known = registry.reachable("torch")
+    drawn = [proposals.sample(known, rng, "torch") for _ in range(200)]
+    assert all(proposals.legal(each, "torch") for each in drawn)
+    assert all(each for each in drawn)
+    assert any(len(each) > 2 for each in drawn)
+    near = proposals.neighbours(max(drawn, key=len), known, "torch")
+    assert near
+    assert all(proposals.legal(each, "torch") for each in near)
+    alone = proposals.singles(known, "torch")
+    assert (ToOnnx(),) in alone
+    assert len(alone) == len(known)
+    seeker = GuidedSearch("torch", known, seed=seed)
+    asked = seeker.ask()
+    assert asked == ((), 1.0)
+
+
+def test_a_small_space_is_gone_through_as_a_whole() -> None:
+    known = {name: registry.reachable("torch")[name] for name in ("to-onnx", "separate-norm")}
+    found = proposals.everything(known, "torch")
+    assert found is not None
+    assert () in found
+    assert all(not each or isinstance(each[0], ToOnnx) for each in found)
