@@ -3,8 +3,8 @@
     python benchmarks/techniques.py resnet|minilm [--minutes 3]
 
 A row a recipe: accuracy on the search part, size, latency ratio in rounds interleaved with the
-original, multiply-accumulates, seconds of the making. Trainings take about `--minutes`. What was measured is
-kept in build/techniques: the command goes on where it was stopped.
+original, multiply-accumulates, seconds of the making. Trainings take about `--minutes`. What
+was measured is kept in build/techniques: the command goes on where it was stopped.
 """
 
 from __future__ import annotations

@@ -60,7 +60,7 @@ class StructuredPrune(Technique):
     neutral: ClassVar[Mapping[str, float]] = {"share": 1.0}
     claims: ClassVar[frozenset[str]] = frozenset({"macs", "size", "latency"})
 
-    share: float = span(0.5, 0.1, 1.0)
+    share: float = span(0.8, 0.1, 1.0)
     what: str = choice("all", "channels", "heads", "width")
     importance: str = choice("magnitude", "taylor", "activation", "random")
     scope: str = choice("global", "local")
