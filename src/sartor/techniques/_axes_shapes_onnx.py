@@ -92,7 +92,11 @@ def _deal(atoms: list[Atom], item: Item, hint: Layout | None, end: int) -> Layou
 
 
 def _same(one: Atom, two: Atom) -> bool:
-    if one is two:
+    """Two free sizes that meet in a Reshape are taken for one: that they are two is mostly for
+    want of knowing (after broadcasting either may be 1), and what is left over in the end is
+    frozen."""
+    free = one.size is None and two.size is None and not (one.bound or two.bound)
+    if one is two or free:
         return True
     return bool(one.bound and two.bound) and resolve(((one,),)) == resolve(((two,),))
 
@@ -220,7 +224,10 @@ def split(trace: Trace, node: onnx.NodeProto) -> list[Axes]:
 
 def slices(trace: Trace, node: onnx.NodeProto) -> list[Axes]:
     x = trace.of(node.input[0])
-    starts, ends = trace.option(node, "starts", 1), trace.option(node, "ends", 2)
+    try:
+        starts, ends = trace.option(node, "starts", 1), trace.option(node, "ends", 2)
+    except Unknown:
+        return [_computed_slice(trace, node, x)]
     if starts is None or ends is None:
         raise Unknown("Slice has no bounds")
     axes = trace.option(node, "axes", 3) or list(range(len(starts)))
@@ -247,6 +254,23 @@ def slices(trace: Trace, node: onnx.NodeProto) -> list[Axes]:
         else:
             trace.rewrites.append(partial(rewrite_slice, node.name, tuple(bounds)))
     return [tuple(found)]
+
+
+def _computed_slice(trace: Trace, node: onnx.NodeProto, x: Axes) -> Axes:
+    """With bounds that only a run tells: the first ones of an axis are as many as that other axis
+    has whose length is the end."""
+    starts, ends = (trace.items.get(node.input[at], []) for at in (1, 2))
+    axes, steps = trace.option(node, "axes", 3), trace.option(node, "steps", 4)
+    if axes is None:
+        raise Unknown("the bounds of Slice are computed")
+    found = list(x)
+    for k, at in enumerate(axes):
+        at = outer(x, at)
+        freeze(x[at], "Slice takes single ones of it")
+        first = k < len(starts) and starts[k] == Item(0) and (steps is None or steps[k] == 1)
+        end = ends[k].axis if first and k < len(ends) else None
+        found[at] = end or axis(None)
+    return tuple(found)
 
 
 def _left(size: int | None, start: int, end: int, step: int) -> int | None:

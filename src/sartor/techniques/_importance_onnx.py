@@ -12,6 +12,7 @@ from sartor.techniques._axes_groups_onnx import Group
 from sartor.techniques._axes_onnx import Atom, Layout, leaves, places
 from sartor.techniques._axes_trace_onnx import Trace
 from sartor.techniques._graph_onnx import watch
+from sartor.techniques._refit_onnx import removal_errors
 
 _ROWS = 16  # examples in a batch for gradients
 
@@ -80,6 +81,26 @@ def _activations(trace: Trace, group: Group) -> list[tuple[str, int]]:
     node = next(node for node in trace.graph.nodes if node.name == group.node)
     made = trace.axes[node.output[0]]
     return [(node.output[0], at) for at, each in enumerate(made) if group.atom in leaves(each)]
+
+
+def error(
+    trace: Trace, groups: Sequence[Group], bench: Bench, examples: int
+) -> dict[Atom, np.ndarray]:
+    """The share of the outputs' energy that is lost with an index though what reads it is refitted
+    (`removal_errors`). For what only grouped convolutions read: its share of the squared norm."""
+
+    def compute() -> dict[str, np.ndarray]:
+        errors = removal_errors(trace, groups, bench, examples)
+        norms = magnitude(trace, groups, bench, examples)
+        found = {}
+        for at, group in enumerate(groups):
+            squares = np.square(norms[group.atom])
+            share = squares / max(float(squares.sum()), 1e-30)
+            own = errors[group.atom]
+            found[str(at)] = share if np.isnan(own).any() else own
+        return found
+
+    return _remembered("error", compute, trace, groups, bench, examples)
 
 
 def taylor(
@@ -190,6 +211,7 @@ def _by_index(value: np.ndarray, trace: Trace, group: Group, name: str, at: int)
 
 IMPORTANCE: Mapping[str, Callable[[Trace, Sequence[Group], Bench, int], Scores]] = {
     "magnitude": magnitude,
+    "error": error,
     "taylor": taylor,
     "activation": activation,
     "random": random,

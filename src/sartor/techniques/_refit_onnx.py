@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 import scipy.linalg
 
-from sartor.contracts import Arrays, Bench, Failed
-from sartor.techniques._axes_groups_onnx import mask
-from sartor.techniques._axes_onnx import Atom, leaves
+from sartor.contracts import Bench
+from sartor.techniques._axes_groups_onnx import Group, mask
+from sartor.techniques._axes_onnx import Atom, leaves, places
 from sartor.techniques._axes_trace_onnx import Read, Trace
-from sartor.techniques._graph_onnx import watch
+from sartor.techniques._moments_onnx import moments, reads_of, steadied
 
-_BUDGET = 256 << 20  # bytes of second moments gathered in one pass over the data
-_WIDEST = 8192  # positions along an axis: a moment matrix of 0.5 GB
-_ROWS = 1024  # positions of an activation taken from each example
-_RIDGE = 1e-3  # of the mean second moment, where there are rows without end
+_CUTS = 64  # times at most that a group's errors are computed anew while it is taken apart
 
 
 def refit(
@@ -26,87 +23,99 @@ def refit(
     as those that stay tell it: x_gone is about A x_kept by least squares on training rows, so that
     W_kept + W_gone A does nearly what W did (the interpolative decomposition of Chee et al.,
     NeurIPS 2022, for any choice of what stays). Call it before `keep`, with all `atoms` that may
-    ever be thinned here: their moments are remembered for other choices.
-
-    Only products whose outputs each sum over the whole axis: not grouped convolutions."""
-    every = set(atoms)
-    reads: dict[str, list[Read]] = {}
-    for read in trace.read:
-        layout = trace.axes[read.tensor][read.at]
-        known = trace.graph.constant_tensor(read.weight) if read.weight else None
-        thin = not every.isdisjoint(leaves(layout))
-        if known is not None and thin and known.dims[read.weight_at] <= _WIDEST:
-            reads.setdefault(read.weight, []).append(read)
-    moments = _moments(trace, reads, bench, rows)
-    for name, places in reads.items():
-        value, at = trace.graph.constant(name), places[0].weight_at
+    ever be thinned here: their moments are remembered for other choices."""
+    reads = reads_of(trace, atoms)
+    known = moments(trace, reads, bench, rows)
+    for name, where in reads.items():
+        value, at = trace.graph.constant(name), where[0].weight_at
         stays = mask(trace.axes[name][at], kept)
-        if value is not None and not stays.all() and stays.any():
-            seen = float(moments[f"rows:{name}"])
-            change = _prediction(moments[name].astype(np.float64), stays, seen)
-            turned = np.moveaxis(value, at, 0)
-            grown = np.array(turned, np.float64)
-            grown[stays] += np.tensordot(change.T, turned[~stays].astype(np.float64), 1)
-            trace.graph.set_constant(name, np.moveaxis(grown, 0, at).astype(value.dtype))
+        if value is None or stays.all() or not stays.any():
+            continue
+        second = known[name].astype(np.float64)
+        among = steadied(second[np.ix_(stays, stays)], float(known[f"rows:{name}"]))
+        factor = scipy.linalg.cho_factor(among, lower=True)
+        change = scipy.linalg.cho_solve(factor, second[np.ix_(stays, ~stays)])
+        turned = np.moveaxis(value, at, 0).astype(np.float64)
+        turned[stays] += np.tensordot(change, turned[~stays], 1)
+        trace.graph.set_constant(name, np.moveaxis(turned, 0, at).astype(value.dtype))
 
 
-def _prediction(second: np.ndarray, stays: np.ndarray, rows: float) -> np.ndarray:
-    """(gone, kept): what stays to what goes, by least squares with a ridge that grows with the
-    number of unknowns for each row: where rows are few it falls back to leaving weights alone."""
-    if not np.isfinite(second).all():
-        raise Failed("activations are not finite")
-    among = second[np.ix_(stays, stays)]
-    share = _RIDGE + len(among) / max(rows, 1.0)
-    ridge = share * max(float(np.trace(among)) / len(among), 1e-30)
-    factor = scipy.linalg.cho_factor(among + ridge * np.eye(len(among)), lower=True)
-    found: np.ndarray = scipy.linalg.cho_solve(factor, second[np.ix_(stays, ~stays)]).T
+def removal_errors(
+    trace: Trace, groups: Sequence[Group], bench: Bench, rows: int
+) -> dict[Atom, np.ndarray]:
+    """For each index of a group the share of its readers' output energy that goes with it when all
+    that mattered less has gone before and the weights are refitted each time: the optimal brain
+    surgeon (Hassibi & Stork, NIPS 1992) for whole inputs, as Kurtic et al., "ZipLM", NeurIPS 2023.
+    A group that no product reads as a whole has NaN."""
+    reads = reads_of(trace, [group.atom for group in groups])
+    known = moments(trace, reads, bench, rows)
+    found = {}
+    for group in groups:
+        own = [
+            _Reader(trace, name, where[0], group, known)
+            for name, where in reads.items()
+            if group.atom in leaves(trace.axes[name][where[0].weight_at])
+        ]
+        found[group.atom] = _taken_apart(group.size, own)
     return found
 
 
-def _moments(
-    trace: Trace, reads: Mapping[str, list[Read]], bench: Bench, rows: int
-) -> Mapping[str, np.ndarray]:
-    """Weight -> mean of x x' over what it sums (positions, positions), and "rows:" + weight -> how
-    many it is the mean of. In as many passes as bound the memory."""
-
-    def compute() -> Mapping[str, np.ndarray]:
-        found: dict[str, np.ndarray] = {}
-        todo = list(reads.items())
-        while todo:
-            part, room = [todo.pop(0)], float(_BUDGET)
-            room -= _bytes(trace, part[0][1][0])
-            while todo and _bytes(trace, todo[0][1][0]) <= room:
-                room -= _bytes(trace, todo[0][1][0])
-                part.append(todo.pop(0))
-            batches = bench.batches("train", 1, rows)  # one by one: no padding
-            if batches is None:
-                raise Failed("there are no training rows to refit weights on")
-            found |= _gather(trace, dict(part), batches, bench)
-        return found
-
-    return bench.remember(f"moments {trace.graph.digest()} {rows} {sorted(reads)}", compute)
+def _taken_apart(size: int, readers: Sequence[_Reader]) -> np.ndarray:
+    """Errors in the order of removal never fall: what goes later counts at least as much."""
+    scores = np.full(size, np.nan)
+    if not readers:
+        return scores
+    alive, highest = np.arange(size), 0.0
+    while len(alive):
+        errors = np.sum([reader.errors(alive) for reader in readers], axis=0)
+        order = np.argsort(errors, kind="stable")[: max(1, -(-size // _CUTS))]
+        gone = alive[order]
+        rising = np.maximum.accumulate(np.maximum(errors[order], highest))
+        scores[gone], highest = rising, float(rising[-1])
+        for reader in readers:
+            reader.remove(gone)
+        alive = np.setdiff1d(alive, gone)
+    return scores
 
 
-def _bytes(trace: Trace, read: Read) -> float:
-    tensor = trace.graph.constant_tensor(read.weight)
-    return 8.0 * (tensor.dims[read.weight_at] if tensor is not None else 0) ** 2
+class _Reader:
+    """A weight that sums over a group, with what is left of both while the group is taken apart:
+    the inverse of the inputs' moments and the products of the weight's rows (n x n each)."""
 
+    def __init__(
+        self, trace: Trace, name: str, read: Read, group: Group, known: Mapping[str, np.ndarray]
+    ) -> None:
+        second = known[name].astype(np.float64)
+        value = trace.graph.constant(name)
+        assert value is not None  # `reads_of` saw it
+        rows = np.moveaxis(value, read.weight_at, 0).reshape(len(second), -1).astype(np.float64)
+        self.products = rows @ rows.T
+        self.energy = max(float((second * self.products).sum()), 1e-30)
+        self.inverse = np.linalg.inv(steadied(second, float(known[f"rows:{name}"])))
+        where = places(trace.axes[name][read.weight_at], group.atom)
+        self.positions = [np.flatnonzero(where == each) for each in range(group.size)]
 
-def _gather(
-    trace: Trace, reads: Mapping[str, list[Read]], batches: Iterable[Arrays], bench: Bench
-) -> dict[str, np.ndarray]:
-    sums: dict[str, np.ndarray] = {}
-    counts = dict.fromkeys(reads, 0)
-    names = list(dict.fromkeys(read.tensor for each in reads.values() for read in each))
-    for values in watch(trace.graph, names, batches, bench):
-        for name, places in reads.items():
-            for read in places:
-                x = np.moveaxis(values[read.tensor], read.at, -1)
-                x = x.reshape(-1, x.shape[-1])
-                if len(x) > _ROWS:
-                    x = x[np.linspace(0, len(x) - 1, _ROWS).astype(int)]
-                product = x.T.astype(np.float64) @ x.astype(np.float64)
-                sums[name] = sums.get(name, 0.0) + product
-                counts[name] += len(x)
-    found = {name: (sums[name] / max(counts[name], 1)).astype(np.float32) for name in sums}
-    return found | {f"rows:{name}": np.array(counts[name]) for name in sums}
+    def errors(self, alive: np.ndarray) -> np.ndarray:
+        """What removing each index would add, as a share of the output's energy."""
+        blocks = [self.positions[each] for each in alive]
+        if all(len(block) == 1 for block in blocks):
+            at = np.concatenate(blocks)
+            found = self.products[at, at] / self.inverse[at, at]
+        else:
+            found = np.array([self._error(block) for block in blocks])
+        shares: np.ndarray = np.maximum(found, 0.0) / self.energy
+        return shares
+
+    def _error(self, block: np.ndarray) -> float:
+        own = np.ix_(block, block)
+        return float(np.trace(np.linalg.solve(self.inverse[own], self.products[own])))
+
+    def remove(self, gone: np.ndarray) -> None:
+        block = np.concatenate([self.positions[each] for each in gone])
+        if not block.size:
+            return
+        own = np.ix_(block, block)
+        change = np.linalg.solve(self.inverse[own], self.inverse[block]).T
+        self.inverse -= change @ self.inverse[block]
+        lost, inside = self.products[:, block], self.products[own]
+        self.products += change @ inside @ change.T - change @ lost.T - lost @ change.T

@@ -65,9 +65,8 @@ def _shapes(trace: Trace, names: list[str], bench: Bench) -> dict[str, tuple[int
 @dataclass(frozen=True)
 class Ladder:
     """What a group may keep: `counts` from all of it down to the least, and what is `lost` at
-    each, the logarithm of the share of its importance that is left: without it (or another convex
-    loss) one group would be emptied before the next one gives anything. `total` is the importance
-    of all of it, on a scale on which groups compare, where there is one."""
+    each. `total` makes what groups lose comparable; None where only the multiply-accumulates that
+    hang on them can."""
 
     group: Group
     counts: tuple[int, ...]
@@ -85,17 +84,19 @@ def counts(group: Group, least: float, wide: bool) -> tuple[int, ...]:
     return (group.size, *range(top, floor - 1, -step))
 
 
-def ladder(group: Group, steps: tuple[int, ...], scores: np.ndarray, compares: bool) -> Ladder:
-    """`compares`: scores of different groups are on one scale. Raises Failed where a score is not
-    finite."""
+def ladder(group: Group, steps: tuple[int, ...], scores: np.ndarray, scale: str) -> Ladder:
+    """`scale` says what the scores are: "errors" that add up; "losses", of which small parts add
+    up; "shares", which compare within a group only. Of the last two the logarithm of what is left
+    counts: else one group would be emptied before the next one gives anything. Raises Failed
+    where a score is not finite."""
     total = float(scores.sum())
     if not np.isfinite(total):
         raise Failed(f"weights or activations at {group.name} are not finite")
     shares = np.sort(scores) / total if total > 0 else np.full(len(scores), 1 / len(scores))
-    left = 1.0 - np.concatenate([[0.0], np.cumsum(shares)])
-    lost = -np.log(np.maximum(left, 1e-12))
+    gone = np.concatenate([[0.0], np.cumsum(shares)])
+    lost = gone if scale == "errors" else -np.log(np.maximum(1.0 - gone, 1e-12))
     found = tuple(float(lost[group.size - each]) for each in steps)
-    return Ladder(group, steps, found, max(total, 1e-30) if compares else None)
+    return Ladder(group, steps, found, None if scale == "shares" else max(total, 1e-30))
 
 
 class Budget:
@@ -116,7 +117,7 @@ class Budget:
             for each in ladders
         ]
         self._worths = [self._worth(at) for at in range(len(ladders))]
-        self._near = [
+        self.near = [
             [
                 at
                 for at, other in enumerate(ladders)
@@ -173,13 +174,30 @@ class Budget:
 
 def descend(budget: Budget, share: float) -> None:
     """Always the rung that loses least importance for what it saves (greedy: what a rung saves
-    depends on the sizes beside it), until no more than the share is left."""
+    depends on the sizes beside it), until no more than the share is left; the last one is that
+    which loses least of all that get there."""
     prices = [budget.price(at) for at in range(len(budget.ladders))]
     while budget.share > share:
         at = int(np.argmin(prices))
         budget.set(at, budget.rungs[at] + 1)
-        for near in {at, *budget._near[at]}:
+        if budget.share <= share:
+            budget.set(at, budget.rungs[at] - 1)
+            at = min(_enough(budget, share), key=lambda at: budget.step(at, budget.rungs[at]))
+            budget.set(at, budget.rungs[at] + 1)
+        for near in {at, *budget.near[at]}:
             prices[near] = budget.price(near)
+
+
+def _enough(budget: Budget, share: float) -> list[int]:
+    """The groups whose next rung alone leaves no more than the share."""
+    found = []
+    for at, each in enumerate(budget.ladders):
+        if budget.rungs[at] + 1 < len(each.counts):
+            budget.set(at, budget.rungs[at] + 1)
+            if budget.share <= share:
+                found.append(at)
+            budget.set(at, budget.rungs[at] - 1)
+    return found
 
 
 def level(budget: Budget, share: float) -> None:
