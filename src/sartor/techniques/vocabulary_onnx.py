@@ -49,9 +49,9 @@ class TrimVocabulary(Technique):
     index; answers to data that use only rows that stay are the same to the bit.
 
     `unknown` says what a row that is gone is read as: "nearest" as the one at the least angle to
-    it among those that occur enough, for a word often its plural or another form (by distance it would
-    rather be a short one); "mean" as the mean of all that are gone, for items that have no
-    neighbours. `spare` is the share of the rows to go that stay after all: those that occur most
+    it among those that occur that often, for a word often its plural or another form (by distance
+    it would rather be a short one); "mean" as the mean of all that are gone, for items that have
+    no neighbours. `spare` is the share of the rows to go that stay after all: those that occur most
     first, then those farthest from what they would be read as. Parts are the constant tables in
     which rows are looked up; the name of one that is touched says how many go."""
 
