@@ -118,14 +118,21 @@ def test_more_occurrences_leave_fewer_rows_and_what_is_spared_comes_back_in_orde
     counts = np.bincount(words(64, 1)["ids"].ravel(), minlength=ROWS)
     for least in (1, 2, 4, 8):
         assert kept(bench, occurrences=least) == set(np.flatnonzero(counts >= least).tolist())
-    # First the rare ones by how often they occur, then the others by their index.
+    # First the rare ones by how often they occur, then those that would change most.
     rare = np.flatnonzero((counts < 4) & (counts > 0))
     few = kept(bench, occurrences=4, spare=0.02)
     assert len(few) == (counts >= 4).sum() + round(0.02 * (counts < 4).sum())
     back = few - set(np.flatnonzero(counts >= 4).tolist())
     assert back < set(rare.tolist())
     assert counts[list(back)].min() >= max(counts[r] for r in set(rare.tolist()) - back)
-    assert kept(bench, spare=0.1) == set(SEEN) | set([i for i in range(ROWS) if i not in SEEN][:90])
+    gone = np.setdiff1d(np.arange(ROWS), SEEN)
+    for unknown, stand in (
+        ("nearest", TABLE[SEEN[angles(TABLE[gone], TABLE[SEEN]).argmin(1)]]),
+        ("mean", TABLE[gone].mean(0)),
+    ):
+        change = np.linalg.norm(TABLE[gone] - stand, axis=1)
+        most = set(gone[np.argsort(-change)[:90]].tolist())
+        assert kept(bench, unknown=unknown, spare=0.1) == set(SEEN.tolist()) | most
     before: set[int] = set()
     for spare in (0.0, 0.3, 0.6, 0.9):
         now = kept(bench, occurrences=2, spare=spare)
@@ -295,7 +302,7 @@ def test_without_training_rows_or_with_impossible_ones(tmp_path):
         TrimVocabulary().apply(odd.toy.model, odd)
 
 
-def test_counts_are_remembered_for_other_settings_but_not_for_other_models(tmp_path):
+def test_counts_and_neighbours_are_remembered_for_other_settings_but_not_for_other_models(tmp_path):
     asked = []
     for number, table in enumerate((TABLE, TABLE[::-1].copy())):
         (tmp_path / str(number)).mkdir()
@@ -306,9 +313,10 @@ def test_counts_are_remembered_for_other_settings_but_not_for_other_models(tmp_p
             return remember(key, compute)
 
         bench.remember = spy
-        for settings in ({}, {"occurrences": 4}, {"unknown": "mean"}):
+        for settings in ({}, {"spare": 0.5}, {"occurrences": 4}, {"unknown": "mean"}):
             TrimVocabulary(**settings).apply(bench.toy.model, bench)
-    assert [asked.count(key) for key in dict.fromkeys(asked)] == [3, 3]
+    # Of each model the counts, the neighbours twice, those of the rows that occur four times.
+    assert [asked.count(key) for key in dict.fromkeys(asked)] == [4, 2, 1] * 2
 
 
 @pytest.mark.parametrize("chunk", [1, 777, 1 << 20])

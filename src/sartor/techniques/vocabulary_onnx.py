@@ -49,12 +49,11 @@ class TrimVocabulary(Technique):
     index; answers to data that use only rows that stay are the same to the bit.
 
     `unknown` says what a row that is gone is read as: "nearest" as the one at the least angle to
-    it among those that occur, for a word often its plural or another form (by distance it would
-    rather be a short one); "mean" as the mean of all that are gone, for items that have no
-    neighbours. `spare` is the share of the rows to go that stay after all, those that occur most
-    first, then those with the lowest index: most vocabularies begin with what is frequent. Parts
-    are the constant tables in which rows are looked up; the name of one that is touched says how
-    many go."""
+    it among those that occur that often, for a word often its plural or another form (by distance
+    it would rather be a short one); "mean" as the mean of all that are gone, for items that have
+    no neighbours. `spare` is the share of the rows to go that stay after all: those that occur most
+    first, then those farthest from what they would be read as. Parts are the constant tables in
+    which rows are looked up; the name of one that is touched says how many go."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     needs: ClassVar[frozenset[str]] = frozenset({"calibration"})
@@ -85,24 +84,33 @@ class TrimVocabulary(Technique):
             for table in tables:
                 parts.skip(table.name, "spare=1 leaves every row")
             return unchanged(model, self, parts)
-        counts = _counts(graph, tables, bench)
+        digest = graph.digest()
+        counts = _counts(graph, digest, tables, bench)
         for table in tables:
-            self._trim(graph, table, counts[table.name], parts)
+            self._trim(graph, digest, table, counts[table.name], bench, parts)
         if not parts.touched:
             raise Unneeded(f"no table loses rows: {parts.most_frequent_reason()}")
         graph.drop_unused()
         return finish(model, self, graph, bench, parts)
 
-    def _trim(self, graph: Graph, table: _Table, counts: np.ndarray, parts: Parts) -> None:
+    def _trim(
+        self,
+        graph: Graph,
+        digest: str,
+        table: _Table,
+        counts: np.ndarray,
+        bench: Bench,
+        parts: Parts,
+    ) -> None:
         """Writes the smaller table and the look-up in front of it; or skips it with a reason."""
         value = graph.constant(table.name)
         if value is None:
             raise Failed(f"the table {table.name} has no value in the file")
-        occurs = counts >= self.occurrences
-        stays = occurs | self._spared(counts)
-        gone = int((~stays).sum())
+        rare = np.flatnonzero(counts < self.occurrences)
+        spared = round(self.spare * len(rare))
+        gone = len(rare) - spared
         told = f"{gone:,} of {table.rows:,} rows"
-        if not occurs.any():
+        if len(rare) == table.rows:
             parts.skip(table.name, f"none of its rows occurs {self.occurrences} times")
         elif gone * _SHARE < table.rows:
             parts.skip(table.name, f"only {told} occur too rarely")
@@ -111,17 +119,13 @@ class TrimVocabulary(Technique):
         elif not np.isfinite(value).all():
             parts.skip(table.name, "it holds infinities or NaN")
         else:
-            small, places = _smaller(value, stays, None if self.unknown == "mean" else occurs)
-            _look_up_twice(graph, table, small, places)
+            near = None
+            if self.unknown == "nearest":
+                key = f"nearest rows {digest} {table.name} {self.occurrences}"
+                near = bench.remember(key, lambda: {"near": _neighbours(value, rare)})["near"]
+            first = _first_to_stay(value, rare, near, counts)[:spared]
+            _look_up_twice(graph, table, *_smaller(value, rare, near, first))
             parts.touch(f"{table.name} ({told} go)")
-
-    def _spared(self, counts: np.ndarray) -> np.ndarray:
-        """For every row whether it stays though it occurs too rarely."""
-        order = np.lexsort((np.arange(len(counts)), -counts))
-        rare = order[counts[order] < self.occurrences]
-        spared = np.zeros(len(counts), bool)
-        spared[rare[: round(self.spare * len(rare))]] = True
-        return spared
 
 
 @dataclass(frozen=True)
@@ -180,7 +184,9 @@ def _given(graph: Graph, name: str) -> bool:
     return any(port.name == name for port in graph.proto.graph.input)
 
 
-def _counts(graph: Graph, tables: list[_Table], bench: Bench) -> Mapping[str, np.ndarray]:
+def _counts(
+    graph: Graph, digest: str, tables: list[_Table], bench: Bench
+) -> Mapping[str, np.ndarray]:
     """Table -> how often each of its rows occurs in all the training rows, int64. Remembered for
     other settings."""
 
@@ -196,7 +202,7 @@ def _counts(graph: Graph, tables: list[_Table], bench: Bench) -> Mapping[str, np
                     counts[table.name] += _count(values[name], table)
         return counts
 
-    return bench.remember(f"occurrences of rows {graph.digest()}", compute)
+    return bench.remember(f"occurrences of rows {digest}", compute)
 
 
 def _count(indices: np.ndarray, table: _Table) -> np.ndarray:
@@ -208,21 +214,44 @@ def _count(indices: np.ndarray, table: _Table) -> np.ndarray:
     return np.bincount(flat, minlength=table.rows)
 
 
+def _neighbours(value: np.ndarray, rare: np.ndarray) -> np.ndarray:
+    """For each of the rare rows the one nearest to it among the others, as indices of the table."""
+    flat = value.reshape(len(value), -1).astype(np.float32)
+    others = np.setdiff1d(np.arange(len(value)), rare)
+    found: np.ndarray = others[nearest(flat[rare], flat[others])]
+    return found
+
+
+def _first_to_stay(
+    value: np.ndarray, rare: np.ndarray, near: np.ndarray | None, counts: np.ndarray
+) -> np.ndarray:
+    """Places in `rare`, in the order in which they are spared: those that occur most, then those
+    that would change most (the index of the row decides between equals)."""
+    flat = value.reshape(len(value), -1).astype(np.float32)
+    stand = flat[rare].mean(axis=0) if near is None else flat[near]
+    change = np.linalg.norm(flat[rare] - stand, axis=1)
+    return np.lexsort((rare, -change, -counts[rare]))
+
+
 def _smaller(
-    value: np.ndarray, stays: np.ndarray, known: np.ndarray | None
+    value: np.ndarray, rare: np.ndarray, near: np.ndarray | None, spared: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The smaller table and, for each old row, its place there (int32): of one that is gone, that
-    of the nearest of the `known` rows, or of one more row, the mean of the gone."""
-    small, rest = value[stays], value[~stays]
-    places = np.empty(len(value), np.int32)
+    of its neighbour, or without neighbours of one more row, the mean of the gone. `spared` are
+    places in `rare`."""
+    goes = np.ones(len(rare), bool)
+    goes[spared] = False
+    gone = rare[goes]
+    stays = np.ones(len(value), bool)
+    stays[gone] = False
+    small, places = value[stays], np.empty(len(value), np.int32)
     places[stays] = np.arange(len(small))
-    if known is None:
-        places[~stays] = len(small)
-        shared = rest.mean(axis=0, dtype=np.float64, keepdims=True).astype(value.dtype)
-        return np.concatenate([small, shared]), places
-    flat = value.reshape(len(value), -1).astype(np.float32)
-    places[~stays] = places[known][nearest(flat[~stays], flat[known])]
-    return small, places
+    if near is not None:
+        places[gone] = places[near[goes]]
+        return small, places
+    places[gone] = len(small)
+    mean = value[gone].mean(axis=0, dtype=np.float64, keepdims=True).astype(value.dtype)
+    return np.concatenate([small, mean]), places
 
 
 def nearest(rows: np.ndarray, among: np.ndarray) -> np.ndarray:
