@@ -1,0 +1,78 @@
+"""Training inside a run: what is granted, what comes of it, what the journal says."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import sartor
+from sartor.contracts import Training
+from sartor.granting import EPOCHS, FEWEST, before, granted, trains
+from sartor.records import Journal
+from sartor.registry import recipe
+
+pytest.importorskip("lightning_fabric")
+
+THIN = {"technique": "structured-prune", "share": 0.3}
+TRAIN = {"technique": "recover", "effort": 1.0, "rate": 0.02, "teacher": 0.5}
+
+
+@pytest.fixture(scope="module")
+def finished(digits, tmp_path_factory):
+    """Two runs of the same request: thin, and thin and trained."""
+    runs = []
+    for name in ("one", "two"):
+        place = tmp_path_factory.mktemp(name)
+        split = np.repeat(["train", "search", "holdout"], [400, 200, 400])
+        runs.append(
+            sartor.optimize(
+                digits.model,
+                digits.data(place, split=split),
+                ["accuracy >= baseline - 0.05"],
+                trials=3,
+                out=place / "run",
+                recipes=[[THIN], [THIN, TRAIN]],
+            )
+        )
+    return runs
+
+
+def test_what_is_trained_is_better_than_what_is_not(finished):
+    run = finished[0]
+    thin, trained = run.trials[1:3]
+    assert trained.recipe[1]["technique"] == "recover"
+    assert trained.figures["accuracy"] > thin.figures["accuracy"] or thin.state == "dropped"
+    assert trained.figures["accuracy"] >= trained.figures["original.accuracy"] - 0.05
+    assert trained.figures["size"] == pytest.approx(thin.figures["size"], rel=0.01)
+    assert trained.steps[1]["touched"]
+
+
+def test_what_was_granted_stands_in_the_journal(finished):
+    (told,) = Journal(finished[0].folder / "run.jsonl").events("training")
+    assert told["steps"] == max(EPOCHS * 400 // 64, FEWEST)
+    assert told["macs"] == 64 * 640 + 640 * 640 + 640 * 10
+    assert told["seconds"] > 0
+    assert granted(told) == Training(told["steps"], told["seconds"], told["macs"])
+
+
+def test_the_same_request_trains_the_same_model(finished):
+    assert finished[0].trials[2].model == finished[1].trials[2].model
+
+
+def test_a_short_run_does_not_train(digits, tmp_path):
+    run = sartor.optimize(
+        digits.model, digits.data(tmp_path), ["accuracy >= baseline - 0.05"],
+        budget="20s", out=tmp_path / "run", recipes=[[THIN, TRAIN]],
+    )  # fmt: skip
+    trial = run.trials[1]
+    assert trial.state == "refused"
+    assert "the budget is too short for it" in trial.reason
+    (told,) = Journal(run.folder / "run.jsonl").events("training")
+    assert told["steps"] == 0
+    assert "steps would be too few" in told["why"]
+
+
+def test_what_comes_before_a_training_and_makes_another_kind():
+    steps = recipe("onnx", [THIN, TRAIN])
+    assert [trains(each) for each in steps] == [False, True]
+    assert before(steps) == ()
