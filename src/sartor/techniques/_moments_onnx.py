@@ -76,16 +76,32 @@ def _gather(
 ) -> dict[str, np.ndarray]:
     sums: dict[str, np.ndarray] = {}
     counts = dict.fromkeys(reads, 0)
+    waiting: dict[str, list[np.ndarray]] = {name: [] for name in reads}
+
+    def add(name: str) -> None:
+        if waiting[name]:
+            block = np.concatenate(waiting[name])
+            sums[name] = sums.get(name, 0.0) + (block.T @ block).astype(np.float64)
+            counts[name] += len(block)
+            waiting[name].clear()
+
     names = list(dict.fromkeys(read.tensor for each in reads.values() for read in each))
     for values in watch(trace.graph, names, batches, bench):
         for name, places in reads.items():
-            for read in places:
-                x = np.moveaxis(values[read.tensor], read.at, -1)
-                x = x.reshape(-1, x.shape[-1])
-                if len(x) > _ROWS:
-                    x = x[np.linspace(0, len(x) - 1, _ROWS).astype(int)]
-                product = x.T.astype(np.float64) @ x.astype(np.float64)
-                sums[name] = sums.get(name, 0.0) + product
-                counts[name] += len(x)
+            waiting[name] += [_rows(values[read.tensor], read.at) for read in places]
+            # Many rows at once: each product reads and writes the whole matrix of sums.
+            if sum(map(len, waiting[name])) >= _ROWS:
+                add(name)
+    for name in reads:
+        add(name)
     found = {name: (sums[name] / max(counts[name], 1)).astype(np.float32) for name in sums}
     return found | {f"rows:{name}": np.array(counts[name]) for name in sums}
+
+
+def _rows(x: np.ndarray, at: int) -> np.ndarray:
+    """(rows, positions along the axis), at most `_ROWS` of them, evenly spread."""
+    moved = np.moveaxis(x, at, -1)
+    rows = moved.reshape(-1, moved.shape[-1])
+    if len(rows) > _ROWS:
+        rows = rows[np.linspace(0, len(rows) - 1, _ROWS).astype(int)]
+    return rows.astype(np.float32)

@@ -92,17 +92,17 @@ class _Reader:
         self.products = rows @ rows.T
         self.energy = max(float((second * self.products).sum()), 1e-30)
         self.inverse = np.linalg.inv(steadied(second, float(known[f"rows:{name}"])))
-        where = places(trace.axes[name][read.weight_at], group.atom)
-        self.positions = [np.flatnonzero(where == each) for each in range(group.size)]
+        self.where = places(trace.axes[name][read.weight_at], group.atom)
 
     def errors(self, alive: np.ndarray) -> np.ndarray:
-        """What removing each index would add, as a share of the output's energy."""
-        blocks = [self.positions[each] for each in alive]
-        if all(len(block) == 1 for block in blocks):
-            at = np.concatenate(blocks)
-            found = self.products[at, at] / self.inverse[at, at]
+        """What removing each index that is left would add, as a share of the output's energy."""
+        own = np.flatnonzero(self.where >= 0)
+        own = own[np.argsort(self.where[own], kind="stable")]
+        if len(own) == len(alive):
+            found = self.products[own, own] / self.inverse[own, own]
         else:
-            found = np.array([self._error(block) for block in blocks])
+            ends = np.searchsorted(self.where[own], alive[1:])
+            found = np.array([self._error(block) for block in np.split(own, ends)])
         shares: np.ndarray = np.maximum(found, 0.0) / self.energy
         return shares
 
@@ -111,11 +111,11 @@ class _Reader:
         return float(np.trace(np.linalg.solve(self.inverse[own], self.products[own])))
 
     def remove(self, gone: np.ndarray) -> None:
-        block = np.concatenate([self.positions[each] for each in gone])
-        if not block.size:
-            return
-        own = np.ix_(block, block)
-        change = np.linalg.solve(self.inverse[own], self.inverse[block]).T
-        self.inverse -= change @ self.inverse[block]
-        lost, inside = self.products[:, block], self.products[own]
-        self.products += change @ inside @ change.T - change @ lost.T - lost @ change.T
+        goes = np.isin(self.where, gone)
+        block, rest = np.flatnonzero(goes), np.flatnonzero(~goes)
+        own, across, left = np.ix_(block, block), np.ix_(block, rest), np.ix_(rest, rest)
+        change = np.linalg.solve(self.inverse[own], self.inverse[across]).T
+        self.inverse = self.inverse[left] - change @ self.inverse[across]
+        half = change @ (self.products[across] - self.products[own] @ change.T / 2)
+        self.products = self.products[left] - half - half.T
+        self.where = self.where[rest]
