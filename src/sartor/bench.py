@@ -98,11 +98,11 @@ class LocalBench:
         return lanes.session(self.teacher, self.target, _digest(self.teacher))(inputs)
 
     def remember(
-        self, key: str, compute: Callable[[], Mapping[str, np.ndarray]]
+        self, key: str, compute: Callable[[], Mapping[str, np.ndarray]], *, shared: bool = False
     ) -> Mapping[str, np.ndarray]:
         """What `compute` returns, from disk where it was computed before for this model, these
         data and this key. A damaged file is computed anew; a half-written one is never seen."""
-        path = self._place(key, ".npz")
+        path = self._place(key, ".npz", self.teacher if shared else self.model)
         known = _load(path)
         if known is None:
             known = {name: np.asarray(value) for name, value in compute().items()}
@@ -110,11 +110,11 @@ class LocalBench:
         return known
 
     def keeping(self, key: str) -> Path:
-        return self._place(key, ".partial")
+        return self._place(key, ".partial", self.model)
 
-    def _place(self, key: str, suffix: str) -> Path:
+    def _place(self, key: str, suffix: str, model: Model) -> Path:
         data = [part.digest for part in (self.train, self.search) if part is not None]
-        facts = "\n".join([key, _digest(self.model), _digest(self.teacher), *data])
+        facts = "\n".join([key, _digest(model), _digest(self.teacher), *data])
         return self.memory / f"{hashlib.sha256(facts.encode()).hexdigest()}{suffix}"
 
 

@@ -184,10 +184,11 @@ class Bench(Protocol):
         """The original's answers."""
 
     def remember(
-        self, key: str, compute: Callable[[], Mapping[str, np.ndarray]]
+        self, key: str, compute: Callable[[], Mapping[str, np.ndarray]], *, shared: bool = False
     ) -> Mapping[str, np.ndarray]:
         """What `compute` returns, from disk where it was computed before for this model and these
-        data. The key holds every setting that matters."""
+        data. The key holds every setting that matters. `shared`: it is of the original and the
+        data alone, and the same whatever model the technique is applied to."""
 
     def keeping(self, key: str) -> Path:
         """Where work that may be interrupted keeps its state until it is done, and then deletes

@@ -98,7 +98,7 @@ class ToyBench:
             return session({p.name: batch[p.name] for p in self.teacher.signature.inputs})
 
     def remember(
-        self, key: str, compute: Callable[[], Mapping[str, np.ndarray]]
+        self, key: str, compute: Callable[[], Mapping[str, np.ndarray]], *, shared: bool = False
     ) -> Mapping[str, np.ndarray]:
         if key not in self._known:
             self._known[key] = compute()

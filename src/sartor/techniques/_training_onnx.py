@@ -37,7 +37,8 @@ _LEAST_SCALE = 1e-3  # of a weight's rate: a bias of zeros would never move
 _LOOKS = 6  # times that the search split is looked at
 _JUDGED = 1024  # rows of the search split that are looked at
 _PATIENCE = 3  # looks in a row without a gain after which nothing more is expected
-_PACED = 30  # steps after which it is known how long the training takes
+_UNPACED = 10  # first steps, in which the original's answers are computed
+_PACED = 20  # steps after which it is known how long the training takes
 _SAVE_SECONDS = 30.0
 _FEWEST = 64  # rows without which nothing is trained
 _SHORTEST = 3  # steps
@@ -230,8 +231,10 @@ class _Training:
         at, worse, began = start - 1, 0, time.monotonic()
         for at in range(start, self.plan.steps):
             self.step(at)
-            if at + 1 - start == _PACED:
-                self._in_time((time.monotonic() - began) / _PACED * (self.plan.steps - start))
+            if at + 1 - start == _UNPACED:
+                began = time.monotonic()
+            elif at + 1 - start == _UNPACED + _PACED:
+                self._in_time((time.monotonic() - began) / _PACED * (self.plan.steps - at - 1))
             if at + 1 in looks and (self.sparsity is None or at >= self.sparsity.last):
                 loss = self.judged()
                 worse = 0 if loss < best[0] else worse + 1
@@ -451,7 +454,7 @@ class Loss:
                     whole[name] = np.concatenate(values)[back]
             return whole
 
-        self._taught[number] = self.bench.remember(f"taught {number}", compute)
+        self._taught[number] = self.bench.remember(f"taught {number}", compute, shared=True)
         return self._taught[number]
 
 
