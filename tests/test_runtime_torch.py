@@ -339,6 +339,31 @@ def test_a_model_of_one_row_at_a_time_says_so(tmp_path: Path) -> None:
     assert any("one row at a time" in each for each in ENGINE.remarks(model))
 
 
+class Tabular(nn.Module):
+    """Whole numbers that are no tokens: there are always five; beside them words, as many as one
+    likes, for an LSTM, which PyTorch exports for one length only."""
+
+    def __init__(self, words: bool) -> None:
+        super().__init__()
+        self.words = words
+        self.table, self.head = nn.Embedding(9, 4), nn.Linear(20, 3)
+        self.lstm = nn.LSTM(4, 3, batch_first=True)
+
+    def forward(self, row: Tensor) -> Tensor:
+        found = self.table(row)
+        answers: Tensor = self.lstm(found)[0][:, -1] if self.words else self.head(found.flatten(1))
+        return answers
+
+
+def test_a_length_that_cannot_stay_free(tmp_path: Path) -> None:
+    """It is a remark where the module leaves it free and the export does not."""
+    given = look(row=np.random.default_rng(0).integers(0, 9, (8, 5)))
+    for words, remarks in ((False, []), (True, ["the model exports for rows of one length only"])):
+        model = ENGINE.adopt(Tabular(words), tmp_path / str(words), given)
+        assert model.signature.inputs[0].shape == (None, 5)
+        assert [each.partition(":")[0] for each in ENGINE.remarks(model)] == remarks
+
+
 def test_lower_precision(tmp_path: Path) -> None:
     half = ENGINE.adopt(nn.Linear(6, 3).half(), tmp_path / "1", look(x=rows(4, 6)))
     assert half.signature.inputs[0].dtype == "float16"

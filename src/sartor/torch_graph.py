@@ -144,8 +144,9 @@ def _tensor(archive: Archive, stored: Stored, storages: dict[tuple[str, str], Te
     key = (stored.record, stored.dtype)
     if key not in storages:
         data = archive.read(stored.record)
-        data = bytearray(data[: len(data) - len(data) % WIDTHS[stored.dtype]])
-        storages[key] = torch.frombuffer(data, dtype=dtype) if data else torch.empty(0, dtype=dtype)
+        whole = bytearray(data[: len(data) - len(data) % WIDTHS[stored.dtype]])
+        empty = torch.empty(0, dtype=dtype)
+        storages[key] = torch.frombuffer(whole, dtype=dtype) if whole else empty
     return torch.as_strided(storages[key], stored.sizes, stored.strides, stored.offset)
 
 

@@ -50,8 +50,8 @@ class Axes:
     @property
     def remark(self) -> str:
         if not self.batch:
-            return "the model was exported for one row at a time: with more it does not run through"
-        return "" if self.length else "the model was exported for rows of the length of the data's"
+            return "the model takes one row at a time, or exports so only"
+        return "" if self.length else "the model exports for rows of one length only: the data's"
 
 
 def called(module: Callable[..., Any], inputs: Sequence[Fed]) -> Any:
@@ -117,7 +117,7 @@ def exported(
     scripted = isinstance(module, torch.jit.ScriptModule)
     reasons: dict[str, str] = {}  # form -> why the last attempt, which asked the least, failed
     for make in (_as_it_is, _script) if scripted else (_program, _script):
-        for axes in _plans(inputs, several):
+        for axes in _plans(module, inputs, several):
             chosen = inputs if axes.batch else [_row(each, 0) for each in inputs]
             try:
                 with quietly(), torch.no_grad():
@@ -149,29 +149,33 @@ def quietly() -> Iterator[None]:
 def _takes_several(module: nn.Module, inputs: Sequence[Fed]) -> bool:
     """Whether the module takes several rows at a time. Raises WrongRequest where it takes not even
     one."""
+    if _runs(module, inputs):
+        return True
+    if not _runs(module, [_row(each, 0) for each in inputs]):
+        answered(module, inputs)
+    return False
+
+
+def _runs(module: nn.Module, inputs: Sequence[Fed]) -> bool:
     try:
         answered(module, inputs)
-    except WrongRequest as refusal:
-        try:
-            answered(module, [_row(each, 0) for each in inputs])
-        except WrongRequest:
-            raise refusal from None
+    except WrongRequest:
         return False
     return True
 
 
-def _plans(inputs: Sequence[Fed], several: bool) -> list[Axes]:
-    """What may be left free, the most first."""
-    tokens = any(_has_length(each, inputs) for each in inputs)
+def _plans(module: nn.Module, inputs: Sequence[Fed], several: bool) -> list[Axes]:
+    """What may be left free, the most first: never what the module itself does not leave free."""
+    fewer = _variants(inputs if several else [_row(each, 0) for each in inputs], Axes(False, True))
+    tokens = len(fewer) > 1 and _runs(module, fewer[-1])
     free = [Axes(True, True), Axes(True, False)] if tokens else [Axes(True, True)]
     return [*(free if several else ()), Axes(False, not tokens)]
 
 
 def _has_length(each: Fed, inputs: Sequence[Fed]) -> bool:
     """Whether its second axis counts tokens: whole numbers, or as many as those have."""
-    lengths = {
-        fed.rows.shape[1] for fed in inputs if fed.rows.ndim == 2 and fed.rows.dtype == torch.int64
-    }
+    whole = [fed.rows for fed in inputs if fed.rows.ndim == 2 and fed.rows.dtype == torch.int64]
+    lengths = {rows.shape[1] for rows in whole if rows.shape[1] > 1}
     return each.rows.ndim > 1 and each.rows.shape[1] in lengths
 
 
@@ -223,8 +227,8 @@ def _script(
     module: nn.Module, inputs: Sequence[Fed], axes: Axes, folder: Path, remarks: Sequence[str]
 ) -> Path:
     """TorchScript by tracing: what the module did for these rows."""
-    given = tuple(each.rows for each in inputs if each.parameter == "*") or None
-    keywords = {each.parameter: each.rows for each in inputs if each.parameter != "*"}
+    given = tuple(each.rows.clone() for each in inputs if each.parameter == "*") or None
+    keywords = {each.parameter: each.rows.clone() for each in inputs if each.parameter != "*"}
     made = torch.jit.trace(  # type: ignore[no-untyped-call]
         module, given, example_kwarg_inputs=keywords or None, check_trace=False, strict=False
     )
