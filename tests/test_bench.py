@@ -13,7 +13,7 @@ import pytest
 from toy_part import toy_part
 
 from sartor.bench import LocalBench
-from sartor.contracts import Target, Task, WrongRequest
+from sartor.contracts import Target, Task, Training, WrongRequest
 from sartor.registry import open_model, runtime
 from sartor.testing_onnx import save_toys
 
@@ -111,10 +111,12 @@ def test_facts_are_json_and_hold_what_matters(bench: LocalBench) -> None:
     assert json.loads(json.dumps(facts)) == facts
     for change in (
         {"seed": 1},
-        {"steps": 7},
+        {"training": Training(7, 0.5, 9)},
         {"target": Target(threads=2)},
         {"train": None},
         {"task": dataclasses.replace(bench.task, metric="f1")},
     ):
         assert dataclasses.replace(bench, **change).facts() != facts
-    assert bench.on(bench.model, Path("elsewhere")).facts() == facts
+    assert bench.on(bench.model, Path("elsewhere"), 7.0).facts() == facts
+    slower = Training(bench.training.steps, 9.0, bench.training.macs)
+    assert dataclasses.replace(bench, training=slower).facts() == facts  # the clock decides nothing

@@ -53,6 +53,7 @@ def test_it_says_what_is_missing_without_importing_it(
         "kind": "magic",
         "suffixes": [".magic"],
         "missing": ["no_such_framework"],
+        "extra": "magic",
         "versions": {},
     }
     assert "no_such_framework" in said.err
