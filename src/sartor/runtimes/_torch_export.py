@@ -42,16 +42,19 @@ class Fed:
 
 @dataclass(frozen=True)
 class Axes:
-    """Which axes of the inputs stay free: that of the examples, that of the tokens."""
+    """Which axes of the inputs stay free: that of the examples, that of the tokens. `tokens`:
+    whether the module itself leaves the latter free."""
 
     batch: bool
     length: bool
+    tokens: bool = False
 
     @property
     def remark(self) -> str:
         if not self.batch:
             return "the model takes one row at a time, or exports so only"
-        return "" if self.length else "the model exports for rows of one length only: the data's"
+        given_up = self.tokens and not self.length
+        return "the model exports for rows of one length only: the data's" if given_up else ""
 
 
 def called(module: Callable[..., Any], inputs: Sequence[Fed]) -> Any:
@@ -168,8 +171,8 @@ def _plans(module: nn.Module, inputs: Sequence[Fed], several: bool) -> list[Axes
     """What may be left free, the most first: never what the module itself does not leave free."""
     fewer = _variants(inputs if several else [_row(each, 0) for each in inputs], Axes(False, True))
     tokens = len(fewer) > 1 and _runs(module, fewer[-1])
-    free = [Axes(True, True), Axes(True, False)] if tokens else [Axes(True, True)]
-    return [*(free if several else ()), Axes(False, not tokens)]
+    free = [Axes(True, True, True)] if tokens else []
+    return [*([*free, Axes(True, False, tokens)] if several else ()), Axes(False, False, tokens)]
 
 
 def _has_length(each: Fed, inputs: Sequence[Fed]) -> bool:
