@@ -38,6 +38,7 @@ EARLY_SECONDS = 2.0  # that its rounds may take: what clearly gains shows it soo
 ROUNDS = 60
 LEAST_ROUNDS = 12
 START_SECONDS = 1.5  # about what a start of all three takes
+BESIDE = 1000  # rows for which a process of its own for the original's answers pays
 LONG = 120.0  # seconds of a budget from which on throughput is seen at several batch sizes
 
 
@@ -122,7 +123,8 @@ class Measuring:
         """The original's answers and the candidate's, at the same time where there are two cores
         (nothing is being timed)."""
         asked = self._asked(self.ready.original, self.own, part)
-        if asked is None or digest == self.own or len(machine.allowed_cores()) < 2:
+        alone = digest == self.own or len(part) < BESIDE or len(machine.allowed_cores()) < 2
+        if asked is None or alone:
             return self._sealed(self.ready.original, self.own, part), self._sealed(
                 model, digest, part
             )
