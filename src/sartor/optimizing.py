@@ -15,8 +15,8 @@ from sartor.bench import LocalBench
 from sartor.clock import Clock
 from sartor.contracts import Failed, Recipe, Training, WrongRequest, describe
 from sartor.granting import grant, granted, trains
-from sartor.openings import openings
 from sartor.measuring import BESIDE
+from sartor.openings import openings
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.priors import features, learned
 from sartor.records import Journal, Trial
