@@ -59,19 +59,6 @@ def test_the_same_request_trains_the_same_model(finished):
     assert finished[0].trials[2].model == finished[1].trials[2].model
 
 
-def test_a_short_run_does_not_train(digits, tmp_path):
-    run = sartor.optimize(
-        digits.model, digits.data(tmp_path), ["accuracy >= baseline - 0.05"],
-        budget="20s", out=tmp_path / "run", recipes=[[THIN, TRAIN]],
-    )  # fmt: skip
-    trial = run.trials[1]
-    assert trial.state == "refused"
-    assert "the budget is too short for it" in trial.reason
-    (told,) = Journal(run.folder / "run.jsonl").events("training")
-    assert told["steps"] == 0
-    assert "steps would be too few" in told["why"]
-
-
 def test_what_comes_before_a_training_and_makes_another_kind():
     steps = recipe("onnx", [THIN, TRAIN])
     assert [trains(each) for each in steps] == [False, True]
