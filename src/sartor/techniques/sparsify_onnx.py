@@ -30,7 +30,7 @@ class GradualPrune(Technique):
     stage: ClassVar[str] = "weights"
     repair: ClassVar[str | None] = "density"
 
-    density: float = span(0.7, 0.05, 0.9)
+    density: float = span(0.9, 0.05, 0.95)
     pattern: str = choice("any", values=tuple(PATTERNS))
     scope: str = choice("global", "local")
     effort: float = choice(0.3, values=(0.1, 0.3, 1.0))
