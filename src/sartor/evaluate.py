@@ -8,7 +8,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,6 @@ PATIENCE = 50  # a candidate may be this many times slower than the original
 ALLOWANCE = 60.0  # seconds for starting a process and loading a model on a busy machine
 LANES = ("original", "candidate", "twin")
 
-Call = tuple[Any, ...]  # a function and its arguments
 _Block = tuple[dict[str, list[Turn]], float | None]  # lane -> turns; cores others kept busy
 
 
@@ -53,20 +51,11 @@ def answers(
     Rows are batched only where that is measured to change no answer, on the first of these rows
     or of `sample`: answers given in portions are then the same in whatever process. Raises
     Failed where the model crashes or needs more than `timeout` seconds."""
-    return pool.call(*call_for_answers(model, part, rows, task, target, sample), timeout=timeout)
-
-
-def call_for_answers(
-    model: Model,
-    part: Part,
-    rows: np.ndarray,
-    task: Task,
-    target: Target,
-    sample: np.ndarray | None = None,
-) -> Call:
-    """What a worker is asked for `answers`: a function and its arguments."""
     rows = np.asarray(rows)
-    return lanes.answer_rows, model, digest(model), part, rows, task.output, target, sample
+    return pool.call(
+        lanes.answer_rows, model, digest(model), part, rows, task.output, target, sample,
+        timeout=timeout,
+    )  # fmt: skip
 
 
 def natural_batch(signature: Signature) -> int | None:

@@ -2,7 +2,7 @@
 
 A file of JSON lines beside the data, append-only, each line on disk before the holdout is opened.
 A run takes 80 % of what is left of the error rate. Within a run the early answer, one hypothesis,
-is tested at 15 % of that share and the finalists at the rest; where the early answer is certified
+is tested at 25 % of that share and the finalists at the rest; where the early answer is certified
 its part is passed on to them (a graph of Bretz et al. 2009, which needs no assumption on how the
 tests depend on each other, since no hypothesis is chosen by a verdict).
 An opening with the same key (a run that was killed while it certified) costs nothing again.
@@ -26,7 +26,7 @@ from sartor.records import append
 Stage = Literal["early", "final"]
 
 SHARE = 0.8  # of what is left, for one run
-EARLY = 0.15  # of a run's share, for its early answer
+EARLY = 0.25  # of a run's share, for its early answer
 FLOOR = 0.001  # what must be left for another run to be worth its while
 
 

@@ -17,8 +17,7 @@ from sartor.evaluate import (
     BLOCKS,
     MOST_CALLS,
     TURN_SECONDS,
-    Call,
-    call_for_answers,
+    answers,
     throughputs,
 )
 from sartor.figures import truth_of
@@ -34,11 +33,11 @@ from sartor.verdicts import Evidence, improvement
 from sartor.workers import THREADS
 
 EARLY_BLOCKS = 4  # starts of every process for an early answer
-EARLY_SECONDS = 2.0  # that its rounds may take: what clearly gains shows it soon
+EARLY_SECONDS = 1.6  # that its rounds may take: what clearly gains shows it soon
 ROUNDS = 60
 LEAST_ROUNDS = 12
 START_SECONDS = 1.5  # about what a start of all three takes
-BESIDE = 1000  # rows for which a process of its own for the original's answers pays
+AT_ONCE = 256  # rows of the holdout that are answered at a time
 LONG = 120.0  # seconds of a budget from which on throughput is seen at several batch sizes
 
 
@@ -80,7 +79,8 @@ class Measuring:
         if part is None:
             return evidence
         self.progress.now(f"certifying {title}: {len(part):,} examples of the holdout")
-        before, after = self._both(model, finalist.digest, part)
+        before = self._sealed(self.ready.original, self.own, part)
+        after = self._sealed(model, finalist.digest, part)
         return dataclasses.replace(evidence, answers=(before, after), truth=truth_of(part, before))
 
     def _bare(
@@ -119,44 +119,21 @@ class Measuring:
         timed = [limit for limit in asked if limit.metric in TIMED]
         return further_starts(timed, timing, most, self.spec.seed)
 
-    def _both(self, model: Model, digest: str, part: Part) -> tuple[np.ndarray, np.ndarray]:
-        """The original's answers and the candidate's, at the same time where there are two cores
-        (nothing is being timed)."""
-        asked = self._asked(self.ready.original, self.own, part)
-        alone = digest == self.own or len(part) < BESIDE or len(machine.allowed_cores()) < 2
-        if asked is None or alone:
-            return self._sealed(self.ready.original, self.own, part), self._sealed(
-                model, digest, part
-            )
-        beside = self.lab.beside
-        beside.ready().send(*asked)
-        try:
-            after = self._sealed(model, digest, part)
-            self._keep(self.own, beside.ready().receive(APPLY_SECONDS))
-        except BaseException:  # its answer to come would be taken for that of the next question
-            beside.close()
-            raise
-        return self._sealed(self.ready.original, self.own, part), after
-
     def _sealed(self, model: Model, digest: str, part: Part) -> np.ndarray:
         """Answers to the first rows of the holdout, each computed once in this process. They are
         kept nowhere else."""
-        asked = self._asked(model, digest, part)
-        if asked is not None:
-            self._keep(digest, self.lab.pool.call(*asked, timeout=APPLY_SECONDS))
+        known = self.sealed_answers.get(digest)
+        have = 0 if known is None else len(known)
+        if have < len(part):
+            # Rows of one length are answered together: a few looks' rows at once take less time.
+            most = min(-(-len(part) // AT_ONCE) * AT_ONCE, self.ready.data.holdout.rows)
+            more = answers(
+                self.lab.pool, model, dataclasses.replace(part, rows=most), np.arange(have, most),
+                self.ready.task, self.ready.target, timeout=APPLY_SECONDS,
+            )  # fmt: skip
+            known = more if known is None else np.concatenate([known, more])
+            self.sealed_answers[digest] = known
         return self.sealed_answers[digest][: len(part)]
-
-    def _asked(self, model: Model, digest: str, part: Part) -> Call | None:
-        """What is still to be computed: a function and its arguments, for a worker."""
-        known = self.sealed_answers.get(digest)
-        rows = np.arange(0 if known is None else len(known), len(part))
-        if not len(rows):
-            return None
-        return call_for_answers(model, part, rows, self.ready.task, self.ready.target)
-
-    def _keep(self, digest: str, more: np.ndarray) -> None:
-        known = self.sealed_answers.get(digest)
-        self.sealed_answers[digest] = more if known is None else np.concatenate([known, more])
 
     # -- how long it takes --------------------------------------------------------------------
 

@@ -15,7 +15,6 @@ from sartor.bench import LocalBench
 from sartor.clock import Clock
 from sartor.contracts import Failed, Recipe, Training, WrongRequest, describe
 from sartor.granting import grant, granted, trains
-from sartor.measuring import BESIDE
 from sartor.openings import openings
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.priors import features, learned
@@ -68,8 +67,6 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
             ready.original, bench, ready.data.search, ready.limits, ready.objective, store,
             folder.journal, replay, ceiling, pool,
         ) as lab:  # fmt: skip
-            if ready.data.holdout.rows >= BESIDE:
-                lab.beside.ready()
             clock = Clock(spec, began, folder.spent())
             answering = Answering(spec, ready, lab, folder, progress, clock)
             with cluster.crew(spec.cluster, lab, folder.journal, folder.work) as crew:

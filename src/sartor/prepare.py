@@ -27,7 +27,7 @@ from sartor.registry import adopt, kinds, reachable, runtime
 from sartor.spec import Spec
 from sartor.workers import Pool
 
-SAMPLE = 256  # examples of the search split on which the original is looked at before the run
+SAMPLE = 128  # examples of the search split on which the original is looked at before the run
 
 
 @dataclass(frozen=True)

@@ -109,9 +109,6 @@ class Laboratory:
         self.task: Task = bench.task
         self.ceiling = ceiling
         self.pool = pool or Pool(ceiling)
-        self.beside = Pool(
-            ceiling
-        )  # for the original's answers, while the other gives a candidate's
         self.race = Race(original, self.target, search, seed, memory=ceiling)
         self.order = np.random.default_rng(seed).permutation(len(search))
         self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`
@@ -134,7 +131,6 @@ class Laboratory:
 
     def close(self) -> None:
         self.race.close()
-        self.beside.close()
         self.pool.close()
 
     # -- building -----------------------------------------------------------------------------
