@@ -80,7 +80,8 @@ def test_the_journal_of_a_real_run_teaches(tailored: Tailored, tmp_path: Path) -
     """As it is written, not as this file writes one."""
     lessons = learned([str(tailored.folder)], "onnx", CONV, "latency", tmp_path)
     assert len(lessons) == tailored.said.json["trials"]
-    assert lessons[0].recipe == () and lessons[0].observed["objective"] == pytest.approx(0)
+    assert lessons[0].recipe == ()
+    assert lessons[0].observed["objective"] == pytest.approx(0)
     assert any(each.observed.get("accuracy") for each in lessons)
 
 
