@@ -11,6 +11,7 @@ package dataset-fashion-mnist (`make data`).
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import time
 from itertools import pairwise
@@ -56,21 +57,22 @@ def make() -> nn.Module:
 
 
 def train(
-    made: nn.Module, images: Tensor, labels: Tensor, epochs: float, seconds: float | None = None
+    made: nn.Module, images: Tensor, labels: Tensor, epochs: float = 8, seconds: float = math.inf
 ) -> None:
-    """SGD under a one-cycle rate for so many epochs, or as many as fit in `seconds`."""
+    """SGD under a one-cycle rate for so many epochs, or for `seconds`: the rate follows the clock
+    then."""
     rng = torch.Generator().manual_seed(SEED)
     loss_of = nn.CrossEntropyLoss(label_smoothing=0.05)
     optimizer = torch.optim.SGD(
-        made.parameters(), lr=0.1, momentum=0.9, weight_decay=5e-4, nesterov=True
+        made.parameters(), lr=0.15, momentum=0.9, weight_decay=5e-4, nesterov=True
     )
     steps = int(epochs * (len(images) // 128 + 1))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimizer, max_lr=0.15, total_steps=steps + 1, pct_start=0.25
-    )
     made.train()
     start, done, losses = time.perf_counter(), 0, []
-    while done < steps:
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda _: one_cycle(_share(start, done, steps, seconds))
+    )
+    while _share(start, done, steps, seconds) < 1:
         for x, y in batches(images, labels, 28, 128, rng):
             with torch.autocast("cpu", torch.bfloat16, enabled=_amx()):
                 loss = loss_of(made(x).float(), y)
@@ -83,8 +85,22 @@ def train(
             if done % 100 == 0:
                 spent = time.perf_counter() - start
                 print(f"{done} of {steps}: {np.mean(losses[-100:]):.3f}, {spent:.0f} s", flush=True)
-            if done >= steps:
+            if _share(start, done, steps, seconds) >= 1:
                 break
+
+
+def _share(start: float, done: int, steps: int, seconds: float) -> float:
+    """Of the training that is behind: of the time where that is what ends it, else of the steps."""
+    spent = time.perf_counter() - start
+    return spent / seconds if math.isfinite(seconds) else done / steps
+
+
+def one_cycle(share: float) -> float:
+    """The rate as a share of its highest: up to a quarter of the training, then down, along
+    cosines (Smith and Topin 2019)."""
+    if share < 0.25:
+        return 0.04 + 0.96 * (1 - math.cos(math.pi * share / 0.25)) / 2
+    return (1 + math.cos(math.pi * min((share - 0.25) / 0.75, 1))) / 2
 
 
 def _amx() -> bool:
