@@ -270,7 +270,7 @@ def test_early_answer_then_final_chain(tmp_path: Path) -> None:
     evidences = {"m1": evidence(60, 5), "m2": evidence(50, 10)}
     stage = Stage(tmp_path, evidences)
     early = stage.certifier().early(finalists(1)[0])
-    assert early.alpha == pytest.approx(0.0075)
+    assert early.alpha == pytest.approx(0.0125)
     assert early.rows[0].status == "certified"
     found = stage.certifier().final(finalists(1, 2), early.rows[0])
     assert found.alpha == pytest.approx(0.05)
@@ -306,7 +306,7 @@ def test_a_failed_early_answer_leaves_the_rest_of_the_level(tmp_path: Path) -> N
     early = stage.certifier().early(finalists(1)[0])
     assert early.rows[0].status == "not certified"
     found = stage.certifier().final(finalists(2), early.rows[0])
-    assert found.alpha == pytest.approx(0.0425)
+    assert found.alpha == pytest.approx(0.0375)
     assert found.best
 
 

@@ -46,10 +46,10 @@ def test_all_levels_ever_granted_add_up_to_less_than_the_total(tmp_path: Path) -
 def test_early_answer_and_final_chain_share(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     early = book.open("one", "early", ["abc"])
-    assert early.alpha == pytest.approx(0.006)
+    assert early.alpha == pytest.approx(0.01)
     assert book.left() == pytest.approx(0.01)  # the final chain's part is set aside at once
     book.close(early, certified=False)
-    assert book.open("one", "final", FROZEN).alpha == pytest.approx(0.034)
+    assert book.open("one", "final", FROZEN).alpha == pytest.approx(0.03)
     assert book.left() == pytest.approx(0.01)
 
 
@@ -65,13 +65,13 @@ def test_the_first_record_of_an_early_answer_stands(tmp_path: Path) -> None:
     early = book.open("one", "early", ["abc"])
     book.close(early, certified=False)
     book.close(early, certified=True)
-    assert book.open("one", "final", FROZEN).alpha == pytest.approx(0.034)
+    assert book.open("one", "final", FROZEN).alpha == pytest.approx(0.03)
 
 
 def test_an_early_answer_that_was_never_recorded_carries_nothing(tmp_path: Path) -> None:
     book = ledger(tmp_path)
     book.open("one", "early", ["abc"])
-    assert book.open("one", "final", FROZEN).alpha == pytest.approx(0.034)
+    assert book.open("one", "final", FROZEN).alpha == pytest.approx(0.03)
 
 
 def test_one_early_answer_a_run(tmp_path: Path) -> None:
