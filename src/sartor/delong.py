@@ -64,22 +64,23 @@ def compare(
     estimate: float, moved: Floats, stratum: Ints, border: float, units: Ints | None = None
 ) -> Comparison:
     """An effect of which each row brings `moved` [N], against `border`, by Student's t. The
-    variance is that within strata (classes), whose degrees of freedom are put together after
-    Satterthwaite, or between `units` [N] where rows belong together."""
+    variance is that within strata (classes), whose degrees of freedom (fewer where some rows move
+    it far) are put together after Satterthwaite, or between `units` [N] where rows belong together."""
     if units is not None and len(np.unique(units)) == len(units):
         units = None
     if units is None:
-        counts, squares = np.bincount(stratum), np.bincount(stratum, moved**2)
-        counts, squares = counts[counts > 0], squares[counts > 0]
-        n, free = len(moved), counts - 1.0
+        held = np.bincount(stratum) > 0
+        counts, squares, fourths = (np.bincount(stratum, moved**k)[held] for k in (0, 2, 4))
+        n, free = len(moved), _freedom(counts, squares, fourths)
     else:  # as free as so many equal units would be
         sums = np.bincount(np.unique(units, return_inverse=True)[1].ravel(), moved)
         squares, n = np.array([float(sums @ sums)]), len(sums)
         fourth = float((sums**4).sum())
-        free = np.array([min(squares[0] ** 2 / fourth if fourth else n, n) - 1.0])
+        counts = np.array([min(squares[0] ** 2 / fourth if fourth else n, n)])
+        free = counts - 1.0
     if free.min(initial=math.inf) <= 0:  # a class of one row says nothing of how such rows scatter
         return nothing(METHOD, n)
-    each = squares * (free + 1) / free  # the variance that one stratum brings
+    each = squares * (counts / (counts - 1))  # the variance that one stratum brings
     total = float(each.sum())
     if not math.isfinite(estimate):
         return nothing(METHOD, n)
@@ -90,3 +91,11 @@ def compare(
         )
     together = total**2 / float((each**2 / free).sum())
     return student(estimate, math.sqrt(total), together, border, n, METHOD)
+
+
+def _freedom(counts: Floats, squares: Floats, fourths: Floats) -> Floats:
+    """Degrees of freedom of the variances of so many values each, by their kurtosis: twice the
+    square of a variance by the variance of its estimate. Those of normal values are n - 1."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        excess = np.nan_to_num(counts * fourths / squares**2 - 3.0)
+        return np.where(counts > 1, 2 / (2 / (counts - 1) + np.maximum(excess, 0) / counts), 0.0)
