@@ -1,6 +1,6 @@
 """Each technique alone and in composition, with and without training, as a Markdown table.
 
-    python benchmarks/techniques.py resnet|minilm [--minutes 3]
+    python benchmarks/techniques.py resnet|minilm|lowrank [--minutes 3]
 
 A row a recipe: accuracy on the search part, size, latency ratio in rounds interleaved with the
 original, multiply-accumulates, seconds of the making. Trainings take about `--minutes`. What
@@ -80,7 +80,26 @@ def minilm() -> list[Entries]:
     ]  # fmt: skip
 
 
-MODELS = {"resnet": (BUILD / "resnet18", resnet), "minilm": (BUILD / "minilm", minilm)}
+def lowrank() -> list[Entries]:
+    """Of the ResNet: two ways to thin its kernels beside fewer channels. The first row is the
+    original beside itself."""
+    trained = step("recover", effort=1.0, rate=0.03)
+    thin = [step("low-rank", share=0.3), step("structured-prune", share=0.3)]
+    return [
+        [step("low-rank", share=1.0)],
+        *[[step("low-rank", share=share, kernels=kernels)]
+          for share in (0.7, 0.5, 0.3) for kernels in ("spatial", "tucker")],
+        *[[step("structured-prune", share=share)] for share in (0.7, 0.5, 0.3)],
+        *[[each, trained, step("static-int8")] for each in thin],
+        [thin[0], step("static-int8")],
+    ]  # fmt: skip
+
+
+MODELS = {
+    "resnet": (BUILD / "resnet18", resnet),
+    "minilm": (BUILD / "minilm", minilm),
+    "lowrank": (BUILD / "resnet18", lowrank),
+}
 COLUMNS = ("recipe", "accuracy", "MB", "latency ratio", "MMACs", "s")
 
 

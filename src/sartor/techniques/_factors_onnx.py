@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,27 +15,38 @@ from sartor.techniques._products_onnx import Layer, Piece
 
 
 class Factored(Protocol):
-    """The ways to factorize a layer: multiply-accumulates of each, the share of the outputs'
-    energy that it loses, and the layer's own multiply-accumulates."""
+    """The ways to factorize a layer: `costs` are multiply-accumulates for an example, `losses` the
+    share of the outputs' energy that is lost; `whole` is what the layer costs as it is. Only ways
+    that cost less are among them."""
 
-    costs: np.ndarray
-    losses: np.ndarray
-    whole: float
+    @property
+    def costs(self) -> np.ndarray: ...
+
+    @property
+    def losses(self) -> np.ndarray: ...
+
+    @property
+    def whole(self) -> float: ...
 
     def pieces(self, which: int) -> list[Piece]: ...
 
 
 def factor(
-    layer: Layer, weight: np.ndarray, moments: Mapping[str, np.ndarray], lanes: int
+    layer: Layer, weight: np.ndarray, moments: Mapping[str, np.ndarray], kernels: str, lanes: int
 ) -> Factored:
-    """Of the weight (width, outputs). Raises Failed where something is not finite."""
+    """Of the weight (width, outputs), by the moments that `_products_onnx` gathers; kernels over
+    several axes go over them apart where `kernels` is "spatial". Raises Failed where something is
+    not finite."""
     second = moments[layer.key].astype(np.float64)
     if not np.isfinite(second).all() or not np.isfinite(weight).all():
         raise Failed(f"weight or activations of {layer.node.name} are not finite")
     places = moments[f"places:{layer.key}"]
     if layer.width == layer.inputs:
         return _matrix(layer, weight, second, float(places[-1]))
-    return Tucker(layer, weight, steadied(second, float(moments[f"rows:{layer.key}"])), places, lanes)
+    steady = steadied(second, float(moments[f"rows:{layer.key}"]))
+    apart = kernels == "spatial" and sum(size > 1 for size in layer.kernel) > 1
+    fronts = range(1, len(layer.kernel)) if apart else range(1)
+    return Kernel(layer, weight, steady, places, fronts, lanes)
 
 
 @dataclass(frozen=True)
@@ -52,11 +63,9 @@ class Matrix:
     whole: float
 
     def pieces(self, which: int) -> list[Piece]:
-        rank = self.ranks[which]
-        flat = (1,) * len(self.layer.kernel)
-        pair = (self.first[:, :rank], self.second[:rank])
-        low, high = (each.reshape(*each.shape, *flat) for each in pair)
-        return [Piece(low, range(len(flat))), Piece(high)]
+        rank, flat = self.ranks[which], (1,) * len(self.layer.kernel)
+        first = _piece(self.first[:, :rank], self.layer.inputs, flat, range(len(flat)))
+        return [first, _piece(self.second[:rank], rank, flat, range(0))]
 
 
 def _matrix(layer: Layer, weight: np.ndarray, second: np.ndarray, places: float) -> Matrix:
@@ -100,80 +109,104 @@ def balanced(left: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, np.ndarra
     return left / balance, right * balance[:, None]
 
 
-class Tucker:
-    """Tucker-2 of a convolution's kernel: channels in to fewer, the kernel over those, fewer to
-    channels out (Kim et al., ICLR 2016), or without the first or the last of the three.
+class Kernel:
+    """The ways to make up to three of a convolution whose kernel is wider than 1.
 
-    The channels kept are the leading eigenvectors of the kernel's unfolding under the channels'
-    second moments; given those, core and last are the linear map of least error on the data (reduced-rank
-    regression, Izenman, 1975), which without the first is the method of Zhang et al., "Accelerating
-    very deep CNNs", TPAMI 2016."""
+    With `front` 0, Tucker-2 (Kim et al., ICLR 2016): fewer channels in, the kernel over those, from
+    fewer to all channels out; also without the first or without the last. With `front` 1 the first
+    goes over the first spatial axis, the second over the others (Jaderberg et al., BMVC 2014), from
+    which a third may make the channels out (Zhang et al., TPAMI 2016).
+
+    What the first keeps are the leading eigenvectors of the kernel's unfolding under the second
+    moments `second` (width, width) of what it sees; given those, what follows is the linear map of
+    least error on the data at its rank (reduced-rank regression, Izenman, 1975). `places` are those
+    of `Layer.places`; ranks are multiples of `lanes` where there is a choice."""
 
     def __init__(
-        self, layer: Layer, weight: np.ndarray, second: np.ndarray, places: np.ndarray, lanes: int
+        self,
+        layer: Layer,
+        weight: np.ndarray,
+        second: np.ndarray,
+        places: np.ndarray,
+        fronts: range,
+        lanes: int,
     ) -> None:
-        self._layer, self._second, self._weight = layer, second, weight
-        taps, into, out = layer.width // layer.inputs, layer.inputs, layer.outputs
-        self.whole = float(layer.width * out * places[-1])
-        _, mapped, _ = self._regressed()
-        energy = max(float(np.einsum("io,ij,jo->", weight, second, weight, optimize=True)), 1e-300)
-        gram = np.zeros((out, out))
-        ranks, costs, losses, at = [], [], [], 0
-        for low in (*_ranks(into, lanes), into):
+        self._layer, self._weight, self._second = layer, weight, second
+        self.whole = float(layer.width * layer.outputs * places[-1])
+        found = [way for front in fronts for way in self._ways(front, places, lanes)]
+        self.ranks = [ranks for ranks, _, _ in found]
+        self.costs = np.array([cost for _, cost, _ in found])
+        self.losses = np.array([lost for _, _, lost in found])
+
+    def _ways(
+        self, front: int, places: np.ndarray, lanes: int
+    ) -> Iterator[tuple[tuple[int, int, int], float, float]]:
+        """((front, rank behind the first, rank before the last), cost, loss); a rank as large as
+        what it would stand for leaves the first or the last out."""
+        out, (into, taps) = self._layer.outputs, self._groups(front)
+        _, mapped, _ = self._regressed(front)
+        energy = max(float(np.square(mapped).sum()), 1e-300)
+        gram, at = np.zeros((out, out)), 0
+        highs = np.array([*_ranks(out, lanes), out])
+        # Without the first there are no spatial axes to go over apart.
+        for low in (*_ranks(into, lanes), *([] if front else [into])):
             rows = mapped[at : low * taps]
             gram, at = gram + rows.T @ rows, low * taps
-            kept = np.cumsum(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0))
-            for high in (*_ranks(out, lanes), out):
-                cost = low * taps * high * places[-1]
-                cost += into * low * places[0] if low < into else 0
-                cost += high * out * places[-1] if high < out else 0
-                if cost < self.whole:
-                    ranks.append((low, high))
-                    costs.append(cost)
-                    losses.append(max(1.0 - kept[high - 1] / energy, 0.0))
-        self.ranks, self.costs, self.losses = ranks, np.array(costs), np.array(losses)
+            costs = (low * taps + np.where(highs < out, out, 0)) * highs * places[-1]
+            costs += into * low * places[front] if low < into else 0
+            if costs.min() < self.whole:
+                kept = np.cumsum(np.maximum(np.linalg.eigvalsh(gram)[::-1], 0.0)) / energy
+                for high, cost in zip(highs.tolist(), costs.tolist(), strict=True):
+                    if cost < self.whole:
+                        yield (front, low, high), cost, max(1.0 - float(kept[high - 1]), 0.0)
 
-    def _regressed(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """New channels as columns (inputs, inputs), best first; what the outputs are in the patches
-        of those made orthonormal, (width, outputs); and the Cholesky factor that made them so."""
-        into, width = self._layer.inputs, self._layer.width
-        taps = width // into
+    def _groups(self, front: int) -> tuple[int, int]:
+        """How many numbers the first sums over, and at how many taps the second sees each."""
+        front_taps = int(np.prod(self._layer.kernel[:front], dtype=np.int64))
+        into = self._layer.inputs * front_taps
+        return into, self._layer.width // into
+
+    def _regressed(self, front: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """What the first could keep as columns (into, into), best first; the outputs in terms of
+        it made orthonormal, (width, outputs); and the Cholesky factor that makes it so. Its
+        leading part belongs to the leading columns: one serves all ranks."""
+        (into, taps), width = self._groups(front), self._layer.width
         blocks = self._second.reshape(into, taps, into, taps)
         root = np.linalg.cholesky(np.einsum("atbt->ab", blocks) / taps)
         whitened = root.T @ self._weight.reshape(into, -1)
         _, vectors = leading(whitened @ whitened.T)
         basis = scipy.linalg.solve_triangular(root.T, vectors)
-        turned = np.einsum("ac,atbu->ctbu", basis, blocks, optimize=True)
-        turned = np.einsum("ctbu,bd->ctdu", turned, basis, optimize=True).reshape(width, width)
+        turned = np.tensordot(np.tensordot(basis, blocks, (0, 0)), basis, (2, 0))
+        turned = turned.swapaxes(2, 3).reshape(width, width)
         square = np.linalg.cholesky((turned + turned.T) / 2)
-        # In the new channels the layer's own weight is known: no need to go by the data.
-        inverse = np.linalg.inv(basis)
-        weight = (inverse @ self._weight.reshape(into, -1)).reshape(width, -1)
+        weight = np.linalg.solve(basis, self._weight.reshape(into, -1)).reshape(width, -1)
         return basis, square.T @ weight, square
 
     def pieces(self, which: int) -> list[Piece]:
-        layer = self._layer
-        low, high = self.ranks[which]
-        taps, flat = layer.width // layer.inputs, (1,) * len(layer.kernel)
-        axes = range(len(layer.kernel))
-        basis, mapped, square = self._regressed()
-        first, core = None, self._weight
-        if low < layer.inputs:
-            at = low * taps
+        front, low, high = self.ranks[which]
+        into, taps = self._groups(front)
+        kernel, at = self._layer.kernel, low * taps
+        flat = (1,) * len(kernel)
+        basis, mapped, square = self._regressed(front)
+        before, core, after = [], self._weight, []
+        if low < into:
             core = scipy.linalg.solve_triangular(square[:at, :at], mapped[:at], lower=True, trans=1)
             first, core = balanced(basis[:, :low], core.reshape(low, -1))
+            before = [
+                _piece(first, self._layer.inputs, (*kernel[:front], *flat[front:]), range(front))
+            ]
             core = core.reshape(at, -1)
-        pieces = []
-        if high < layer.outputs:
-            rows = mapped[: low * taps]
-            _, vectors = leading(rows.T @ rows)
+        if high < self._layer.outputs:
+            _, vectors = leading(mapped[:at].T @ mapped[:at])
             core, last = balanced(core @ vectors[:, :high], vectors[:, :high].T)
-            pieces = [Piece(last.reshape(high, -1, *flat))]
-        core = core.reshape(low, *layer.kernel, -1)
-        pieces.insert(0, Piece(np.moveaxis(core, -1, 1), axes))
-        if first is not None:
-            pieces.insert(0, Piece(first.reshape(layer.inputs, low, *flat)))
-        return pieces
+            after = [_piece(last, high, flat, range(0))]
+        over = (*flat[:front], *kernel[front:])
+        return [*before, _piece(core, low, over, range(front, len(kernel))), *after]
+
+
+def _piece(matrix: np.ndarray, into: int, kernel: tuple[int, ...], axes: range) -> Piece:
+    """Of the weight (into * kernel, out)."""
+    return Piece(np.moveaxis(matrix.reshape(into, *kernel, -1), -1, 1), axes)
 
 
 def _ranks(channels: int, lanes: int) -> range:

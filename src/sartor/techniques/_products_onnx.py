@@ -13,7 +13,8 @@ from sartor.contracts import Arrays, Bench, Failed
 from sartor.techniques._graph_onnx import Graph, attribute, watch
 
 _BUDGET = 256 << 20  # bytes of second moments gathered in one pass over the data
-_ROWS = 1024  # rows multiplied at once, and the most that a convolution takes of one example
+_ROWS = 1024  # rows multiplied at once
+_PLACES = 256  # rows taken of one activation of a convolution: neighbours are much alike
 _GEOMETRY = ("kernel_shape", "strides", "pads", "dilations", "auto_pad")
 
 
@@ -49,14 +50,14 @@ class Layer:
         return (value.T if turned else value).astype(np.float64)
 
     def rows(self, activation: np.ndarray) -> np.ndarray:
-        """What its outputs are sums over, (rows, width); of a convolution at most `_ROWS`, evenly
-        spread."""
+        """What its outputs are sums over, (rows, width); of a convolution at most `_PLACES`,
+        evenly spread."""
         if not self.kernel:
             return activation.reshape(-1, self.inputs)
         seen = windows(self.node, activation, self.kernel)
         places = seen.shape[: 1 + len(self.kernel)]
         count = int(np.prod(places))
-        which = np.linspace(0, count - 1, min(count, _ROWS)).astype(int)
+        which = np.linspace(0, count - 1, min(count, _PLACES)).astype(int)
         return seen[np.unravel_index(which, places)].reshape(len(which), self.width)
 
     def places(self, activation: np.ndarray) -> np.ndarray:
@@ -136,7 +137,7 @@ def _gather(
 
     def add(key: str) -> None:
         for start in range(0, sum(map(len, waiting[key])), _ROWS):
-            block = np.concatenate(waiting[key])[start : start + _ROWS].astype(np.float64)
+            block = np.concatenate(waiting[key])[start : start + _ROWS]
             sums[key] += block.T @ block
         waiting[key].clear()
 
@@ -165,7 +166,7 @@ class Piece:
     size 1 along the spatial axes but `axes`, on which it takes strides and padding over."""
 
     weight: np.ndarray
-    axes: range = range(0)
+    axes: range
 
 
 def split(graph: Graph, layer: Layer, pieces: Sequence[Piece]) -> None:

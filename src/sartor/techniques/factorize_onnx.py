@@ -36,6 +36,9 @@ class LowRank(Technique):
     (Chen et al., "DRONE", NeurIPS 2021; whitening as in Wang et al., "SVD-LLM", ICLR 2025, gives
     the same and is what we do where a layer has more outputs than inputs).
 
+    Convolutions wider than 1 become two or three: `kernels` "tucker" takes the kernel over fewer
+    channels (Tucker-2), "spatial" goes over the axes one by one; both fitted to S too (`Kernel`).
+
     `share` is the share of the multiply-accumulates of all layers considered that remains. Ranks
     are chosen together: the least sum of relative output errors at that cost, by bisection over
     its Lagrange multiplier, so layers that bear no approximation stay whole. Parts are
@@ -49,6 +52,7 @@ class LowRank(Technique):
     claims: ClassVar[frozenset[str]] = frozenset({"macs", "size"})
 
     share: float = span(0.9, 0.2, 1.0)
+    kernels: str = choice("spatial", "tucker")
     examples: int = choice(256, values=(64, 256, 1024))
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
@@ -73,7 +77,7 @@ class LowRank(Technique):
             return unchanged(model, self, parts)
         known = moments(graph, layers, bench, self.examples)
         lanes = 16 if "avx512f" in bench.target.features else 8  # of blocked convolutions
-        factored = [factor(each, each.matrix(graph), known, lanes) for each in layers]
+        factored = [factor(each, each.matrix(graph), known, self.kernels, lanes) for each in layers]
         for layer, ways, which in zip(layers, factored, _chosen(factored, self.share), strict=True):
             if which is None:
                 parts.skip(layer.node.name, "its error would cost more than its rank saves")
