@@ -3,11 +3,10 @@
     pip install tensorly==0.9.0
     python benchmarks/canonical.py build/resnet18/model.onnx [--share 0.5]
 
-A row a layer: ranks, relative errors of the weights (no data are used), and of CP by alternating least
-squares (100 rounds, three starts) its largest term beside the norm of the kernel: terms that cancel one another
-are what makes it unstable (de Silva and Lim, SIAM 2008). CP of (out, in, taps) becomes a 1x1, a
-depthwise and a 1x1 convolution. At the end the networks with
-those kernels are written.
+A row a layer: rank, relative errors of the weights (no data are used), and of CP by alternating
+least squares (100 rounds, three starts) its largest term beside the norm of the kernel: terms that
+cancel one another are what makes it unstable (de Silva and Lim, SIAM 2008). CP of (out, in, taps)
+is a 1x1, a depthwise and a 1x1 convolution. At the end the networks with those kernels are written.
 """
 
 from __future__ import annotations
