@@ -230,7 +230,7 @@ def test_grouped_depthwise_and_narrow_convolutions_are_left_alone(tmp_path):
         at = end
     proto = build(nodes, {"x": ["n", 64, 6, 6]}, {"y": ["n", 8, 6, 6]}, known)
     bench = bench_of(proto, tmp_path)
-    made = LowRank(share=0.5).apply(bench.toy.model, bench)
+    made = LowRank(share=0.5, kernels="tucker").apply(bench.toy.model, bench)
     assert made.lineage[-1].touched == ("node good",)
     assert dict(made.lineage[-1].skipped) == {
         "node grouped": "it is a grouped convolution",
@@ -238,7 +238,7 @@ def test_grouped_depthwise_and_narrow_convolutions_are_left_alone(tmp_path):
         "node wide": "its outputs are sums over more than 8192 numbers",
         "node narrow": "fewer than 16 inputs or outputs",
     }
-    assert operators(made) == {"Conv": 6}
+    assert operators(made) == {"Conv": 7}
 
 
 def test_only_depthwise_convolutions_is_refused_with_a_sentence(tmp_path):
