@@ -52,6 +52,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("model", type=Path)
     parser.add_argument("--share", type=float, default=0.5)
+    parser.add_argument("--widest", type=int, default=1 << 16, help="channels; wider ones stay")
     parser.add_argument("--out", type=Path, default=Path("build/canonical"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -62,6 +63,8 @@ def main() -> None:
     for node in protos["cp"].graph.node:
         tensor = known["cp"].get(node.input[1]) if node.op_type == "Conv" else None
         if tensor is None or min(tensor.dims[:2]) < 16 or np.prod(tensor.dims[2:]) == 1:
+            continue
+        if max(tensor.dims[:2]) > given.widest:
             continue
         strides = int(np.prod(next((a.ints for a in node.attribute if a.name == "strides"), [1])))
         whole = numpy_helper.to_array(tensor)

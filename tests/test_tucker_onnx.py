@@ -249,11 +249,13 @@ def test_only_depthwise_convolutions_is_refused_with_a_sentence(tmp_path):
 
 
 @pytest.mark.parametrize("kernels", ["spatial", "tucker"])
-def test_ranks_survive_training_and_integers(tmp_path, kernels):
+def test_ranks_survive_training_and_integers(tmp_path, monkeypatch, kernels):
     pytest.importorskip("torch")
     pytest.importorskip("lightning_fabric")
+    from sartor.techniques import _training_onnx as trainer
     from sartor.techniques.recover_onnx import Recover
 
+    monkeypatch.setattr(trainer, "threads", lambda: 1)
     rng = np.random.default_rng(3)
     known = {
         "w": rng.standard_normal((32, 32, 3, 3), np.float32) / 12
@@ -269,7 +271,7 @@ def test_ranks_survive_training_and_integers(tmp_path, kernels):
         helper.make_node("MatMul", ["p", "head"], ["y"], "last"),
     ]
     proto = build(nodes, {"x": ["n", 32, 6, 6]}, {"y": ["n", 4]}, known)
-    bench = bench_of(proto, tmp_path, training=Training(120, 0.01, 10**12))
+    bench = bench_of(proto, tmp_path, training=Training(60, 0.01, 10**12))
     thin = LowRank(share=0.4, kernels=kernels).apply(bench.toy.model, bench)
     trained = Recover(effort=1.0, teacher=1.0).apply(thin, bench)
     before, after = (onnx.load(each.payload).graph for each in (thin, trained))
