@@ -132,7 +132,7 @@ def _gather(
     sums = {layer.key: np.zeros((layer.width, layer.width)) for layer in group}
     waiting: dict[str, list[np.ndarray]] = {layer.key: [] for layer in group}
     counts = dict.fromkeys(sums, 0)
-    places = {layer.key: np.zeros(len(layer.kernel) + 1) for layer in group}
+    places: dict[str, np.ndarray] = {layer.key: np.zeros(len(layer.kernel) + 1) for layer in group}
     seen = 0
 
     def add(key: str) -> None:
