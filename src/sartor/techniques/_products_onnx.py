@@ -151,7 +151,7 @@ def _gather(
             # Many rows at once: each product reads and writes the whole matrix of sums.
             if sum(map(len, waiting[layer.key])) >= _ROWS:
                 add(layer.key)
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for key in sums:
         add(key)
         found[key] = (sums[key] / max(counts[key], 1)).astype(np.float32)
