@@ -68,13 +68,19 @@ class Landscape:
         whole = {c["digest"]: c for c in facts["candidates"] if "ratio" in c}
         self.candidates: dict[str, dict[str, Any]] = {}
         for each in facts["candidates"]:
-            entries = tuple(facts["steps"][at] for at in each["recipe"])
+            entries = tuple(self._completed(facts["steps"][at]) for at in each["recipe"])
             key = json.dumps(entries, sort_keys=True)
             found = {**whole.get(each.get("digest", ""), {}), **each, "entries": entries}
             if "right" in found:
                 found["bits"] = self._bits(found["right"])
             self.candidates[key] = found
         self.own = self.candidates["[]"]["bits"]
+
+    def _completed(self, step: Mapping[str, Any]) -> Mapping[str, Any]:
+        """With the settings that the technique got since it was recorded, as they are usually."""
+        from sartor.contracts import to_json
+
+        return {**to_json(self.known[step["technique"]]()), **step}
 
     def _bits(self, text: str) -> np.ndarray:
         packed = np.frombuffer(base64.b85decode(text), np.uint8)

@@ -70,8 +70,8 @@ def compare(
         units = None
     if units is None:
         held = np.bincount(stratum) > 0
-        counts, squares, fourths = (np.bincount(stratum, moved**k)[held] for k in (0, 2, 4))
-        n, free = len(moved), _freedom(counts, squares, fourths)
+        powers = [np.bincount(stratum, moved**k)[held].astype(np.float64) for k in (0, 2, 4)]
+        (counts, squares, _), n, free = powers, len(moved), _freedom(*powers)
     else:  # as free as so many equal units would be
         sums = np.bincount(np.unique(units, return_inverse=True)[1].ravel(), moved)
         squares, n = np.array([float(sums @ sums)]), len(sums)
