@@ -102,7 +102,7 @@ def _conv(facts: Facts) -> Recipes:
         [_step(static, bias_correction=True, exceptions=1)],
         [_step("simplify"), corrected],
         [_step(static, per_channel=False, bias_correction=True)],
-        [_step("low-rank", share=0.7), corrected],
+        *([_step("low-rank", share=share), corrected] for share in (0.5, 0.3)),
         [_step(static, bias_correction=True, exceptions=4, examples=512)],
         [offline],
         [half],
