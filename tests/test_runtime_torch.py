@@ -73,6 +73,47 @@ def _refused(
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.parametrize(("folder", "suffix"), [("CODE/", ".py"), ("code/", ".PY")])
+def test_pytorch_is_given_no_code_that_was_not_seen(
+    folder: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model.ts"
+    path.write_bytes(torch_files.elsewhere(folder, suffix))
+    known = save_toys(tmp_path / "good", only=("mlp",))["mlp"].signature
+    with pytest.raises(WrongRequest, match="cannot be read by PyTorch"):
+        ENGINE.start(ENGINE.open(path, known), Target())
+    assert not (tmp_path / "ran").exists()
+
+
+class Called(nn.Module):
+    """Submodules that are called as operators are that touch files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save, self.load = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.load(self.save(x).relu() + self.save(x))
+        return answers
+
+
+def test_submodules_may_be_called_save_and_load(tmp_path: Path) -> None:
+    with torch_files.quietly():
+        torch.jit.save(torch.jit.script(Called()), str(tmp_path / "script.ts"))
+        torch.jit.save(torch.jit.trace(Called(), torch.zeros(2, 6)), str(tmp_path / "traced.ts"))
+    for name in ("script.ts", "traced.ts"):
+        model = adopt(str(tmp_path / name), tmp_path / "in", look=look(x=rows(8, 6)))
+        with ENGINE.start(model, Target()) as run:
+            assert run({"x": rows(2, 6)})["output"].shape == (2, 3)
+
+
+def test_no_row_is_kept_in_torchscript(toys: dict[str, Model]) -> None:
+    """PyTorch writes down what it traced with."""
+    archive = archives.opened(Path(toys["branching"].payload))
+    assert not [name for name in archive.entries if "traced_inputs" in name]
+
+
 @pytest.mark.parametrize("name", torch_files.HARMLESS)
 def test_what_the_loader_of_pytorch_runs_is_never_looked_at(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -7,6 +7,7 @@ As a module a program can be traced and exported again. Which operators it may c
 from __future__ import annotations
 
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +17,10 @@ import torch
 from torch import Tensor, nn
 
 from sartor.contracts import WrongRequest
-from sartor.torch_archive import Archive, opened
+from sartor.torch_archive import Archive, opened, write
 from sartor.torch_operators import only_checks, own, resolved
 from sartor.torch_program import WIDTHS, Block, Call, Program, Ref, Stored, program
-from sartor.torch_script import check_script
+from sartor.torch_script import check_script, read_members
 
 
 def load(path: Path) -> nn.Module:
@@ -41,9 +42,11 @@ def scripted(archive: Archive) -> torch.jit.ScriptModule:
     """The TorchScript module, in eval mode, after its code was looked through."""
     check_script(archive)
     try:
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is no longer the way to go
-            module: Any = torch.jit.load(str(archive.path), map_location="cpu")  # type: ignore[no-untyped-call]
+            seen = Path(place) / "seen.ts"  # PyTorch is given what was looked through alone
+            write(seen, read_members(archive))
+            module: Any = torch.jit.load(str(seen), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:  # RuntimeError and whatever its reader raises
         raise WrongRequest(
             f"{archive.path} cannot be read by PyTorch {torch.__version__}: {short(error)}"

@@ -25,6 +25,7 @@ from sartor import torch_archive as archives
 from sartor.contracts import Port, Signature, WrongRequest
 from sartor.torch_graph import Graph, load, short
 from sartor.torch_program import DTYPES
+from sartor.torch_script import read_members
 
 PROGRAM, SCRIPT = "model.pt2", "model.ts"
 NEAR = 1e-4  # of the answers' spread: how far an export may be from its module
@@ -245,12 +246,7 @@ def _as_it_is(
     with tempfile.TemporaryDirectory() as place:
         saved = Path(place) / "saved.ts"
         torch.jit.save(made, str(saved))
-        archive = archives.opened(saved)
-        members = {
-            name: archive.read(name)
-            for name in archive.entries
-            if not name.endswith(".debug_pkl") and name != ".data/serialization_id"
-        }
+        members = read_members(archives.opened(saved))
     told = {
         "parameters": [each.parameter for each in inputs],
         "signature": dataclasses.asdict(_signature(made, inputs, axes)),
