@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from sartor import torch_archive as archives
-from sartor.runtimes._torch_export import quietly
 from sartor.testing_torch import save_toys
+from sartor.torch_graph import quietly
 
 __all__ = ["HARMLESS", "PROGRAMS", "RAN", "SCRIPTS", "Bomb", "pickled", "quietly"]
 
@@ -250,16 +250,19 @@ SCRIPTS: dict[str, tuple[Make, str]] = {
     "reads": (_line('_0 = torch.from_file("/etc/passwd", False, 10)'), "touches files"),
     "saves by a text": (_line('_0 = getattr(x, "save")(x, "ran")'), "touches files"),
     "saves under another name": (
-        _line('f = x.save\n    _0 = f(x, "ran")'), "touches files",
+        _line('f = x.save\n    _0 = f(x, "ran")'),
+        "touches files",
     ),
     "saves by a text of another name": (
-        _line('g = getattr; _0 = g(torch, "save")(x, "ran")'), "through a text",
+        _line('g = getattr; _0 = g(torch, "save")(x, "ran")'),
+        "through a text",
     ),
     "calls out by name": (_line('_0 = rpc_sync("other", x)'), "other machines"),
     "native class": (_line("_0 = __torch__.torch . classes.evil.Run()"), "C++ class"),
     "native class by another name": (_line("t = __torch__.torch"), "as a value"),
     "native object in two lines": (
-        _changed("data.pkl", b"c__torch__.torch\nclasses.X\n"), "C++ class",
+        _changed("data.pkl", b"c__torch__.torch\nclasses.X\n"),
+        "C++ class",
     ),
     "a coding of its own": (
         _changed("code/evil.py", b"# coding: utf-7\nx = 1 +ACM- torch.save(y)\n"),
