@@ -48,11 +48,12 @@ def check_script(archive: Archive) -> None:
         if name.endswith(".pkl") and _NATIVE.search(archive.read(name)):
             raise _refused(archive, _NATIVELY)
     for name in codes:
+        data = archive.read(name)
         try:  # a text: of bytes, Python would take the coding that their first line names
-            tree = ast.parse(archive.read(name).decode())
+            reason = next(_against(_Spelled().visit(ast.parse(data.decode()))), None)
         except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-            raise _refused(archive, f"its code cannot be looked through ({error})") from None
-        for reason in _against(_Spelled().visit(tree)):
+            reason = f"its code cannot be looked through ({error})"
+        if reason is not None:
             raise _refused(archive, reason)
 
 
@@ -127,13 +128,19 @@ def _against_attribute(node: ast.Attribute, within: bool, entered: bool) -> Iter
     """`within`: an attribute of it is named."""
     if node.attr in _TOUCHES_FILES and not entered:
         yield f"it calls {node.attr}, which touches files"
-    if isinstance(node.value, ast.Name):
-        root = node.value.id
-        if root == "ops" and node.attr not in _SPACES:
-            yield f"it calls operators of {node.attr!r}, which are none of those that are known"
-        if root == "__torch__" and node.attr == "torch" and not within:
-            yield "it hands '__torch__.torch' on as a value"
-    if ast.unparse(node) == "__torch__.torch.classes":
+    if _is(node.value, "ops") and node.attr not in _SPACES:
+        yield f"it calls operators of {node.attr!r}, which are none of those that are known"
+    if _is_torch(node) and not within:
+        yield "it hands '__torch__.torch' on as a value"
+    if node.attr == "classes" and _is_torch(node.value):
         yield _NATIVELY
     if node.attr.startswith("rpc_"):
         yield "it calls other machines"
+
+
+def _is(node: ast.AST, name: str) -> bool:
+    return isinstance(node, ast.Name) and node.id == name
+
+
+def _is_torch(node: ast.AST) -> bool:
+    return isinstance(node, ast.Attribute) and node.attr == "torch" and _is(node.value, "__torch__")

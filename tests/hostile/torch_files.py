@@ -275,6 +275,7 @@ SCRIPTS: dict[str, tuple[Make, str]] = {
     "imports": (_line("import os"), "imports"),
     "as it is read": (_changed("code/evil.py", b"def __setstate__(self):\n  pass\n"), "as soon as"),
     "native object": (_changed("data.pkl", b"c__torch__.torch.classes\nX\n"), "C++ class"),
+    "deep": (_line("_0 = x" + ".b" * 900), "looked through"),
     "no grammar": (_changed("code/evil.py", b"((("), "looked through"),
     "no code": (
         lambda: _zipped(
