@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -73,6 +76,47 @@ def _refused(
     assert not (folder / "ran").exists()
 
 
+@pytest.mark.parametrize(("folder", "suffix"), [("CODE/", ".py"), ("code/", ".PY")])
+def test_pytorch_is_given_no_code_that_was_not_seen(
+    folder: str, suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "model.ts"
+    path.write_bytes(torch_files.elsewhere(folder, suffix))
+    known = save_toys(tmp_path / "good", only=("mlp",))["mlp"].signature
+    with pytest.raises(WrongRequest, match="cannot be read by PyTorch"):
+        ENGINE.start(ENGINE.open(path, known), Target())
+    assert not (tmp_path / "ran").exists()
+
+
+class Called(nn.Module):
+    """Submodules that are called as operators are that touch files."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.save, self.load = nn.Linear(6, 6), nn.Sequential(nn.Linear(6, 3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.load(self.save(x).relu() + self.save(x))
+        return answers
+
+
+def test_submodules_may_be_called_save_and_load(tmp_path: Path) -> None:
+    with torch_files.quietly():
+        torch.jit.save(torch.jit.script(Called()), str(tmp_path / "script.ts"))
+        torch.jit.save(torch.jit.trace(Called(), torch.zeros(2, 6)), str(tmp_path / "traced.ts"))
+    for name in ("script.ts", "traced.ts"):
+        model = adopt(str(tmp_path / name), tmp_path / "in", look=look(x=rows(8, 6)))
+        with ENGINE.start(model, Target()) as run:
+            assert run({"x": rows(2, 6)})["output"].shape == (2, 3)
+
+
+def test_no_row_is_kept_in_torchscript(toys: dict[str, Model]) -> None:
+    """PyTorch writes down what it traced with."""
+    archive = archives.opened(Path(toys["branching"].payload))
+    assert not [name for name in archive.entries if "traced_inputs" in name]
+
+
 @pytest.mark.parametrize("name", torch_files.HARMLESS)
 def test_what_the_loader_of_pytorch_runs_is_never_looked_at(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -108,8 +152,9 @@ def test_pickles_are_read_with_trust_alone(tmp_path: Path, monkeypatch: pytest.M
     model = adopt(str(whole), tmp_path / "in", look=look(x=rows(4, 32)), trust=True)
     assert Path(model.payload).suffix == ".pt2"
     state = torch_files.pickled(tmp_path / "state.pt", toy_modules()["mlp"].state_dict())
-    with pytest.raises(WrongRequest, match="weights and no model"):
-        adopt(str(state), tmp_path / "in", look=look(x=rows(4, 32)), trust=True)
+    for trust in (False, True):
+        with pytest.raises(WrongRequest, match="weights and no model"):
+            adopt(str(state), tmp_path / "in", look=look(x=rows(4, 32)), trust=trust)
 
 
 def test_what_is_no_archive_is_a_pickle(tmp_path: Path) -> None:
@@ -229,7 +274,8 @@ def test_file_and_factory_with_weights(tmp_path: Path) -> None:
         "    return nn.Sequential(*inner, nn.Linear(64, 4)), 'kept.pt'\n\n"
         "def other():\n    return nn.Linear(32, 4), 'kept.pt'\n\n"
         "def gone():\n    return nn.Linear(32, 4), 'no.safetensors'\n\n"
-        "def breaks():\n    raise ValueError('no such thing')\n"
+        "def breaks():\n    raise ValueError('no such\\n thing')\n\n"
+        "def needs(width, *, depth=1):\n    return nn.Linear(width, 4)\n"
     )
     given = f"{tmp_path / 'model.py'}"
     model = adopt(f"{given}:make", tmp_path / "in", look=look(x=rows(8, 32)))
@@ -239,9 +285,28 @@ def test_file_and_factory_with_weights(tmp_path: Path) -> None:
         assert np.allclose(run({"x": batch})["output"], right, atol=1e-6)
     for name, words in {
         "other": "does not fit the model", "gone": "no such file", "breaks": "no such thing",
+        "needs": "needs width and is called without arguments",
     }.items():  # fmt: skip
         with pytest.raises(WrongRequest, match=words):
             adopt(f"{given}:{name}", tmp_path / "in", look=look(x=rows(8, 32)))
+
+
+def test_a_factory_is_loaded_as_python_loads_it(tmp_path: Path) -> None:
+    """What lies beside it can be imported, when it is called too; data classes find their types."""
+    (tmp_path / "sartor_test_layers.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n\n"
+        "@dataclass\nclass Width:\n    numbers: int = 32\n"
+    )
+    (tmp_path / "sartor_test_later.py").write_text("OUT = 4\n")
+    (tmp_path / "model.py").write_text(
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n"
+        "from torch import nn\nfrom sartor_test_layers import Width\n\n"
+        "@dataclass\nclass Config:\n    width: Width\n\n"
+        "def make():\n    from sartor_test_later import OUT\n"
+        "    return nn.Linear(Config(Width()).width.numbers, OUT)\n"
+    )
+    model = adopt(f"{tmp_path / 'model.py'}:make", tmp_path / "in", look=look(x=rows(8, 32)))
+    assert model.signature.outputs[0].shape == (None, 4)
 
 
 class Structured(nn.Module):
@@ -284,6 +349,127 @@ def test_arrays_are_told_apart() -> None:
         matched(["left", "right"], ["left", "right"], Glimpse({"left": wide}))
 
 
+class Pair(NamedTuple):
+    scores: Tensor
+    inner: Tensor
+
+
+@dataclass
+class Held:
+    scores: Tensor
+    inner: Tensor
+
+
+class Giving(nn.Module):
+    """The same two answers in one form or another."""
+
+    def __init__(self, form: Callable[[Tensor, Tensor], Any]) -> None:
+        super().__init__()
+        self.form, self.head = form, nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.form(self.head(x), x)
+
+
+@pytest.mark.parametrize(
+    ("form", "names"),
+    [
+        (Pair, ["scores", "inner"]),
+        (Held, ["scores", "inner"]),
+        (lambda one, two: {"a_b": one, "a": {"b": two}}, ["a_b", "a_b_out"]),
+        (lambda one, two: {"x": one, "kept": two}, ["x_out", "kept"]),
+    ],
+)
+def test_answers_of_every_form_have_names_of_their_own(
+    form: Callable[[Tensor, Tensor], Any], names: list[str], tmp_path: Path
+) -> None:
+    module = Giving(form)
+    model = ENGINE.adopt(module, tmp_path, look(x=rows(4, 6)))
+    assert Path(model.payload).suffix == ".pt2"
+    assert [port.name for port in model.signature.outputs] == names
+    batch = rows(5, 6)
+    with ENGINE.start(model, Target()) as run, torch.inference_mode():
+        found = run({"x": batch})
+        right = module.head(torch.from_numpy(batch)).numpy()
+    assert np.allclose(found[names[0]], right, atol=1e-6)
+    assert np.array_equal(found[names[1]], batch)
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.5), nn.BatchNorm1d(6)])
+def test_programs_in_training_are_refused(layer: nn.Module, tmp_path: Path) -> None:
+    module = nn.Sequential(nn.Linear(6, 6), layer)
+    made = torch.export.export(module.train(), (torch.zeros(4, 6),))
+    torch.export.save(made, tmp_path / "theirs.pt2")
+    for given in (str(tmp_path / "theirs.pt2"), made):
+        with pytest.raises(WrongRequest, match="exported in training mode"):
+            adopt(given, tmp_path / "in", look=look(x=rows(4, 6)))
+    made = torch.export.export(module.eval(), (torch.zeros(4, 6),))
+    assert adopt(made, tmp_path / "in").kind == "torch"
+
+
+def test_rows_that_answer_for_each_other_are_remarked(tmp_path: Path) -> None:
+    for layer, remarked in ((nn.BatchNorm1d(6), True), (nn.LayerNorm(6), False)):
+        with torch_files.quietly():
+            made = torch.jit.trace(layer.train(), torch.ones(2, 6), check_trace=False)
+        model = ENGINE.adopt(made, tmp_path / str(remarked), look(input=rows(8, 6)))
+        said = [each for each in ENGINE.remarks(model) if "rows beside it" in each]
+        assert bool(said) is remarked
+
+
+class Deciding(nn.Module):
+    """Answers otherwise from a number on that only the last of the known rows reaches."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        answers: Tensor = self.head(x)
+        return -answers if float(x.max()) > 10 else answers
+
+
+def test_decisions_that_tracing_would_fix_are_seen(tmp_path: Path) -> None:
+    given = rows(32, 6)
+    model = ENGINE.adopt(Deciding(), tmp_path / "1", look(x=given))
+    assert any("what its code decides" in each for each in ENGINE.remarks(model))
+    given[-1, 0] = 11
+    with pytest.raises(WrongRequest, match="decides something by the values of the rows"):
+        ENGINE.adopt(Deciding(), tmp_path / "2", look(x=given))
+
+
+class Remembering(nn.Module):
+    """Keeps its last answer, as PyTorch's older weight norm keeps a weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(6, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.last: Tensor = self.head(x)
+        return self.last
+
+
+def test_what_a_module_keeps_of_earlier_calls_is_no_hindrance(tmp_path: Path) -> None:
+    module = Remembering()
+    module(torch.zeros(1, 6))
+    model = ENGINE.adopt(module, tmp_path, look(x=rows(4, 6)))
+    assert model.signature.outputs[0].shape == (None, 3)
+    assert module.last.grad_fn is not None
+
+
+def test_scripted_parts_of_a_module(tmp_path: Path) -> None:
+    with torch_files.quietly():
+        module = nn.Sequential(torch.jit.script(nn.Linear(6, 6)), nn.Linear(6, 3))
+    model = ENGINE.adopt(module, tmp_path, look(input=rows(4, 6)))
+    assert model.signature.outputs[0].shape == (None, 3)
+
+
+@pytest.mark.parametrize("module", [nn.LazyLinear(3), nn.Linear(6, 3, device="meta")])
+def test_weights_that_are_not_there_yet(module: nn.Module, tmp_path: Path) -> None:
+    with pytest.raises(WrongRequest, match="no numbers in weight yet"):
+        ENGINE.adopt(module, tmp_path, look(x=rows(4, 6)))
+
+
 class Odd(nn.Module):
     """What goes wrong in one way or another."""
 
@@ -300,6 +486,8 @@ class Odd(nn.Module):
             return 3
         if self.how == "bfloat16":
             return self.head(x).bfloat16()
+        if self.how == "complex":
+            return torch.fft.rfft(self.head(x))
         if self.how == "one":
             return self.head(x.reshape(1, 6))
         return self.head(x).relu_().add_(x.mul_(2).sum())
@@ -312,6 +500,7 @@ class Odd(nn.Module):
         "random": "differently from call to call",
         "nothing": "returns no tensor",
         "bfloat16": "numpy cannot carry",
+        "complex": "is complex64, a type that is not known",
     }.items(),
 )
 def test_modules_that_cannot_be_taken_in(how: str, words: str, tmp_path: Path) -> None:
@@ -331,6 +520,9 @@ def test_data_that_do_not_fit_and_things_that_are_no_model(tmp_path: Path) -> No
         adopt(Odd("fine"), tmp_path)
     with pytest.raises(WrongRequest, match="Tensor is no model"):
         adopt(torch.zeros(3), tmp_path)
+    for given in ((Odd("fine"), torch.zeros(3)), (Odd("fine"), "weights.pt", 3)):
+        with pytest.raises(WrongRequest, match=r"the tuple \(Odd, .* is no model"):
+            adopt(given, tmp_path)
 
 
 def test_a_model_of_one_row_at_a_time_says_so(tmp_path: Path) -> None:
@@ -478,6 +670,30 @@ def test_a_folder_of_hugging_faces(encoder: Path, tmp_path: Path) -> None:
     with ENGINE.start(model, Target()) as run, torch.inference_mode():
         right = live(**{name: torch.from_numpy(each) for name, each in batch.items()}).logits
         assert np.allclose(run(batch)["logits"], right.numpy(), atol=1e-5)
+
+
+def test_a_folder_is_read_without_the_network_and_leaves_it_to_others(
+    encoder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import transformers
+    from huggingface_hub import constants
+
+    offline: list[bool] = []
+    real = transformers.BertForSequenceClassification.from_pretrained.__func__
+
+    def spied(cls: Any, *given: Any, **named: Any) -> Any:
+        offline.append(constants.is_offline_mode())
+        return real(cls, *given, **named)
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(
+        transformers.BertForSequenceClassification, "from_pretrained", classmethod(spied)
+    )
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    adopt(str(encoder), tmp_path, look=look(**words()))
+    assert offline == [True]
+    assert not constants.is_offline_mode()
+    assert "HF_HUB_OFFLINE" not in os.environ
 
 
 def test_folders_that_are_refused(encoder: Path, tmp_path: Path) -> None:

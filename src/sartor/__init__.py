@@ -36,9 +36,12 @@ def optimize(
 ) -> Run:
     """The best artifact that is shown to meet the limits.
 
-    `model` is a path or a live object (an `onnx.ModelProto`); `data` a path, a mapping of arrays
-    or a data frame. `settings` are those of the command line (`threads`, `batch`, `trials`,
-    `seed`, `metric`, `label`, `segments` ...); the budget is ten minutes unless one is named.
+    `model` is a path (ONNX, .pt2, TorchScript, a folder of Hugging Face's), `file.py:factory`, or
+    a live object: a `torch.nn.Module`, the pair of one and a file of weights, an
+    `ExportedProgram`, an `onnx.ModelProto`. `data` is a path, a mapping of arrays or a data frame;
+    a module is exported with a few of its rows. `settings` are those of the command line
+    (`threads`, `batch`, `trials`, `seed`, `metric`, `label`, `segments` ...); the budget is ten
+    minutes unless one is named.
     `resume=FOLDER` continues the run in a folder and needs nothing else but a budget, such as
     "+10m". Without `out` the run lives in a new temporary folder; `Run.save` copies it. Raises
     WrongRequest with one sentence for a wrong request."""

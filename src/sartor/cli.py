@@ -19,6 +19,10 @@ STATUSES = (
     "exit status: 0 something (the original included) is certified to meet all limits; "
     "4 undecided; 3 infeasible; 2 the request is wrong; 1 a defect; 130 stopped (Ctrl-C)"
 )
+MODEL = (
+    "a model: .onnx, .pt2 (torch.export.save), TorchScript (.ts, .pt), a folder of Hugging Face's, "
+    "or file.py:factory, which returns a torch.nn.Module"
+)
 LIMITS = """\
 limits: METRIC[.STATISTIC][@SEGMENT] (<=|>=) VALUE, for instance
   "accuracy >= baseline - 0.01"   "size <= 20 MB"          "latency.p95 <= 10 ms"
@@ -115,7 +119,7 @@ def _optimize(commands: Any) -> None:
         "model",
         nargs="?",
         metavar="MODEL",
-        help="a model file, or a .toml with the whole request; not needed with --resume FOLDER",
+        help=f"{MODEL}; or a .toml with the whole request; not needed with --resume FOLDER",
     )
     _data(command, required=False)
     _target(command)
@@ -186,7 +190,7 @@ def _profile(commands: Any) -> None:
         "where a model's time, bytes and operations sit",
         "MODEL --data DATA [OPTION ...]",
     )
-    command.add_argument("model", metavar="MODEL", help="a model file")
+    command.add_argument("model", metavar="MODEL", help=MODEL)
     _data(command, required=True)
     _target(command)
     command.add_argument("--top", type=int, default=20, help="rows shown (default: %(default)s)")
@@ -200,7 +204,7 @@ def _compare(commands: Any) -> None:
         "artifacts side by side, the first as the baseline",
         "MODEL [MODEL ...] --data DATA [OPTION ...]",
     )
-    which = "model files, bundles or file.py:function"
+    which = f"{MODEL} or a function in its place; or a bundle"
     command.add_argument("models", nargs="+", metavar="MODEL", help=which)
     _data(command, required=True)
     _target(command)

@@ -257,7 +257,21 @@ class Session(Protocol):
 
 
 class Runtime(Protocol):
-    """One per kind, found by the file `runtimes/<kind>.py`."""
+    """One per kind, found by the file `runtimes/<kind>.py`.
+
+    What it may state and have besides:
+    `takes`: packages; objects in memory whose class derives from one of theirs are given to
+    `adopt(given, folder, look, trust) -> Model`, which stores them below `folder`.
+    `folders`: names of files; a folder with one of them is a model of this kind.
+    `bring(path, folder, look, trust) -> Model`: the model in a file or folder that somebody else
+    wrote, made below `folder` into what `open` takes where it is not that already.
+    `look()` gives a `Glimpse` of the data, or is None; with `trust` pickles may be read. Both raise
+    WrongRequest with a sentence.
+    `remarks(model) -> tuple[str, ...]`: what was given up when it was taken in, for the user.
+    `reads(model) -> tuple[str, ...]`: the files that the model's file names, as it names them; a
+    bundle must list them.
+    `runs_code = True`: its files name code; neither a path nor a bundle opens them.
+    `internal = True`: for tests; not named to users."""
 
     kind: ClassVar[str]
     suffixes: ClassVar[tuple[str, ...]]

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import inspect
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -33,7 +34,8 @@ def load_function(reference: str) -> Callable[..., Any]:
     except WrongRequest:
         raise
     except Exception as error:  # whatever the user's code raises, the sentence names it
-        raise WrongRequest(f"{place} cannot be loaded: {type(error).__name__}: {error}") from error
+        said = " ".join(str(error).split())[:500]
+        raise WrongRequest(f"{place} cannot be loaded: {type(error).__name__}: {said}") from error
     function = getattr(module, name, None)
     if not callable(function):
         mine = [key for key, value in vars(module).items() if inspect.isfunction(value)]
@@ -43,7 +45,10 @@ def load_function(reference: str) -> Callable[..., Any]:
 
 
 def _module(place: str, reference: str) -> ModuleType:
+    """Loaded as Python would load it: what lies beside the file, or in the working folder, can be
+    imported, now and when the function is called."""
     if not place.endswith(".py"):
+        _reach(Path.cwd())
         try:
             return importlib.import_module(place)
         except ModuleNotFoundError as error:
@@ -53,9 +58,18 @@ def _module(place: str, reference: str) -> ModuleType:
     path = Path(place)
     if not path.is_file():
         raise WrongRequest(f"{place}: no such file")
-    spec = importlib.util.spec_from_file_location(f"sartor_user_{path.stem}", path)
+    name = f"sartor_user_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path)
     if spec is None or spec.loader is None:
         raise WrongRequest(f"{place} cannot be loaded as Python")
     module = importlib.util.module_from_spec(spec)
+    _reach(path.absolute().parent)
+    sys.modules[name] = module  # where data classes look for the types that they name
     spec.loader.exec_module(module)
     return module
+
+
+def _reach(folder: Path) -> None:
+    """Behind all other folders: nothing that is installed is hidden by a file of the user's."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))

@@ -6,9 +6,13 @@ As a module a program can be traced and exported again. Which operators it may c
 
 from __future__ import annotations
 
+import io
+import logging
 import re
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -16,34 +20,42 @@ import torch
 from torch import Tensor, nn
 
 from sartor.contracts import WrongRequest
-from sartor.torch_archive import Archive, opened
+from sartor.torch_archive import Archive, facts, opened, write
 from sartor.torch_operators import only_checks, own, resolved
 from sartor.torch_program import WIDTHS, Block, Call, Program, Ref, Stored, program
-from sartor.torch_script import check_script
+from sartor.torch_script import check_script, read_members
 
 
 def load(path: Path) -> nn.Module:
     """The model in a `.pt2` or TorchScript file, whose weights need no gradient, ready to be called
-    with tensors in the order of its inputs; it gives a tuple of tensors (TorchScript: what it
-    gives). Raises WrongRequest for a file that is no model or is not safe to run."""
+    with tensors in the order of its inputs; it gives a tuple of tensors. Raises WrongRequest for a
+    file that is no model or is not safe to run."""
     archive = opened(path)
     if archive.sort == "script":
-        return scripted(archive)
+        told = facts(archive).get("parameters")
+        return Script(scripted(archive), told if isinstance(told, list) and told else ["*"])
     return Graph(archive, program(archive))
 
 
 def check(given: Program, path: Path) -> None:
-    """Raises WrongRequest where the program calls what is not known to be safe."""
+    """Raises WrongRequest where the program calls what is not known to be safe, or learns."""
     _Steps(given.block, path)
+    if any(_learns(call) for call in _all_calls(given.block)):
+        raise WrongRequest(
+            f"{path} was exported in training mode, in which a row is answered otherwise from call "
+            "to call: write module.eval() before torch.export.export"
+        )
 
 
 def scripted(archive: Archive) -> torch.jit.ScriptModule:
     """The TorchScript module, in eval mode, after its code was looked through."""
     check_script(archive)
     try:
-        with warnings.catch_warnings():
+        with tempfile.TemporaryDirectory() as place, warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that TorchScript is no longer the way to go
-            module: Any = torch.jit.load(str(archive.path), map_location="cpu")  # type: ignore[no-untyped-call]
+            seen = Path(place) / "seen.ts"  # PyTorch is given what was looked through alone
+            write(seen, read_members(archive))
+            module: Any = torch.jit.load(str(seen), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:  # RuntimeError and whatever its reader raises
         raise WrongRequest(
             f"{archive.path} cannot be read by PyTorch {torch.__version__}: {short(error)}"
@@ -59,6 +71,37 @@ def short(error: BaseException, most: int = 300) -> str:
     said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     return (lines[0] if lines else type(error).__name__)[:most]
+
+
+@contextmanager
+def quietly() -> Iterator[None]:
+    """Without what PyTorch prints, warns of and logs on the way: what comes of it is looked at."""
+    before = logging.root.manager.disable
+    said = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(before)
+
+
+class Script(nn.Module):
+    """TorchScript, called by position. `parameters` are those of its own `forward`, in the order of
+    the inputs; "*" alone where it names none."""
+
+    def __init__(self, module: nn.Module, parameters: Sequence[str]) -> None:
+        super().__init__()
+        self.module, self._names = module, list(parameters)
+
+    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
+        if self._names == ["*"]:
+            found = self.module(*arrays)
+        else:
+            found = self.module(**dict(zip(self._names, arrays, strict=True)))
+        leaves = torch.utils._pytree.tree_leaves(found)
+        return tuple(each for each in leaves if isinstance(each, Tensor))
 
 
 class Graph(nn.Module):
@@ -125,14 +168,34 @@ class Graph(nn.Module):
     @property
     def writes_inputs(self) -> bool:
         """Whether some call changes its argument in place, which may be an input."""
-        return any(_is_written(call) for call in self._program.block.calls)
+        return any(_is_written(call) for call in _all_calls(self._program.block))
+
+
+def _all_calls(block: Block) -> Iterator[Call]:
+    """Those of the blocks within it too."""
+    for call in block.calls:
+        yield call
+        for _, value in call.arguments:
+            if isinstance(value, Block):
+                yield from _all_calls(value)
+
+
+def _name(call: Call) -> str:
+    """The operator's, without its space and its overload."""
+    return call.target.split(".")[-2] if call.target.count(".") > 1 else ""
 
 
 def _is_written(call: Call) -> bool:
-    name = call.target.split(".")[-2] if call.target.count(".") > 1 else ""
-    inner = [value for _, value in call.arguments if isinstance(value, Block)]
-    written = name.endswith("_") and not name.endswith("__")
-    return written or any(_is_written(each) for block in inner for each in block.calls)
+    return _name(call).endswith("_") and not _name(call).endswith("__")
+
+
+def _learns(call: Call) -> bool:
+    """Dropout that drops; batch norm that keeps statistics and does not use them."""
+    given = [value for _, value in call.arguments]
+    name = _name(call)
+    if name.rstrip("_") in ("dropout", "alpha_dropout", "feature_dropout", "native_dropout"):
+        return len(given) > 2 and given[2] is True and given[1] != 0
+    return name == "batch_norm" and given[3] is not None and given[5] is True
 
 
 # -- weights ------------------------------------------------------------------------------------

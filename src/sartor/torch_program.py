@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +21,7 @@ DTYPES = {
     8: "float64", 12: "bool", 13: "bfloat16", 28: "uint16", 34: "uint32", 35: "uint64",
 }  # fmt: skip
 """PyTorch's numbers of types and their names; complex and eight-bit floats are not known."""
+COMPLEX = {9: "complex32", 10: "complex64", 11: "complex128"}
 WIDTHS = {
     name: 1 if name == "bool" else int(re.sub(r"\D", "", name)) // 8 for name in DTYPES.values()
 }
@@ -148,7 +149,8 @@ def _program(archive: Archive, module: Mapping[str, Any]) -> Program:
     shapes = module["graph"]["tensor_values"]
     places = [at for at in places if block.outputs[at].name in shapes]
     told = facts(archive)
-    into, out = _input_names(inputs, told), _output_names(module, len(places), told)
+    into = _input_names(inputs, told)
+    out = distinct(_output_names(module, len(places), told), into.values())
     signature = Signature(
         tuple(_port(archive, into[name], shapes[name]) for name in inputs),
         tuple(
@@ -201,9 +203,26 @@ def _output_names(module: Mapping[str, Any], count: int, told: Mapping[str, Any]
     given = [_text(each) for each in told.get("outputs", ())]
     if not given:
         given = _keys(module["module_call_graph"][0]["signature"]["out_spec"])
-    if len(given) != count or len(set(given)) < count:
+    if len(given) != count:
         given = ["output"] if count == 1 else [f"output_{at}" for at in range(count)]
     return given
+
+
+def distinct(names: Iterable[str], taken: Iterable[str] = ()) -> list[str]:
+    """The names, "_out" behind those that another output or an input (`taken`) bears too."""
+    found: list[str] = []
+    known = set(taken)
+    for name in names:
+        while name in known:
+            name += "_out"
+        known.add(name)
+        found.append(name)
+    return found
+
+
+def unfit(dtype: str) -> str:
+    """Why arrays of this type are not taken."""
+    return "which numpy cannot carry" if dtype == "bfloat16" else "a type that is not known here"
 
 
 def _keys(spec: str) -> list[str]:
@@ -218,11 +237,11 @@ def _keys(spec: str) -> list[str]:
 
 
 def _port(archive: Archive, name: str, meta: Mapping[str, Any]) -> Port:
-    dtype = DTYPES.get(meta["dtype"], f"of type {meta['dtype']}")
+    dtype = DTYPES.get(meta["dtype"]) or COMPLEX.get(meta["dtype"], f"of type {meta['dtype']}")
     if dtype not in DTYPES.values() or dtype == "bfloat16":
         raise WrongRequest(
-            f"{archive.path}: {name!r} is {dtype}, which numpy cannot carry; export the model with "
-            "float32 there"
+            f"{archive.path}: {name!r} is {dtype}, {unfit(dtype)}; export the model with float32 "
+            "there"
         )
     shape = tuple(
         int(size["as_int"]) if size.get("as_int") is not None else None for size in meta["sizes"]

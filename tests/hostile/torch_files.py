@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from sartor import torch_archive as archives
-from sartor.runtimes._torch_export import quietly
 from sartor.testing_torch import save_toys
+from sartor.torch_graph import quietly
 
 __all__ = ["HARMLESS", "PROGRAMS", "RAN", "SCRIPTS", "Bomb", "pickled", "quietly"]
 
@@ -219,6 +219,27 @@ def _line(line: str) -> Make:
     return make
 
 
+def elsewhere(folder: str, suffix: str) -> bytes:
+    """TorchScript whose code PyTorch finds, since it takes names in any case, and that saves."""
+    members = _traced()
+    evil = members_of(_line('_0 = torch.save([1], "ran")')())
+    return _zipped(
+        {
+            name.replace("code/", folder).replace(".py", suffix): data
+            for name, data in evil.items()
+            if name.startswith("code/")
+        }
+        | {"code/seen.py": b""}
+        | {name: data for name, data in members.items() if not name.startswith("code/")}
+    )
+
+
+def members_of(data: bytes) -> dict[str, bytes]:
+    """The members of an archive."""
+    with zipfile.ZipFile(io.BytesIO(data)) as file:
+        return {name.partition("/")[2]: file.read(name) for name in file.namelist()}
+
+
 def _changed(name: str, data: bytes) -> Make:
     return lambda: _zipped({**_traced(), name: data})
 
@@ -227,13 +248,34 @@ SCRIPTS: dict[str, tuple[Make, str]] = {
     "saves": (_line('_0 = torch.save(x, "ran")'), "touches files"),
     "saves as a method": (_line('_0 = x.save("ran")'), "touches files"),
     "reads": (_line('_0 = torch.from_file("/etc/passwd", False, 10)'), "touches files"),
+    "saves by a text": (_line('_0 = getattr(x, "save")(x, "ran")'), "touches files"),
+    "saves under another name": (
+        _line('f = x.save\n    _0 = f(x, "ran")'),
+        "touches files",
+    ),
+    "saves by a text of another name": (
+        _line('g = getattr; _0 = g(torch, "save")(x, "ran")'),
+        "through a text",
+    ),
+    "calls out by name": (_line('_0 = rpc_sync("other", x)'), "other machines"),
+    "native class": (_line("_0 = __torch__.torch . classes.evil.Run()"), "C++ class"),
+    "native class by another name": (_line("t = __torch__.torch"), "as a value"),
+    "native object in two lines": (
+        _changed("data.pkl", b"c__torch__.torch\nclasses.X\n"),
+        "C++ class",
+    ),
+    "a coding of its own": (
+        _changed("code/evil.py", b"# coding: utf-7\nx = 1 +ACM- torch.save(y)\n"),
+        "touches files",
+    ),
     "calls out": (_line("_0 = ops.rpc.rpc_sync(x)"), "other machines"),
-    "calls a library": (_line("_0 = ops.evil.run(x)"), "none of PyTorch's own"),
-    "by a text": (_line('_0 = getattr(torch, "save")(x, "ran")'), "through a text"),
+    "calls a library": (_line("_0 = ops.evil.run(x)"), "none of those that are known"),
+    "by a text": (_line('_0 = getattr(torch, "save")(x, "ran")'), "touches files"),
     "by another name": (_line("t = torch"), "as a value"),
     "imports": (_line("import os"), "imports"),
     "as it is read": (_changed("code/evil.py", b"def __setstate__(self):\n  pass\n"), "as soon as"),
     "native object": (_changed("data.pkl", b"c__torch__.torch.classes\nX\n"), "C++ class"),
+    "deep": (_line("_0 = x" + ".b" * 900), "looked through"),
     "no grammar": (_changed("code/evil.py", b"((("), "looked through"),
     "no code": (
         lambda: _zipped(

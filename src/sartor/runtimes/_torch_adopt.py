@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from sartor import torch_archive as archives
 from sartor.contracts import Glimpse, WrongRequest
-from sartor.runtimes._torch_export import PROGRAM, Fed, exported, quietly, write_program
-from sartor.torch_graph import check, scripted, short
+from sartor.runtimes._torch_export import PROGRAM, exported, write_program
+from sartor.runtimes._torch_live import Fed
+from sartor.torch_graph import check, quietly, scripted, short
 from sartor.torch_program import program
 from sartor.torch_script import unsaid
 
@@ -52,10 +53,11 @@ def fed(module: nn.Module, glimpse: Glimpse) -> list[Fed]:
 def _fed(module: nn.Module, found: Mapping[str, tuple[str, np.ndarray]]) -> list[Fed]:
     floats = [p.dtype for p in module.parameters() if p.is_floating_point()]
     rows = _count([array for _, array in found.values()])
-    return [
-        Fed(parameter, name, _tensor(name, array, rows, floats[0] if floats else torch.float32))
-        for parameter, (name, array) in found.items()
-    ]
+    made = []
+    for parameter, (name, array) in found.items():
+        more = _tensor(name, array, floats[0] if floats else torch.float32)
+        made.append(Fed(parameter, name, more[torch.arange(rows) % len(more)], more))
+    return made
 
 
 def matched(
@@ -90,16 +92,15 @@ def _count(arrays: Sequence[np.ndarray]) -> int:
     return next((rows for rows in ROWS if rows not in sizes), ROWS[0])
 
 
-def _tensor(name: str, array: np.ndarray, rows: int, floats: torch.dtype) -> Tensor:
+def _tensor(name: str, array: np.ndarray, floats: torch.dtype) -> Tensor:
     if array.dtype.kind in _TEXT:
         raise WrongRequest(f"array {name} holds text, which a PyTorch model does not take")
     if not len(array):
         raise WrongRequest("the data are empty: there is not one row")
-    taken = np.ascontiguousarray(array[np.arange(rows) % len(array)])
+    rows = torch.from_numpy(np.array(array, order="C"))
     if array.dtype.kind == "f":
-        return torch.from_numpy(taken).to(floats)
-    kept = array.dtype in (np.bool_, np.uint8)
-    return torch.from_numpy(taken if kept else taken.astype(np.int64))
+        return rows.to(floats)
+    return rows if array.dtype in (np.bool_, np.uint8) else rows.long()
 
 
 # -- the module ---------------------------------------------------------------------------------
@@ -110,12 +111,14 @@ def settled(module: nn.Module, weights: Path | None = None) -> tuple[nn.Module, 
     module = getattr(module, "_orig_mod", module)  # torch.compile wraps it
     if isinstance(module, (nn.DataParallel, nn.parallel.DistributedDataParallel)):
         module = module.module
+    _check_weights(module)
     try:
-        made = copy.deepcopy(module).cpu().eval()
+        with torch.no_grad():  # copies of TorchScript's weights would have a history
+            made = copy.deepcopy(module, _histories(module)).cpu().eval()
     except Exception as error:  # whatever a module's own code raises
         raise WrongRequest(
-            f"the {type(module).__name__} cannot be copied ({short(error)}); pass a function that "
-            "makes it: file.py:function"
+            f"the {type(module).__name__} cannot be copied ({short(error)}): leave out what it "
+            "keeps of earlier calls, or save it with torch.export.save"
         ) from None
     if weights is not None:
         _fill(made, weights)
@@ -124,6 +127,26 @@ def settled(module: nn.Module, weights: Path | None = None) -> tuple[nn.Module, 
     if any(each.dtype == torch.bfloat16 for each in made.parameters()):
         return made.float(), ("the model is in bfloat16, which the CPU is slow at: float32 is run",)
     return made, ()
+
+
+def _check_weights(module: nn.Module) -> None:
+    for name, each in module.named_parameters():
+        if nn.parameter.is_lazy(each) or each.is_meta:
+            raise WrongRequest(
+                f"the {type(module).__name__} has no numbers in {name} yet: read its weights, or "
+                "call it once, before it is passed on"
+            )
+
+
+def _histories(module: nn.Module) -> dict[int, Any]:
+    """id -> a copy of what modules keep of earlier calls, which PyTorch does not copy: answers, and
+    weights that are computed before each call (torch.nn.utils.weight_norm)."""
+    kept = (each for part in module.modules() for each in vars(part).values())
+    return {
+        id(each): each.detach().clone()
+        for each in kept
+        if isinstance(each, Tensor) and not each.is_leaf
+    }
 
 
 def _fill(module: nn.Module, path: Path) -> None:
@@ -158,16 +181,22 @@ def adopt(given: Any, folder: Path, look: Look | None) -> Path:
     program, TorchScript. Raises WrongRequest with a sentence."""
     if isinstance(given, torch.export.ExportedProgram):
         return write_program(given, folder, {}, ())
-    module, weights = given if isinstance(given, tuple) else (given, None)
-    if not isinstance(module, nn.Module):
+    module, weights = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
+    if not isinstance(module, nn.Module) or not isinstance(weights, (str, Path, type(None))):
         raise WrongRequest(
-            f"a {type(module).__name__} is no model: pass an nn.Module, the pair of one and a file "
-            "of weights, or a program of torch.export.export"
+            f"{_named(given)} is no model: pass an nn.Module, the pair of one and a file of "
+            "weights, or a program of torch.export.export"
         )
     if look is None:
         raise WrongRequest("a PyTorch module says nothing of its inputs: it is exported with data")
     module, remarks = settled(module, None if weights is None else Path(weights))
     return exported(module, fed(module, look()), folder, remarks)
+
+
+def _named(given: Any) -> str:
+    if not isinstance(given, tuple):
+        return f"a {type(given).__name__}"
+    return f"the tuple ({', '.join(type(each).__name__ for each in given)})"
 
 
 def bring(path: Path, folder: Path, look: Look | None, trust: bool) -> Path:
@@ -239,18 +268,28 @@ def _from_script(archive: archives.Archive, folder: Path, look: Look | None, tru
 
 
 def _unpickled(path: Path, folder: Path, look: Look | None, trust: bool) -> Path:
+    if _only_weights(path):
+        raise WrongRequest(
+            f"{path} holds weights and no model: write a function that returns the module and this "
+            "file, and pass file.py:function"
+        )
     if not trust:
         raise WrongRequest(
             f"{path}: a pickle can run any code when it is read; save the model with "
             "torch.export.save, or add --trust if you made it yourself"
         )
     found = _trusted(lambda place: torch.load(place, map_location="cpu", weights_only=False), path)
-    if not isinstance(found, nn.Module):
-        raise WrongRequest(
-            f"{path} holds weights and no model: write a function that returns the module and this "
-            "file, and pass file.py:function"
-        )
     return adopt(found, folder, look)
+
+
+def _only_weights(path: Path) -> bool:
+    """Read without running anything: whether there are but tensors, numbers and texts in it."""
+    try:
+        with quietly():
+            torch.load(path, map_location="meta", weights_only=True)
+    except Exception:  # a module, or what its reader raises of damaged files
+        return False
+    return True
 
 
 def _from_folder(path: Path, folder: Path, look: Look | None) -> Path:

@@ -7,37 +7,35 @@ that stay free too, or another form is tried.
 from __future__ import annotations
 
 import dataclasses
-import io
-import logging
-import math
+import functools
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from sartor import torch_archive as archives
 from sartor.contracts import Port, Signature, WrongRequest
-from sartor.torch_graph import Graph, load, short
-from sartor.torch_program import DTYPES
+from sartor.nearness import gap, spread
+from sartor.runtimes._torch_live import Fed, answered, called, outputs
+from sartor.torch_graph import Graph, load, quietly, short
+from sartor.torch_program import DTYPES, distinct, unfit
+from sartor.torch_script import read_members
 
 PROGRAM, SCRIPT = "model.pt2", "model.ts"
 NEAR = 1e-4  # of the answers' spread: how far an export may be from its module
-
-
-@dataclass(frozen=True)
-class Fed:
-    """What one parameter of `forward` is given: the array's name in the data, and rows of it.
-    A parameter named "*" stands for the first of `*args`."""
-
-    parameter: str
-    name: str
-    rows: Tensor
+MIXED = (
+    "a row's answer depends on the rows beside it, as with a batch norm in training: every other "
+    "batch gives other answers"
+)
+TRACED = (
+    "the model is exported by following one call: what its code decides by values is fixed, and "
+    "was so for the first rows of the data"
+)
 
 
 @dataclass(frozen=True)
@@ -57,46 +55,16 @@ class Axes:
         return "the model exports for rows of one length only: the data's" if given_up else ""
 
 
-def called(module: Callable[..., Any], inputs: Sequence[Fed]) -> Any:
-    """What it gives for a copy of the rows: some write into what they are given."""
-    given = [each.rows.clone() for each in inputs if each.parameter == "*"]
-    keywords = {each.parameter: each.rows.clone() for each in inputs if each.parameter != "*"}
-    with torch.inference_mode():
-        return module(*given, **keywords)
+@dataclass(frozen=True)
+class Form:
+    """What a file is to say of itself: free axes, names of outputs, what was given up."""
 
+    axes: Axes
+    names: Sequence[str]
+    given_up: tuple[str, ...]
 
-def outputs(value: Any, path: str = "") -> Iterator[tuple[str, Tensor]]:
-    """Name -> tensor of all that a model returns, in PyTorch's own order: keys of mappings,
-    "output_0" and so on for what has none, "output" for a single tensor."""
-    if isinstance(value, Tensor):
-        yield path if path and not path[0].isdigit() else f"output_{path}".rstrip("_"), value
-        return
-    if isinstance(value, Mapping):
-        inner: list[tuple[Any, Any]] = list(value.items())
-    elif isinstance(value, tuple) and hasattr(value, "_fields"):
-        inner = list(zip(value._fields, value, strict=True))
-    elif isinstance(value, (list, tuple)):
-        inner = list(enumerate(value))
-    else:
-        leaves = torch.utils._pytree.tree_leaves(value)
-        inner = list(enumerate(leaves)) if leaves != [value] else []
-    for key, each in inner:
-        yield from outputs(each, f"{path}_{key}" if path else str(key))
-
-
-def answered(module: Callable[..., Any], inputs: Sequence[Fed]) -> dict[str, Tensor]:
-    """What the live module gives. Raises WrongRequest where it does not run."""
-    try:
-        found = dict(outputs(called(module, inputs)))
-    except Exception as error:  # whatever a module's own code raises
-        told = ", ".join(f"{e.parameter} {list(e.rows.shape)} {e.rows.dtype}" for e in inputs)
-        raise WrongRequest(
-            f"the model does not run on rows of the data ({told}): {type(error).__name__}: "
-            f"{short(error)}"
-        ) from None
-    if not found:
-        raise WrongRequest("the model returns no tensor: its forward must give one, or several")
-    return found
+    def remarks(self, *more: str) -> list[str]:
+        return [each for each in (*self.given_up, *more, self.axes.remark) if each]
 
 
 # -- export -------------------------------------------------------------------------------------
@@ -105,48 +73,79 @@ def answered(module: Callable[..., Any], inputs: Sequence[Fed]) -> dict[str, Ten
 def exported(
     module: nn.Module, inputs: Sequence[Fed], folder: Path, remarks: Sequence[str] = ()
 ) -> Path:
-    """Writes the module into `folder`, as a program where it exports, else as TorchScript.
+    """Writes the module, whose `forward` is replaced, into `folder`: as a program where it exports,
+    else as TorchScript.
 
     Axes stay free where what was written answers as the module does at other sizes too. Raises
     WrongRequest where nothing does."""
     several = _takes_several(module, inputs)
     asked = inputs if several else [_row(each, 0) for each in inputs]
     expected, again = answered(module, asked), answered(module, asked)
-    if any(not _gap(again[n], each, _spread(each)) <= NEAR for n, each in expected.items()):
+    if _farthest([each for _, each in again], [each for _, each in expected]) > NEAR:
         raise WrongRequest(
             "the model answers the same rows differently from call to call: leave out what is "
             "random in its forward"
         )
+    if several and _mixes(module, inputs, expected):
+        remarks = (*remarks, MIXED)
+    names = [name for name, _ in expected]
     scripted = isinstance(module, torch.jit.ScriptModule)
+    if not scripted:
+        _flatten(module)
     reasons: dict[str, str] = {}  # form -> why the last attempt, which asked the least, failed
     for make in (_as_it_is, _script) if scripted else (_program, _script):
         for axes in _plans(module, inputs, several):
             chosen = inputs if axes.batch else [_row(each, 0) for each in inputs]
+            form = Form(axes, names, tuple(remarks))
             try:
                 with quietly(), torch.no_grad():
-                    file = make(module, chosen, axes, folder, remarks)
-                    _compare(module, file, [*_variants(chosen, axes), _others(inputs, axes)])
+                    file = make(module, chosen, form, folder)
+                    others = [] if make is _program else _alone(inputs)
+                    variants = [*_variants(chosen, axes), _others(inputs, axes)]
+                    _compare(module, file, variants, others)
                 return file
             except Exception as error:  # an exporter raises anything
-                reasons[make.__name__] = f"{type(error).__name__}: {short(error)}"
+                reasons[make.__name__] = _why(error)
     raise WrongRequest(
         f"PyTorch cannot export this {type(module).__name__}: {next(iter(reasons.values()))}; "
         "export it yourself with torch.export.save or torch.onnx.export"
     )
 
 
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without what PyTorch prints, warns of and logs on the way: what comes of it is looked at."""
-    before = logging.root.manager.disable
-    said = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(before)
+def _mixes(
+    module: nn.Module, inputs: Sequence[Fed], expected: Sequence[tuple[str, Tensor]]
+) -> bool:
+    """Whether the first row is answered otherwise by itself than among the others."""
+    alone = answered(module, [_row(each, 0) for each in inputs])
+    rows = len(inputs[0].rows)
+    pairs = [
+        (one, many[:1], many)
+        for (_, one), (_, many) in zip(alone, expected, strict=True)
+        if many.ndim and len(many) == rows and one.shape == many[:1].shape
+    ]
+    return bool(pairs) and _farthest(*zip(*pairs, strict=True)) > 100 * NEAR
+
+
+def _flatten(module: nn.Module) -> None:
+    """Its answers become a tuple: programs know neither data classes nor named tuples."""
+    forward = module.forward
+
+    @functools.wraps(forward)
+    def flat(*given: Any, **named: Any) -> tuple[Tensor, ...]:
+        return tuple(each for _, each in outputs(forward(*given, **named)))
+
+    module.forward = flat
+
+
+def _why(error: Exception) -> str:
+    if "DataDependent" in type(error).__name__:
+        return (
+            "its forward decides something by the values of the rows (write torch.where for it): "
+            f"{short(error, 160)}"
+        )
+    if isinstance(error, WrongRequest):
+        return short(error)
+    return f"{type(error).__name__}: {short(error)}"
 
 
 def _takes_several(module: nn.Module, inputs: Sequence[Fed]) -> bool:
@@ -182,22 +181,19 @@ def _has_length(each: Fed, inputs: Sequence[Fed]) -> bool:
     return each.rows.ndim > 1 and each.rows.shape[1] in lengths
 
 
-def _program(
-    module: nn.Module, inputs: Sequence[Fed], axes: Axes, folder: Path, remarks: Sequence[str]
-) -> Path:
+def _program(module: nn.Module, inputs: Sequence[Fed], form: Form, folder: Path) -> Path:
     free = torch.export.Dim.DYNAMIC
     shapes: dict[str, Any] = {}
     for each in inputs:
-        shapes[each.parameter] = {0: free} if axes.batch else {}
-        if axes.length and _has_length(each, inputs):
+        shapes[each.parameter] = {0: free} if form.axes.batch else {}
+        if form.axes.length and _has_length(each, inputs):
             shapes[each.parameter][1] = free
     given = tuple(each.rows for each in inputs if each.parameter == "*")
     keywords = {each.parameter: each.rows for each in inputs if each.parameter != "*"}
     dynamic = {"args": tuple(shapes.values())} if given else shapes
     made = torch.export.export(module, given, keywords, dynamic_shapes=dynamic, strict=False)
     names = {each.parameter: each.name for each in inputs}
-    out = [name for name, _ in outputs(called(module, inputs))]
-    return write_program(made, folder, names, out, [*remarks, axes.remark])
+    return write_program(made, folder, names, form.names, form.remarks())
 
 
 def write_program(
@@ -216,7 +212,7 @@ def write_program(
         told = {
             "inputs": {_placeholder(key): name for key, name in names.items()},
             "outputs": list(out),
-            "remarks": [each for each in remarks if each],
+            "remarks": list(remarks),
         }
         archives.write(folder / PROGRAM, archives.cleaned(archives.opened(saved), told))
     return folder / PROGRAM
@@ -226,53 +222,46 @@ def _placeholder(parameter: str) -> str:
     return "args_0" if parameter == "*" else parameter
 
 
-def _script(
-    module: nn.Module, inputs: Sequence[Fed], axes: Axes, folder: Path, remarks: Sequence[str]
-) -> Path:
+def _script(module: nn.Module, inputs: Sequence[Fed], form: Form, folder: Path) -> Path:
     """TorchScript by tracing: what the module did for these rows."""
     given = tuple(each.rows.clone() for each in inputs if each.parameter == "*") or None
     keywords = {each.parameter: each.rows.clone() for each in inputs if each.parameter != "*"}
     made = torch.jit.trace(  # type: ignore[no-untyped-call]
         module, given, example_kwarg_inputs=keywords or None, check_trace=False, strict=False
     )
-    return _as_it_is(made, inputs, axes, folder, remarks)
+    return _as_it_is(made, inputs, form, folder, TRACED)
 
 
-def _as_it_is(
-    made: Any, inputs: Sequence[Fed], axes: Axes, folder: Path, remarks: Sequence[str]
-) -> Path:
+def _as_it_is(made: Any, inputs: Sequence[Fed], form: Form, folder: Path, remark: str = "") -> Path:
     """Writes TorchScript with what it does not say of itself: names, types and sizes."""
     with tempfile.TemporaryDirectory() as place:
         saved = Path(place) / "saved.ts"
         torch.jit.save(made, str(saved))
-        archive = archives.opened(saved)
-        members = {
-            name: archive.read(name)
-            for name in archive.entries
-            if not name.endswith(".debug_pkl") and name != ".data/serialization_id"
-        }
+        members = read_members(archives.opened(saved))
     told = {
         "parameters": [each.parameter for each in inputs],
-        "signature": dataclasses.asdict(_signature(made, inputs, axes)),
-        "remarks": [each for each in (*remarks, axes.remark) if each],
+        "signature": dataclasses.asdict(_signature(made, inputs, form)),
+        "remarks": form.remarks(remark),
     }
     members[archives.FACTS] = archives.text(told)
     archives.write(folder / SCRIPT, members)
     return folder / SCRIPT
 
 
-def _signature(made: Callable[..., Any], inputs: Sequence[Fed], axes: Axes) -> Signature:
+def _signature(made: Callable[..., Any], inputs: Sequence[Fed], form: Form) -> Signature:
     """Sizes of outputs are free where they change with those of the inputs."""
-    wide = dict(outputs(called(made, inputs)))
-    small = dict(outputs(called(made, _variants(inputs, axes)[-1])))
+    axes = form.axes
+    wide = [each for _, each in outputs(called(made, inputs))]
+    small = [each for _, each in outputs(called(made, _variants(inputs, axes)[-1]))]
     into = []
     for each in inputs:
         free = {0} if axes.batch else set()
         free |= {1} if axes.length and _has_length(each, inputs) else set()
         into.append(_port(each.name, each.rows, free))
     out = []
-    for name, tensor in wide.items():
-        pairs = enumerate(zip(tensor.shape, small[name].shape, strict=True))
+    names = distinct(form.names, [each.name for each in inputs])
+    for name, tensor, less in zip(names, wide, small, strict=True):
+        pairs = enumerate(zip(tensor.shape, less.shape, strict=True))
         out.append(_port(name, tensor, {at for at, (one, two) in pairs if one != two}))
     return Signature(tuple(into), tuple(out))
 
@@ -280,7 +269,7 @@ def _signature(made: Callable[..., Any], inputs: Sequence[Fed], axes: Axes) -> S
 def _port(name: str, tensor: Tensor, free: set[int]) -> Port:
     dtype = str(tensor.dtype).removeprefix("torch.")
     if dtype not in DTYPES.values() or dtype == "bfloat16":
-        raise WrongRequest(f"{name!r} is {dtype}, which numpy cannot carry: give float32 there")
+        raise WrongRequest(f"{name!r} is {dtype}, {unfit(dtype)}: give float32 there")
     shape = (None if at in free else size for at, size in enumerate(tensor.shape))
     return Port(name, dtype, tuple(shape))
 
@@ -320,43 +309,51 @@ def _cut(each: Fed, rows: int | None, share: int | None = None) -> Fed:
     return dataclasses.replace(each, rows=kept.contiguous())
 
 
-def _compare(module: nn.Module, file: Path, variants: Sequence[Sequence[Fed]]) -> None:
+def _alone(inputs: Sequence[Fed]) -> list[Sequence[Fed]]:
+    """Each known row by itself."""
+    count = min(len(each.more) for each in inputs)
+    return [
+        [dataclasses.replace(each, rows=each.more[at : at + 1]) for each in inputs]
+        for at in range(count)
+    ]
+
+
+def _compare(
+    module: nn.Module,
+    file: Path,
+    variants: Sequence[Sequence[Fed]],
+    others: Sequence[Sequence[Fed]] = (),
+) -> None:
     """Raises ValueError where the file answers otherwise than the module."""
     made = load(file)
-    spreads = [_spread(each) for each in answered(module, variants[0]).values()]
-    for inputs in variants:
-        expected = list(answered(module, inputs).values())
-        if isinstance(made, Graph):
-            with torch.inference_mode():
-                found = list(made(*_in_order(made, inputs)))
-        else:
-            found = [each for _, each in outputs(called(made, inputs))]
-        alike = [each.shape for each in expected] == [each.shape for each in found]
-        gaps = [_gap(*each) for each in zip(found, expected, spreads, strict=True)] if alike else []
-        if not gaps or not all(gap <= NEAR for gap in gaps):
+    usual = [each for _, each in answered(module, variants[0])]
+    for inputs in (*variants, *others):
+        expected = [each for _, each in answered(module, inputs)]
+        with torch.inference_mode():
+            found = list(made(*_in_order(made, inputs)))
+        if len(found) != len(expected) or _farthest(found, expected, usual) > NEAR:
             sizes = ", ".join(str(list(each.rows.shape)) for each in inputs)
             raise ValueError(f"the export answers otherwise than the model at the sizes {sizes}")
 
 
-def _in_order(made: Graph, inputs: Sequence[Fed]) -> list[Tensor]:
-    known = {_placeholder(each.parameter): each.rows for each in inputs}
-    return [known[name] for name in made.program.inputs]
+def _farthest(
+    found: Sequence[Tensor], expected: Sequence[Tensor], usual: Sequence[Tensor] = ()
+) -> float:
+    """The largest gap as a share of the spread of the `usual` answers (else the expected ones)."""
+    triples = zip(found, expected, usual or expected, strict=True)
+    gaps = (gap(_array(one), _array(two)) / spread([_array(three)]) for one, two, three in triples)
+    return max(gaps)
 
 
-def _spread(tensor: Tensor) -> float:
-    """Between the least and the largest number; 1 where there is none."""
-    known = tensor[torch.isfinite(tensor)].double()
-    return (float(known.max() - known.min()) if len(known) else 0.0) or 1.0
+def _in_order(made: nn.Module, inputs: Sequence[Fed]) -> list[Tensor]:
+    known = {_placeholder(each.parameter): each.rows.clone() for each in inputs}
+    names = made.program.inputs if isinstance(made, Graph) else list(known)
+    return [known[name] for name in names]
 
 
-def _gap(found: Tensor, expected: Tensor, spread: float) -> float:
-    """The largest difference as a share of the spread."""
-    if not expected.is_floating_point():
-        return 0.0 if torch.equal(found, expected) else math.inf
-    one, two = found.double(), expected.double()
-    known = torch.isfinite(two)
-    if not torch.equal(torch.isfinite(one), known):
-        return math.inf
-    if not known.any():
-        return 0.0
-    return float((one[known] - two[known]).abs().max()) / spread
+def _array(tensor: Tensor) -> np.ndarray:
+    """With what numpy does not know as what it knows."""
+    if tensor.is_complex():
+        tensor = torch.view_as_real(tensor.resolve_conj())
+    array: np.ndarray = (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+    return array

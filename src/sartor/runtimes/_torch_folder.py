@@ -7,14 +7,13 @@ No code of the folder is run and nothing is fetched: what needs either is refuse
 from __future__ import annotations
 
 import json
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
-os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-
 import transformers
+from huggingface_hub import constants
 from torch import nn
 from transformers.utils import logging
 
@@ -59,26 +58,22 @@ def _config(folder: Path) -> dict[str, Any]:
 def _read(cls: Any, folder: Path) -> nn.Module:
     """ "eager" attention is written out in products and a softmax, which the rewriting of graphs
     knows; a cache of keys is no answer."""
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
-    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
-        made, told = cls.from_pretrained(
-            folder,
-            local_files_only=True,
-            trust_remote_code=False,
-            use_safetensors=True,
-            attn_implementation="eager",
-            output_loading_info=True,
-            dtype="float32",
-        )
+        with _alone():
+            made, told = cls.from_pretrained(
+                folder,
+                local_files_only=True,
+                trust_remote_code=False,
+                use_safetensors=True,
+                attn_implementation="eager",
+                output_loading_info=True,
+                dtype="float32",
+            )
     except Exception as error:  # OSError, ValueError and what its many classes raise
         raise WrongRequest(
             f"{folder} cannot be read by transformers {transformers.__version__}: "
             f"{type(error).__name__}: {short(error)}"
         ) from None
-    finally:
-        logging.set_verbosity(before)
     missing = sorted(str(each) for each in told["missing_keys"])
     if missing:
         raise WrongRequest(
@@ -88,3 +83,22 @@ def _read(cls: Any, folder: Path) -> nn.Module:
     made.config.use_cache = False
     found: nn.Module = made
     return found
+
+
+@contextmanager
+def _alone() -> Iterator[None]:
+    """Without the network, which some architectures ask for more (a backbone, say), and without
+    words; whoever called it finds both as they were."""
+    verbosity, offline, bar = (
+        logging.get_verbosity(), constants.HF_HUB_OFFLINE, logging.is_progress_bar_enabled(),
+    )  # fmt: skip
+    logging.set_verbosity_error()  # type: ignore[no-untyped-call]
+    logging.disable_progress_bar()  # type: ignore[no-untyped-call]
+    constants.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = offline
+        logging.set_verbosity(verbosity)
+        if bar:
+            logging.enable_progress_bar()  # type: ignore[no-untyped-call]

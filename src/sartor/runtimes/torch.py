@@ -27,7 +27,6 @@ from sartor.contracts import (
     Glimpse,
     Model,
     Part,
-    Port,
     Signature,
     Target,
     WrongRequest,
@@ -69,8 +68,8 @@ class Torch:
 
     def remarks(self, model: Model) -> tuple[str, ...]:
         """What was given up when the model was exported."""
-        told = archives.facts(archives.opened(Path(model.payload))).get("remarks", ())
-        return tuple(str(each) for each in told)
+        told = archives.facts(archives.opened(Path(model.payload))).get("remarks")
+        return tuple(map(str, told)) if isinstance(told, list) else ()
 
     def save(self, model: Model, folder: Path) -> Path:
         path = Path(model.payload)
@@ -127,9 +126,7 @@ class TorchSession:
         self.ports = model.signature.inputs
         self.names = [port.name for port in model.signature.outputs]
         self.module: torch.nn.Module | None = load(Path(model.payload))
-        graph = self.module if isinstance(self.module, Graph) else None
-        self.parameters = None if graph else _parameters(Path(model.payload), self.ports)
-        self.copies = graph is None or graph.writes_inputs
+        self.copies = not isinstance(self.module, Graph) or self.module.writes_inputs
         self._wanted = [(p.name, np.dtype(p.dtype), p.shape) for p in self.ports]
 
     def __call__(self, batch: Arrays) -> dict[str, np.ndarray]:
@@ -146,10 +143,7 @@ class TorchSession:
 
     def _answers(self, module: Any, tensors: list[torch.Tensor]) -> dict[str, np.ndarray]:
         try:
-            if self.parameters is None:
-                found = module(*tensors)
-            else:
-                found = _flat(module, self.parameters, tensors)
+            found = module(*tensors)
         except Exception as error:  # RuntimeError, IndexError and what else its operators raise
             raise Failed(f"PyTorch: {short(error)}") from None
         return {
@@ -225,21 +219,6 @@ def _known(path: Path, *_: int) -> Signature:
     if told is None:
         raise unsaid(path)
     return signature_of(told, path)
-
-
-def _parameters(path: Path, ports: tuple[Port, ...]) -> list[str]:
-    """What the parameters of a TorchScript module are called, in the order of the inputs."""
-    known = archives.facts(archives.opened(path)).get("parameters", ())
-    return [str(each) for each in known] or [port.name for port in ports]
-
-
-def _flat(module: Any, parameters: list[str], tensors: list[torch.Tensor]) -> list[torch.Tensor]:
-    if parameters == ["*"]:
-        found = module(*tensors)
-    else:
-        found = module(**dict(zip(parameters, tensors, strict=True)))
-    leaves = torch.utils._pytree.tree_leaves(found)
-    return [each for each in leaves if isinstance(each, torch.Tensor)]
 
 
 def _check(settings: Mapping[str, Any]) -> None:

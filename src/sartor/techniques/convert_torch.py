@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
-import warnings
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Port, Signature, Step, Technique
+from sartor.nearness import gap, spread
 from sartor.space import choice
-from sartor.torch_archive import facts, opened
-from sartor.torch_graph import Graph, load, short
+from sartor.torch_graph import Graph, Script, load, quietly, short
 
 OPSET = 17  # what ONNX Runtime's transformer optimizer and its quantizers know best
 NEWER = 18  # the least that the exporter by graph writes
@@ -41,8 +41,9 @@ class ToOnnx(Technique):
     takes ten times as long. "auto" takes the second where the first does not answer as PyTorch
     does. Whichever it is, ONNX Runtime's answers are held against PyTorch's on rows of the training
     data (else of the search part), and on one row alone; where they differ by more than 1e-3 of
-    their spread, or more than one answer of a thousand is another, it fails. Parts are the calls of
-    the graph; TorchScript is one."""
+    their spread, or more than one answer of a thousand is another, it fails. A model in
+    float64 computes in float32 where that answers alike. Parts are the calls of the graph;
+    TorchScript is one."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"torch"})
     stage: ClassVar[str] = "conversion"
@@ -58,10 +59,14 @@ class ToOnnx(Technique):
     def apply(self, model: Model, bench: Bench) -> Model:
         module = load(Path(model.payload))
         rows = _rows(bench, model.signature)
-        reasons = []
-        for exporter in ("trace", "dynamo") if self.exporter == "auto" else (self.exporter,):
+        wide = any(each.dtype == torch.float64 for each in module.state_dict().values())
+        exporters = ("trace", "dynamo") if self.exporter == "auto" else (self.exporter,)
+        reasons: dict[str, None] = {}
+        for exporter, narrow in itertools.product(exporters, (True, False) if wide else (False,)):
             try:
                 proto = _EXPORTERS[exporter](module, model, rows[0])
+                if narrow:
+                    _narrow(proto)
                 _settle(proto, model.signature)
                 path = _written(proto, bench.scratch)
                 _compare(module, model, path, rows, bench.task.output)
@@ -70,27 +75,28 @@ class ToOnnx(Technique):
                     model, kind="onnx", payload=path, settings={}, lineage=(*model.lineage, step)
                 )
             except Exception as error:  # an exporter raises anything
-                reasons.append(f"{exporter}: {short(error, 200)}")
+                reasons[f"{exporter}: {short(error, 200)}"] = None
         raise Failed(
             f"PyTorch's exporters give no ONNX model that answers alike: {'; '.join(reasons)}"
         )
 
 
 def _rows(bench: Bench, signature: Signature) -> list[Arrays]:
-    """Batches of inputs, the last one a single row."""
-    batches = bench.batches("train", BATCH, ROWS) or bench.batches("search", BATCH, ROWS)
+    """Batches of inputs of the size that the model insists on; else the last one a single row."""
     fixed = next((p.shape[0] for p in signature.inputs if p.shape[0] is not None), None)
+    size = fixed or BATCH
+    most = max(ROWS, size)
+    batches = bench.batches("train", size, most) or bench.batches("search", size, most)
     found = [{port.name: batch[port.name] for port in signature.inputs} for batch in batches or ()]
     if not found:
         raise Failed("there are no rows to compare the converted model on")
     found = [_fitting(each, signature.inputs) for each in found]
-    one = {name: array[:1] for name, array in found[0].items()}
     if fixed is None:
-        return [*found, one]
+        return [*found, {name: array[:1] for name, array in found[0].items()}]
+    again = np.arange(fixed)
     return [
-        {name: array[at : at + fixed] for name, array in each.items()}
+        {name: array[again % len(array)] for name, array in each.items()}  # the last may be short
         for each in found
-        for at in range(0, len(next(iter(each.values()))) - fixed + 1, fixed)
     ]
 
 
@@ -112,43 +118,15 @@ def _fitting(batch: Arrays, ports: Sequence[Port]) -> dict[str, np.ndarray]:
 def _quietly() -> Iterator[None]:
     """Without what the exporters say of themselves; PyTorch's random state stays as it is."""
     before = torch.random.get_rng_state()
-    said = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
-        warnings.simplefilter("ignore")
-        try:
+    try:
+        with quietly():
             yield
-        finally:
-            torch.random.set_rng_state(before)
+    finally:
+        torch.random.set_rng_state(before)
 
 
 def _tensors(model: Model, batch: Arrays) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(np.array(batch[p.name])) for p in model.signature.inputs)
-
-
-def _named(module: nn.Module, model: Model) -> nn.Module:
-    """The module with its inputs in the signature's order and a flat tuple for an answer."""
-    return module if isinstance(module, Graph) else _Positional(module, _parameters(model))
-
-
-def _parameters(model: Model) -> list[str]:
-    known = facts(opened(Path(model.payload))).get("parameters", ())
-    return [str(each) for each in known] or [port.name for port in model.signature.inputs]
-
-
-class _Positional(nn.Module):
-    """TorchScript by position, its answers flat."""
-
-    def __init__(self, module: nn.Module, parameters: Sequence[str]) -> None:
-        super().__init__()
-        self.module, self.parameter_names = module, list(parameters)
-
-    def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
-        if self.parameter_names == ["*"]:
-            found = self.module(*arrays)
-        else:
-            found = self.module(**dict(zip(self.parameter_names, arrays, strict=True)))
-        leaves = torch.utils._pytree.tree_leaves(found)
-        return tuple(each for each in leaves if isinstance(each, Tensor))
 
 
 def _traced(module: nn.Module, model: Model, batch: Arrays) -> onnx.ModelProto:
@@ -156,8 +134,8 @@ def _traced(module: nn.Module, model: Model, batch: Arrays) -> onnx.ModelProto:
     ports = (*model.signature.inputs, *model.signature.outputs)
     given = _tensors(model, batch)
     with _quietly(), torch.no_grad():
-        called: Any = _named(module, model)
-        if isinstance(called, _Positional):  # the exporter takes TorchScript alone or none at all
+        called: Any = module
+        if isinstance(called, Script):  # the exporter takes TorchScript alone or none at all
             called = torch.jit.trace(called, given, check_trace=False)  # type: ignore[no-untyped-call]
         torch.onnx.export(
             called,
@@ -186,7 +164,7 @@ def _translated(module: nn.Module, model: Model, batch: Arrays) -> onnx.ModelPro
     ]
     with _quietly(), torch.no_grad():
         made = torch.onnx.export(
-            _named(module, model),
+            module,
             _tensors(model, batch),
             input_names=[port.name for port in model.signature.inputs],
             output_names=[f"{_MADE}{at}" for at in range(len(model.signature.outputs))],
@@ -218,6 +196,43 @@ def _rename(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
         each.name = names.get(each.name, each.name)
 
 
+def _narrow(proto: onnx.ModelProto) -> None:
+    """float32 for all float64 in the graph, which takes and gives what it did: ONNX Runtime has
+    no convolution in float64."""
+    graph = proto.graph
+    kinds = [(each, each.type.tensor_type.elem_type) for each in (*graph.input, *graph.output)]
+    wide = {each.name for each, kind in kinds if kind == onnx.TensorProto.DOUBLE}
+    into, out = ([v.name for v in each if v.name in wide] for each in (graph.input, graph.output))
+    _rename(graph, {name: f"{name}_float" for name in wide})
+    _narrow_graph(graph)
+    for value in graph.output:
+        value.name = value.name.removesuffix("_float") if value.name[:-6] in wide else value.name
+    cast = onnx.helper.make_node
+    for name in into:
+        graph.node.insert(0, cast("Cast", [name], [f"{name}_float"], to=onnx.TensorProto.FLOAT))
+    for name in out:
+        graph.node.append(cast("Cast", [f"{name}_float"], [name], to=onnx.TensorProto.DOUBLE))
+
+
+def _narrow_graph(graph: onnx.GraphProto) -> None:
+    for tensor in graph.initializer:
+        _narrow_tensor(tensor)
+    for node in graph.node:
+        for attribute in node.attribute:
+            if attribute.HasField("t"):
+                _narrow_tensor(attribute.t)
+            if attribute.name in ("to", "dtype") and attribute.i == onnx.TensorProto.DOUBLE:
+                attribute.i = onnx.TensorProto.FLOAT
+            for body in (*attribute.graphs, *([attribute.g] if attribute.HasField("g") else ())):
+                _narrow_graph(body)
+
+
+def _narrow_tensor(tensor: onnx.TensorProto) -> None:
+    if tensor.data_type == onnx.TensorProto.DOUBLE:
+        array = onnx.numpy_helper.to_array(tensor).astype(np.float32)
+        tensor.CopyFrom(onnx.numpy_helper.from_array(array, tensor.name))
+
+
 _EXPORTERS: Mapping[str, Any] = {"trace": _traced, "dynamo": _translated}
 
 
@@ -227,6 +242,10 @@ _EXPORTERS: Mapping[str, Any] = {"trace": _traced, "dynamo": _translated}
 def _settle(proto: onnx.ModelProto, signature: Signature) -> None:
     """Names, types and sizes as the signature has them; what tells of this machine goes."""
     graph = proto.graph
+    names = [port.name for port in signature.inputs]
+    if {each.name for each in graph.input} < set(names):  # without what it does not read
+        del graph.input[:]
+        graph.input.extend(onnx.ValueInfoProto(name=name) for name in names)
     told = (graph.input, signature.inputs), (graph.output, signature.outputs)
     for values, ports in told:
         if [each.name for each in values] != [port.name for port in ports]:
@@ -268,45 +287,25 @@ def _compare(
     options.log_severity_level = 3
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
-    called = _named(module, model)
     names = [port.name for port in model.signature.outputs]
     with torch.inference_mode():
-        answers = [[each.numpy() for each in called(*_tensors(model, batch))] for batch in rows]
-    spreads = [_spread([each[at] for each in answers]) for at in range(len(names))]
+        answers = [[each.numpy() for each in module(*_tensors(model, batch))] for batch in rows]
+    spreads = [spread([each[at] for each in answers]) for at in range(len(names))]
     flipped = seen = 0
     for batch, right in zip(rows, answers, strict=True):
         found = session.run(names, dict(batch))
-        for name, one, two, spread in zip(names, found, right, spreads, strict=True):
-            gap = _gap(one, two) / spread
-            if not gap <= NEAR:
+        for name, one, two, usual in zip(names, found, right, spreads, strict=True):
+            off = gap(one, two) / usual
+            if not off <= NEAR:
                 raise Failed(
-                    f"ONNX Runtime's {name} differs from PyTorch's by {gap:.1e} of its spread for "
-                    f"{len(two)} rows"
+                    f"ONNX Runtime's {name} differs from PyTorch's by {off:.1e} of its spread for "
+                    f"{len(next(iter(batch.values())))} rows"
                 )
             if name == output and two.ndim > 1 and two.shape[-1] > 1 and two.dtype.kind == "f":
                 changed = one.argmax(-1) != two.argmax(-1)
                 flipped, seen = flipped + int(changed.sum()), seen + changed.size
     if flipped > FLIPS * seen:
         raise Failed(f"{flipped} of {seen} answers are others than PyTorch's")
-
-
-def _spread(arrays: Sequence[np.ndarray]) -> float:
-    """Between the least and the largest number; 1 where there is none."""
-    known = np.concatenate([each[np.isfinite(each)].astype(np.float64) for each in arrays])
-    return (float(np.ptp(known)) if known.size else 0.0) or 1.0
-
-
-def _gap(found: np.ndarray, right: np.ndarray) -> float:
-    """The largest difference; infinite where shape, type or what is no number differs."""
-    if found.shape != right.shape or found.dtype != right.dtype:
-        return float("inf")
-    if right.dtype.kind != "f":
-        return 0.0 if np.array_equal(found, right) else float("inf")
-    known = np.isfinite(right)
-    if not np.array_equal(found[~known], right[~known], equal_nan=True):
-        return float("inf")
-    one, two = found[known].astype(np.float64), right[known].astype(np.float64)
-    return float(np.abs(one - two).max(initial=0.0))
 
 
 def _parts(module: nn.Module) -> list[str]:
