@@ -65,7 +65,8 @@ def compare(
 ) -> Comparison:
     """An effect of which each row brings `moved` [N], against `border`, by Student's t. The
     variance is that within strata (classes), whose degrees of freedom (fewer where some rows move
-    it far) are put together after Satterthwaite, or between `units` [N] where rows belong together."""
+    it far) are put together after Satterthwaite, or between `units` [N] where rows belong
+    together."""
     if units is not None and len(np.unique(units)) == len(units):
         units = None
     if units is None:
