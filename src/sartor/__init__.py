@@ -36,9 +36,11 @@ def optimize(
 ) -> Run:
     """The best artifact that is shown to meet the limits.
 
-    `model` is a path or a live object (an `onnx.ModelProto`); `data` a path, a mapping of arrays
-    or a data frame. `settings` are those of the command line (`threads`, `batch`, `trials`,
-    `seed`, `metric`, `label`, `segments` ...); the budget is ten minutes unless one is named.
+    `model` is a path or a live object (an `onnx.ModelProto`, an `nn.Module`); `data` a path, a
+    mapping of arrays, a data frame, a PyTorch `DataLoader` or `Dataset`, or such a source for each
+    part ("train", "search", "holdout"). `settings` are those of the command line (`threads`,
+    `batch`, `trials`, `seed`, `metric`, `label`, `segments` ...); the budget is ten minutes unless
+    one is named.
     `resume=FOLDER` continues the run in a folder and needs nothing else but a budget, such as
     "+10m". Without `out` the run lives in a new temporary folder; `Run.save` copies it. Raises
     WrongRequest with one sentence for a wrong request."""

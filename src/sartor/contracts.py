@@ -62,10 +62,12 @@ class Signature:
 @dataclass(frozen=True)
 class Glimpse:
     """A few rows of the data, for models that do not say what they take: arrays by name, or in
-    their order where they have none. What is no input (labels, groups, splits) is not in it."""
+    their order where they have none. What is no input (labels, groups, splits) is not in it;
+    `last` is what stands behind unnamed ones: the label, or one more input."""
 
     named: Mapping[str, np.ndarray] = field(default_factory=dict)
     unnamed: tuple[np.ndarray, ...] = ()
+    last: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
