@@ -40,7 +40,7 @@ def test_a_trial_tells_its_objective_and_its_margins() -> None:
 def written(place: Path, **figures: Any) -> Path:
     place.mkdir(parents=True)
     journal = Journal(place / "run.jsonl")
-    journal.add("request", kind="onnx", objective="latency")
+    journal.add("request", request={"kind": "onnx", "objective": "latency"})
     journal.add("features", features=CONV)
     trial = Trial(1, ({"technique": "simplify", "fuse": True},), "done", figures=figures)
     journal.add("trial", **vars(trial))
@@ -74,6 +74,14 @@ def test_a_path_without_a_journal_is_a_wrong_request(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "gone"):
         with pytest.raises(WrongRequest, match=r"no run.jsonl there"):
             learned([str(place)], "onnx", CONV, "latency", tmp_path)
+
+
+def test_the_journal_of_a_real_run_teaches(tailored: Tailored, tmp_path: Path) -> None:
+    """As it is written, not as this file writes one."""
+    lessons = learned([str(tailored.folder)], "onnx", CONV, "latency", tmp_path)
+    assert len(lessons) == tailored.said.json["trials"]
+    assert lessons[0].recipe == () and lessons[0].observed["objective"] == pytest.approx(0)
+    assert any(each.observed.get("accuracy") for each in lessons)
 
 
 def test_a_run_learns_from_another(tailored: Tailored, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import pytest
 
 from sartor.contracts import STAGES, Failed, Recipe, Technique, technique_name, to_json
 from sartor.fake_model import Facts
-from sartor.proposals import SLOTS
+from sartor.proposals import SLOTS, belief, sample
 from sartor.records import Journal, Trial, Verdict, trial_from_json
 from sartor.registry import recipe as recipe_from_json
 from sartor.registry import techniques
@@ -281,6 +281,17 @@ def test_it_beats_random_search(objective: str) -> None:
         theirs.append(min(landscape.value(random_recipe(rng)) for _ in range(most)))
     assert np.mean(ours) < 0.9 * np.mean(theirs)
     assert sum(a <= b for a, b in zip(ours, theirs, strict=True)) >= 6
+
+
+def test_belief_is_in_few_steps_and_in_what_authors_chose() -> None:
+    rng = np.random.default_rng(0)
+    drawn = [each for _ in range(300) if len(each := sample(TOYS, rng, "fake")) > 1]
+    for each in drawn:
+        assert belief(each, TOYS) <= belief(tuple(type(step)() for step in each), TOYS)
+    means = [
+        np.mean([belief(each, TOYS) for each in drawn if len(each) == steps]) for steps in (2, 3, 4)
+    ]
+    assert means == sorted(means, reverse=True)
 
 
 def test_keys_tell_recipes_apart() -> None:

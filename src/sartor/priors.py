@@ -92,8 +92,8 @@ def learned(
     lessons: list[Lesson] = []
     for source, path in enumerate(dict.fromkeys(_journals(places)), 1):
         journal = Journal(path)
-        request = journal.last("request")
-        if request is None or request.get("kind") != kind or path == (out / "run.jsonl").resolve():
+        request = (journal.last("request") or {}).get("request", {})
+        if path == (out / "run.jsonl").resolve() or request.get("kind") != kind:
             continue
         told = journal.last("features")
         alike = correlation(told["features"], own) if told else UNLIKE

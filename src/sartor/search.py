@@ -16,7 +16,16 @@ import numpy as np
 
 from sartor.contracts import Recipe, Technique, technique_name
 from sartor.priors import DONE, Lesson, objective_of, observed
-from sartor.proposals import Points, everything, key_of, neighbours, rebuilt, sample, singles
+from sartor.proposals import (
+    Points,
+    belief,
+    everything,
+    key_of,
+    neighbours,
+    rebuilt,
+    sample,
+    singles,
+)
 from sartor.records import Trial
 from sartor.repairs import Repairs
 from sartor.surrogate import Observed, expected_improvement, holds, predict, stacked
@@ -27,6 +36,7 @@ HOPELESS = 2  # a technique that only ever refused or failed is not suggested ag
 PARENTS = 4  # of the best trials the neighbours are looked at
 EVERY, SOME = 3, 30  # every so many asks only so many recipes drawn at random are looked at
 DRAWN = 200  # recipes drawn at random beside them
+BELIEF = 0.5  # what is believed beforehand, as a power, at the first trial
 FRUITLESS = 5000  # draws in a row that bring only known recipes: the space is exhausted
 
 
@@ -78,7 +88,8 @@ class GuidedSearch:
         pool = self._pool()
         if not pool:
             return None
-        return self._asked(pool[int(np.argmax(self._promise(pool)))])
+        promise = np.log(np.maximum(self._promise(pool), 1e-300)) + self._believed(pool)
+        return self._asked(pool[int(np.argmax(promise))])
 
     def _asked(self, recipe: Recipe) -> tuple[Recipe, float]:
         self.pending.add(key_of(recipe))
@@ -186,6 +197,12 @@ class GuidedSearch:
             else:
                 promise *= holds(*self._predicted(rows, wanted))
         return promise
+
+    def _believed(self, pool: Sequence[Recipe]) -> np.ndarray:
+        """The logarithm of how much each is believed to be the best before anything was tried,
+        which counts less with every trial (Hvarfner and others, ICLR 2022)."""
+        believed = np.array([belief(each, self.known) for each in pool])
+        return BELIEF * believed / max(len(self.told), 1)
 
     def _predicted(
         self,
