@@ -125,11 +125,12 @@ class Task:
 @dataclass(frozen=True)
 class Training:
     """What one full training of a recipe may cost: `steps` of the original, each of `seconds` here
-    and of `macs` multiply-accumulates an example. No steps: nothing may be trained."""
+    and of `macs` multiply-accumulates an example. No steps: nothing may be trained, and `why`."""
 
     steps: int = 0
     seconds: float = 0.0
     macs: int = 0
+    why: str = ""
 
 
 class Bench(Protocol):
@@ -153,6 +154,12 @@ class Bench(Protocol):
     @property
     def training(self) -> Training:
         """What may be spent on training, set once from the measured time of a step."""
+
+    @property
+    def augment(self) -> Callable[..., Arrays] | None:
+        """The user's function for training batches, None where there is none: a batch and whole
+        numbers that seed it -> the batch with inputs of the same names, shapes and types. Raises
+        Failed with a sentence."""
 
     @property
     def budget(self) -> float:
