@@ -4,9 +4,9 @@
 
 Rare class: is it a 3, with 3 % of them among 900 rows; a perceptron of 64-64-64 is trained, thinned
 to a fifth of its multiply-accumulates and trained back with and without `balance`. Augmentation:
-which digit, a perceptron of 64-128-128 trained on 300 rows, thinned and trained back on two thirds of
-them, as they are and shifted by up to a pixel. Measured on all rows that none of this has seen; means
-over seeds, with 95 % intervals (t) of the difference on the same seed.
+which digit, a perceptron of 64-128-128 trained on 300 rows, thinned and trained back on two thirds
+of them, as they are and shifted by up to a pixel. Measured on all rows that none of this has seen;
+means over seeds, with 95 % intervals (t) of the difference on the same seed.
 """
 
 from __future__ import annotations

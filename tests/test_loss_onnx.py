@@ -94,6 +94,7 @@ def test_labels_of_every_form() -> None:
     right = float(F.cross_entropy(torch.from_numpy(logits), torch.from_numpy(chosen)))
     assert loss_of(plain, logits, chosen) == pytest.approx(right)
     assert loss_of(plain, logits, chosen[:, None]) == pytest.approx(right)
+    assert loss_of(plain, logits, chosen.astype(float)) == pytest.approx(right)
     shares = dataclasses.replace(plain, form="probabilities")
     made = torch.softmax(torch.from_numpy(logits), 1).numpy()
     assert loss_of(shares, made, chosen) == pytest.approx(right, rel=1e-5)
@@ -149,6 +150,8 @@ def test_every_class_counts_the_same() -> None:
     weights = class_weights(Fixed(TASK, label))  # type: ignore[arg-type]
     assert weights == pytest.approx([100 / (2 * 97), 100 / (2 * 3)])
     assert weights[label].mean() == pytest.approx(1)
+    as_floats = class_weights(Fixed(TASK, label.astype(float)))  # type: ignore[arg-type]
+    assert as_floats == pytest.approx(weights)
     three = dataclasses.replace(TASK, classes=3)
     absent = class_weights(Fixed(three, label))  # type: ignore[arg-type]
     assert absent == pytest.approx([100 / (2 * 97), 100 / (2 * 3), 1])
@@ -175,8 +178,9 @@ def test_lessons_count_as_labels_do() -> None:
 def test_what_cannot_be_balanced_is_said(tmp_path: Path) -> None:
     with pytest.raises(Unneeded, match="about equally frequent"):
         class_weights(Fixed(TASK, np.repeat([0, 1], [51, 49])))  # type: ignore[arg-type]
-    with pytest.raises(Failed, match="where labels are whole numbers, one a row"):
-        class_weights(Fixed(TASK, np.zeros((9, 2), np.int64)))  # type: ignore[arg-type]
+    for wrong in (np.zeros((9, 2), np.int64), np.full(9, 0.5), np.full(9, -1)):
+        with pytest.raises(Failed, match="where labels are whole numbers, one a row"):
+            class_weights(Fixed(TASK, wrong))  # type: ignore[arg-type]
     made = bench(tmp_path)
     changed = dataclasses.replace(made.toy.model, lineage=(Step(PruneMagnitude(), ("one",)),))
     for cls in (Recover, GradualPrune):

@@ -84,13 +84,12 @@ class Loss:
 
     def _labels(self, given: Tensor, label: Tensor) -> Tensor:
         """[N]: cross-entropy where labels are classes, else the squared error."""
-        whole = not label.is_floating_point()
         classes = self.task.kind in ("classification", "segmentation")
         if classes and label.numel() == len(given) == given.numel():
             return self._one_number(given.reshape(-1), label.reshape(-1).float())
         if classes and label.shape == (len(given), 1) and given.ndim == 2:
             label = label[:, 0]
-        if not (classes and whole and label.ndim == given.ndim - 1):
+        if not (classes and label.ndim == given.ndim - 1):
             return _rows((given.reshape(label.shape) - label.float()).square())
         dense = given.ndim > 2 and given.shape[1] != self.task.classes
         scores = given.movedim(-1, 1) if dense else given
@@ -199,8 +198,9 @@ def class_weights(bench: Bench) -> np.ndarray:
 def _counted(bench: Bench) -> dict[str, np.ndarray]:
     counts = np.zeros(max(bench.task.classes or 0, 2), np.int64)
     for batch in bench.batches("train", _TAUGHT) or ():
-        label = batch["label"].reshape(-1)
-        if label.dtype.kind not in "iub" or len(label) != len(batch["label"]) or label.min() < 0:
+        given = batch["label"].reshape(-1)
+        label = given.astype(np.int64) if given.dtype.kind in "iubf" else given
+        if len(label) != len(batch["label"]) or (label != given).any() or label.min() < 0:
             raise Failed("classes can be balanced where labels are whole numbers, one a row")
         found = np.bincount(label)
         counts = np.pad(counts, (0, max(len(found) - len(counts), 0)))
