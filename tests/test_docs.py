@@ -106,6 +106,7 @@ def run_block(name: str, block: Block, folder: Path) -> None:
     environment = {
         **os.environ,
         "PATH": os.pathsep.join(places),
+        "HOME": str(folder),  # where the ledger of data without a file lies
         "PYTHONPATH": str(folder / "site"),
         "PYTHONPYCACHEPREFIX": str(folder / "cache"),
     }

@@ -38,10 +38,11 @@ def optimize(
 
     `model` is a path (ONNX, .pt2, TorchScript, a folder of Hugging Face's), `file.py:factory`, or
     a live object: a `torch.nn.Module`, the pair of one and a file of weights, an
-    `ExportedProgram`, an `onnx.ModelProto`. `data` is a path, a mapping of arrays or a data frame;
-    a module is exported with a few of its rows. `settings` are those of the command line
-    (`threads`, `batch`, `trials`, `seed`, `metric`, `label`, `segments` ...); the budget is ten
-    minutes unless one is named.
+    `ExportedProgram`, an `onnx.ModelProto`. `data` is a path, a mapping of arrays, a data frame, a
+    PyTorch `DataLoader` or `Dataset`, or such a source for each part ("train", "search",
+    "holdout"); a module is exported with a few of its rows. `settings` are those of the command
+    line (`threads`, `batch`, `trials`, `seed`, `metric`, `label`, `segments` ...); the budget is
+    ten minutes unless one is named.
     `resume=FOLDER` continues the run in a folder and needs nothing else but a budget, such as
     "+10m". Without `out` the run lives in a new temporary folder; `Run.save` copies it. Raises
     WrongRequest with one sentence for a wrong request."""

@@ -20,6 +20,7 @@ from sartor.contracts import Arrays, Model, Target, Task, Training, WrongRequest
 from sartor.data import Part
 from sartor.records import plain
 from sartor.registry import runtime
+from sartor.user_functions import Augmentation
 
 _PREFIX = "array:"  # a tensor may be called "file", which is savez's own parameter
 
@@ -42,6 +43,7 @@ class LocalBench:
     memory: Path
     seed: int = 0
     training: Training = field(default_factory=Training)
+    augment: Augmentation | None = None
     budget: float = math.inf
     patience: float = math.inf
 
@@ -61,6 +63,7 @@ class LocalBench:
             "search": self.search.digest,
             "training": [self.training.steps, self.training.macs],
             "seed": self.seed,
+            **({"augment": self.augment.digest} if self.augment is not None else {}),
         }
 
     def batches(

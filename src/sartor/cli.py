@@ -124,6 +124,11 @@ def _optimize(commands: Any) -> None:
     _data(command, required=False)
     _target(command)
     command.add_argument(
+        "--augment",
+        metavar="FILE.py:FUNCTION",
+        help="changes the inputs of training batches: (inputs by name, rng) -> inputs",
+    )
+    command.add_argument(
         "--fix",
         action="append",
         dest="fixed",

@@ -62,10 +62,12 @@ class Signature:
 @dataclass(frozen=True)
 class Glimpse:
     """A few rows of the data, for models that do not say what they take: arrays by name, or in
-    their order where they have none. What is no input (labels, groups, splits) is not in it."""
+    their order where they have none. What is no input (labels, groups, splits) is not in it;
+    `last` is what stands behind unnamed ones: the label, or one more input."""
 
     named: Mapping[str, np.ndarray] = field(default_factory=dict)
     unnamed: tuple[np.ndarray, ...] = ()
+    last: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
@@ -123,11 +125,12 @@ class Task:
 @dataclass(frozen=True)
 class Training:
     """What one full training of a recipe may cost: `steps` of the original, each of `seconds` here
-    and of `macs` multiply-accumulates an example. No steps: nothing may be trained."""
+    and of `macs` multiply-accumulates an example. No steps: nothing may be trained, and `why`."""
 
     steps: int = 0
     seconds: float = 0.0
     macs: int = 0
+    why: str = ""
 
 
 class Bench(Protocol):
@@ -151,6 +154,12 @@ class Bench(Protocol):
     @property
     def training(self) -> Training:
         """What may be spent on training, set once from the measured time of a step."""
+
+    @property
+    def augment(self) -> Callable[..., Arrays] | None:
+        """The user's function for training batches, None where there is none: a batch and whole
+        numbers that seed it -> the batch with inputs of the same names, shapes and types. Raises
+        Failed with a sentence."""
 
     @property
     def budget(self) -> float:

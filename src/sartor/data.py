@@ -27,7 +27,7 @@ import numpy as np
 from sartor import rows as by_rows
 from sartor.checks import find_mask, fit
 from sartor.contracts import Signature, WrongRequest
-from sartor.readers import read_table
+from sartor.readers import name_of, read_table
 from sartor.records import allocate
 from sartor.rows import PARTS, Digests
 from sartor.table import Columns, Table
@@ -271,7 +271,7 @@ def _checked(
     table = read_table(source, signature, columns, Path(scratch), trust)
     table, casts = fit(table, signature)
     facts: dict[str, Any] = {
-        "source": str(source) if isinstance(source, (str, Path)) else type(source).__name__,
+        "source": name_of(source),
         "casts": casts,
         "segments": sorted(table.segments),
         "notes": list(table.notes),

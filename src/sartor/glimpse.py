@@ -6,8 +6,7 @@ of it afterwards and holds it against them.
 
 from __future__ import annotations
 
-import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,9 @@ import numpy as np
 
 from sartor.contracts import Glimpse, WrongRequest
 from sartor.images import few_images
-from sartor.readers import cells, is_number, opened
+from sartor.items import LABELS, Items, are_numbers, names_of, parted
+from sartor.readers import Held, cells, is_number, opened
+from sartor.references import is_reference
 from sartor.table import to_array
 
 ROWS = 32
@@ -35,15 +36,22 @@ def looker(
 
     @cache
     def look() -> Glimpse:
-        apart = {label or "label", group or "group", "split", *segments}
+        apart = {*([label] if label else LABELS), group or "group", "split", *segments}
         return _seen(opened(source, trust), apart)
 
     return look
 
 
 def repeatable(source: Any) -> Any:
-    """The source, kept in memory where it could be read only once."""
-    return list(source) if isinstance(source, Iterator) else source
+    """The source, held where a second reading would run the user's code again or give other rows:
+    functions, data loaders, data sets, streams. Raises WrongRequest as `opened` does."""
+    if isinstance(source, Held):
+        return source
+    if not isinstance(source, (str, Path)):
+        return Held(type(source).__name__, opened(source))
+    if is_reference(str(source)) and not Path(source).exists():
+        return Held(str(source), opened(source))
+    return source
 
 
 def _seen(found: Any, apart: set[str]) -> Glimpse:
@@ -53,9 +61,9 @@ def _seen(found: Any, apart: set[str]) -> Glimpse:
         return Glimpse(_inputs({str(name): to_array(each) for name, each in found.items()}, apart))
     if hasattr(found, "columns") and hasattr(found, "to_numpy"):
         return _of_frame(found, apart)
-    if isinstance(found, np.ndarray):
-        return Glimpse(unnamed=(found[:ROWS],))
-    return _of_items(found, apart)
+    if isinstance(found, Items):
+        return _of_items(found, apart)
+    return Glimpse(unnamed=(to_array(found)[:ROWS],))
 
 
 def _inputs(arrays: Mapping[str, np.ndarray], apart: set[str]) -> dict[str, np.ndarray]:
@@ -72,47 +80,52 @@ def _of_frame(frame: Any, apart: set[str]) -> Glimpse:
     return Glimpse(named, (np.column_stack([named[name] for name in numbers]),))
 
 
-def _of_items(items: Any, apart: set[str]) -> Glimpse:
+def _of_items(items: Items, apart: set[str]) -> Glimpse:
     """Batches, or single examples: an item is a batch where its label is one value for each row,
     or where it has no label and the items cannot be counted."""
-    listed = items if isinstance(items, (list, tuple)) else None
-    if isinstance(items, tuple) and len(items) == 2 and not isinstance(items[0], tuple):
-        listed = [items]
-    if listed is None and hasattr(items, "__getitem__") and hasattr(items, "__len__"):
-        listed = [items[at] for at in range(min(len(items), ROWS))]
-    try:
-        few = list(itertools.islice(listed if listed is not None else items, ROWS))
-    except TypeError:
-        raise WrongRequest(f"data of type {type(items).__name__} cannot be read") from None
+    few = items.few(1)
     if not few:
         raise WrongRequest("the data are empty: there is not one row")
-    pairs = [_pair(each, apart) for each in few]
-    first, label = pairs[0]
-    batched = label.ndim > 0 if label is not None else listed is None
-    rows = [{name: each[None] for name, each in item.items()} for item, _ in pairs]
-    joined = first if batched else {name: _stacked([r[name] for r in rows]) for name in first}
-    named = {name: each for name, each in joined.items() if isinstance(name, str)}
-    unnamed = tuple(each[:ROWS] for name, each in joined.items() if not isinstance(name, str))
-    return Glimpse(_inputs(named, apart), unnamed)
+    batched = _is_batch(*_pair(few[0].value, apart)[:2], items)
+    pairs = [_pair(each.value, apart) for each in (few if batched else items.few(ROWS))]
+    first, _, last = pairs[0]
+    if not batched:
+        first = {name: _stacked([pair[0][name] for pair in pairs]) for name in first}
+        last = None if last is None else _stacked([each for *_, each in pairs if each is not None])
+    named = {name: each for name, each in first.items() if isinstance(name, str)}
+    unnamed = tuple(each[:ROWS] for name, each in first.items() if not isinstance(name, str))
+    return Glimpse(_inputs(named, apart), unnamed, None if last is None else last[:ROWS])
 
 
-def _pair(item: Any, apart: set[str]) -> tuple[dict[Any, np.ndarray], np.ndarray | None]:
-    """Inputs by name or place, and the label."""
-    label: Any = None
-    if isinstance(item, (list, tuple)) and len(item) == 2:
-        item, label = item
+def _is_batch(inputs: Mapping[Any, np.ndarray], label: np.ndarray | None, items: Items) -> bool:
+    if label is None or not label.ndim:
+        return label is None and not items.listed
+    if any(not each.ndim or len(each) != len(label) for each in inputs.values()):
+        return False  # an example with several labels
+    return not items.countable or all(each.ndim > 1 for each in inputs.values())
+
+
+def _pair(
+    item: Any, apart: set[str]
+) -> tuple[dict[Any, np.ndarray], np.ndarray | None, np.ndarray | None]:
+    """Inputs by name or place, the label, and the label again where it may be an input too."""
+    inputs, label = parted(item)
+    names = names_of(inputs)
+    nested = isinstance(inputs, (list, tuple)) and isinstance(item[0], (list, tuple))
+    last = label if names is None and not nested else None
     found: dict[Any, np.ndarray]
-    if isinstance(item, Mapping):
-        found = {str(name): to_array(each) for name, each in item.items()}
+    if names is not None:
+        found = {name: to_array(each) for name, each in names.items()}
         inside = next((name for name in found if name in apart), None)
         label = found[inside] if inside and label is None else label
-    elif isinstance(item, (list, tuple)):
-        found = dict(enumerate(map(to_array, item)))
+    elif isinstance(inputs, (list, tuple)) and not are_numbers(inputs):
+        found = dict(enumerate(map(to_array, inputs)))
     else:
-        found = {0: to_array(item)}
-    return found, None if label is None else to_array(label)
+        found = {0: to_array(inputs)}
+    truth = None if label is None else to_array(label)
+    return found, truth, None if last is None else truth
 
 
 def _stacked(rows: Sequence[np.ndarray]) -> np.ndarray:
     """The rows that have the shape of the first."""
-    return np.concatenate([each for each in rows if each.shape == rows[0].shape])
+    return np.stack([each for each in rows if each.shape == rows[0].shape])

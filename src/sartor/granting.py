@@ -48,7 +48,7 @@ def grant(lab: Laboratory, journal: Journal, budget: float, recipe: Recipe) -> N
 
 def granted(told: Mapping[str, Any]) -> Training:
     """What the journal says was granted."""
-    return Training(told["steps"], told["seconds"], told["macs"])
+    return Training(told["steps"], told["seconds"], told["macs"], told.get("why", ""))
 
 
 def _measured(lab: Laboratory, budget: float, recipe: Recipe) -> dict[str, Any]:

@@ -57,6 +57,7 @@ class ToyBench:
     limits: tuple[Any, ...] = ()
     target: Target = field(default_factory=Target)
     training: Training = field(default_factory=lambda: Training(30, 0.01, 1))
+    augment: Callable[..., Arrays] | None = None
     budget: float = 900.0
     patience: float = 900.0
 

@@ -101,6 +101,7 @@ def _bench(ready: Prepared, folder: RunFolder, spec: Spec) -> LocalBench:
         memory=folder.work / "remembered",
         seed=spec.seed,
         training=granted(told) if told else Training(),
+        augment=ready.augment,
         budget=math.inf if spec.trials is not None else spec.budget,
     )
 

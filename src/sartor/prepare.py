@@ -24,7 +24,8 @@ from sartor.lanes import natural_batch, sample_outputs
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import check_labels, default_limit, find, infer_task
 from sartor.registry import adopt, kinds, reachable, runtime
-from sartor.spec import Spec
+from sartor.spec import Spec, beside
+from sartor.user_functions import Augmentation, augmentation
 from sartor.workers import Pool
 
 SAMPLE = 128  # examples of the search split on which the original is looked at before the run
@@ -40,6 +41,7 @@ class Prepared:
     objective: Objective
     notes: tuple[str, ...]
     request: Mapping[str, Any]
+    augment: Augmentation | None = None
 
 
 def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
@@ -48,6 +50,7 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
         raise WrongRequest("there is no model: name its file")
     if spec.data is None:
         raise WrongRequest("there are no data: write --data FILE (labelled examples)")
+    augment = None if spec.augment is None else augmentation(beside(spec.augment, Path.cwd()))
     source = repeatable(spec.data)
     columns: dict[str, Any] = {"label": spec.label, "segments": spec.segments, "group": spec.group}
     original = adopt(
@@ -86,7 +89,9 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
         find(objective.metric, task)
     _segments(limits, data.search)
     request = _request(spec, original, data, task, limits, target)
-    return Prepared(original, data, task, target, limits, objective, tuple(notes), request)
+    if augment is not None:
+        request["augment"] = augment.digest
+    return Prepared(original, data, task, target, limits, objective, tuple(notes), request, augment)
 
 
 def _sampled(pool: Pool, original: Model, target: Target, part: Part) -> dict[str, np.ndarray]:
@@ -114,7 +119,8 @@ def _look(task: Task, part: Part, sample: Arrays) -> list[str]:
     if not task.labelled:
         return [
             "there are no labels (an array or column `label`, or the one that --label names): "
-            "quality is agreement with the original's own answers"
+            "quality is agreement with the original's own answers, and they alone teach where "
+            "something is trained"
         ]
     truth = truth_of(part, given, rows)
     check_labels(task, np.asarray(part.label))

@@ -10,7 +10,8 @@ import pickle
 import tokenize
 import zipfile
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 
 from sartor.contracts import Signature, WrongRequest
 from sartor.images import read_images
+from sartor.items import Items, collect, items_of, named, not_there
 from sartor.references import is_reference, load_function
 from sartor.table import Columns, Table, to_array
 
@@ -35,6 +37,21 @@ _DAMAGE = (
 )
 
 
+@dataclass(frozen=True)
+class Held:
+    """What a source holds, kept so that it is made and read once; `name` is for the journal."""
+
+    name: str
+    value: Any
+
+
+def name_of(source: Any) -> str:
+    """What the journal calls a source."""
+    if isinstance(source, Held):
+        return source.name
+    return str(source) if isinstance(source, (str, Path)) else type(source).__name__
+
+
 def read_table(
     source: Any, signature: Signature, columns: Columns, scratch: Path, trust: bool = False
 ) -> Table:
@@ -45,17 +62,19 @@ def read_table(
     found = opened(source, trust)
     if isinstance(found, Path):
         return read_images(found, signature, scratch)
-    return _from_object(found, signature, columns)
+    return _from_object(found, signature, columns, scratch)
 
 
 def opened(source: Any, trust: bool = False) -> Any:
-    """What a source holds: a mapping of arrays, a data frame, a data set or batches; the Path of a
+    """What a source holds: a mapping of arrays, a data frame, an array, or Items; the Path of a
     folder of images as it is. Raises WrongRequest."""
+    if isinstance(source, Held):
+        return source.value
     if not isinstance(source, (str, Path)):
-        return source
+        return _live(source)
     path = Path(source)
     if is_reference(str(source)) and not path.exists():
-        return _call(str(source))
+        return _live(_call(str(source)))
     if path.is_dir():
         return path
     if not path.is_file():
@@ -66,10 +85,15 @@ def opened(source: Any, trust: bool = False) -> Any:
     if suffix in (".csv", ".parquet"):
         return _open_frame(path, suffix)
     if suffix in (".pkl", ".pickle"):
-        return _unpickle(path, trust)
+        return _live(_unpickle(path, trust))
     raise WrongRequest(
         f"{path}: data come as .npz, .parquet, .csv, a folder of images by class or file.py:factory"
     )
+
+
+def _live(found: Any) -> Any:
+    items = items_of(found)
+    return found if items is None else items
 
 
 def _call(reference: str) -> Any:
@@ -122,105 +146,15 @@ def _open_frame(path: Path, suffix: str) -> Any:
 # --- live objects
 
 
-def _from_object(source: Any, signature: Signature, columns: Columns) -> Table:
+def _from_object(source: Any, signature: Signature, columns: Columns, scratch: Path) -> Table:
+    if isinstance(source, Items):
+        return _from_arrays(collect(source, signature, columns, scratch), signature, columns)
     if isinstance(source, Mapping):
         arrays = {str(name): to_array(value) for name, value in source.items()}
         return _from_arrays(arrays, signature, columns)
     if hasattr(source, "columns") and hasattr(source, "to_numpy"):
         return _from_frame(source, signature, columns)
-    if isinstance(source, np.ndarray):
-        return _from_arrays(_named(source, signature), signature, columns)
-    if isinstance(source, tuple) and len(source) == 2 and not isinstance(source[0], tuple):
-        return _from_arrays(_collect([source], signature, columns), signature, columns)
-    if (
-        hasattr(source, "__getitem__")
-        and hasattr(source, "__len__")
-        and not isinstance(source, (list, tuple, str, bytes))
-    ):
-        items: Iterable[Any] = (source[row] for row in range(len(source)))
-        return _from_arrays(_collect(items, signature, columns), signature, columns)
-    if isinstance(source, Iterable) and not isinstance(source, (str, bytes)):
-        return _from_arrays(_collect(source, signature, columns), signature, columns)
-    raise WrongRequest(
-        f"data of type {type(source).__name__} cannot be read; give a mapping of arrays, a data "
-        "frame, or batches of (inputs, label)"
-    )
-
-
-def _named(value: Any, signature: Signature) -> dict[str, np.ndarray]:
-    """The inputs of an item: a mapping, arrays in the model's order, or a single array."""
-    if isinstance(value, Mapping):
-        return {str(name): to_array(each) for name, each in value.items()}
-    ports = signature.inputs
-    values = value if isinstance(value, (tuple, list)) and len(ports) > 1 else [value]
-    if len(values) != len(ports):
-        names = ", ".join(port.name for port in ports)
-        raise WrongRequest(
-            f"the data give {len(values)} arrays without names and the model takes "
-            f"{len(ports)}: {names}; give a mapping of name to array"
-        )
-    return {port.name: to_array(each) for port, each in zip(ports, values, strict=True)}
-
-
-def _collect(items: Iterable[Any], signature: Signature, columns: Columns) -> dict[str, np.ndarray]:
-    """Batches or single examples, (inputs, label) or mappings, joined row by row."""
-    name = columns.label or "label"
-    found: dict[str, list[np.ndarray]] = {}
-    for item in items:
-        pair = (
-            isinstance(item, (tuple, list)) and len(item) == 2 and not _are_inputs(item, signature)
-        )
-        arrays = _named(item[0] if pair else item, signature)
-        if pair:
-            arrays[name] = to_array(item[1])
-        if not _batched(arrays, signature):
-            arrays = {key: each[None] for key, each in arrays.items()}
-        if found and found.keys() != arrays.keys():
-            raise WrongRequest(
-                f"the data's items differ: some have {', '.join(found)}, some {', '.join(arrays)}"
-            )
-        for key, each in arrays.items():
-            found.setdefault(key, []).append(each)
-    if not found:
-        raise WrongRequest("the data are empty: there is not one row")
-    padded = {port.name for port in signature.inputs if any("mask" in key for key in found)}
-    return {key: _join(key, each, key in padded) for key, each in found.items()}
-
-
-def _are_inputs(item: Sequence[Any], signature: Signature) -> bool:
-    """Whether a pair is the two inputs of a model without a label."""
-    if len(signature.inputs) != 2 or isinstance(item[0], (Mapping, tuple, list)):
-        return False
-    ranks = [to_array(each).ndim for each in item]
-    wanted = [len(port.shape) for port in signature.inputs]
-    return all(rank in (want, want - 1) for rank, want in zip(ranks, wanted, strict=True))
-
-
-def _batched(arrays: Mapping[str, np.ndarray], signature: Signature) -> bool:
-    """Whether an item has the batch axis that the model's inputs have."""
-    return not any(
-        port.name in arrays and arrays[port.name].ndim == len(port.shape) - 1
-        for port in signature.inputs
-    )
-
-
-def _join(name: str, pieces: list[np.ndarray], pad: bool) -> np.ndarray:
-    shapes = {piece.shape[1:] for piece in pieces}
-    if len(shapes) > 1:
-        longest = tuple(max(sizes) for sizes in zip(*shapes, strict=False))
-        if not pad or len({len(shape) for shape in shapes}) > 1:
-            raise WrongRequest(
-                f"rows of {name} differ in shape ({', '.join(map(str, sorted(shapes)[:3]))} ...): "
-                "pad them to one length and add an attention_mask"
-            )
-        pieces = [
-            np.pad(
-                piece,
-                [(0, 0), *((0, m - s) for s, m in zip(piece.shape[1:], longest, strict=True))],
-            )
-            for piece in pieces
-        ]
-    return np.concatenate(pieces)
+    return _from_arrays(named(to_array(source), signature), signature, columns)
 
 
 # --- named arrays
@@ -230,9 +164,9 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], signature: Signature, columns
     names = [port.name for port in signature.inputs]
     missing = [name for name in names if name not in arrays]
     if missing:
-        raise WrongRequest(_missing(missing, names, list(arrays)))
+        raise WrongRequest(not_there(missing, names, list(arrays)))
     rest = {name: array for name, array in arrays.items() if name not in names}
-    label = _take(rest, columns.label, "label")
+    label = _take_label(rest, columns.label)
     group = _take(rest, columns.group, "group")
     split = _take(rest, None, columns.split) if columns.split else None
     rows = len(arrays[names[0]]) if arrays[names[0]].ndim else 0
@@ -254,18 +188,16 @@ def _from_arrays(arrays: Mapping[str, np.ndarray], signature: Signature, columns
     return Table(inputs, label, group, split, segments, tuple(notes))
 
 
-def _missing(missing: list[str], names: list[str], has: list[str]) -> str:
-    return (
-        f"the data have no array {', '.join(missing)}; the model's inputs are "
-        f"{', '.join(names)} and the data have {', '.join(has) or 'nothing'}"
-    )
-
-
 def _take(rest: dict[str, Any], asked: str | None, default: str) -> Any:
     """Takes the array of that name out of `rest`; it must exist where it was asked for."""
     if asked is not None and asked not in rest:
         raise WrongRequest(_no_column(asked, default, list(rest)))
     return rest.pop(asked or default, None)
+
+
+def _take_label(rest: dict[str, Any], asked: str | None) -> Any:
+    """The labels: what was named, else `label`, else `labels`, as Hugging Face calls them."""
+    return _take(rest, asked, "labels" if "labels" in rest and "label" not in rest else "label")
 
 
 def _no_column(name: str, what: str, has: list[str]) -> str:
@@ -291,7 +223,7 @@ def _from_frame(frame: Any, signature: Signature, columns: Columns) -> Table:
         twice = ", ".join(frame.columns[frame.columns.duplicated()])
         raise WrongRequest(f"the data have several columns of the same name: {twice}")
     rest = {name: frame[name] for name in frame.columns}
-    label = _take(rest, columns.label, "label")
+    label = _take_label(rest, columns.label)
     group = _take(rest, columns.group, "group")
     split = _take(rest, None, columns.split) if columns.split else None
     for name in columns.segments:
@@ -314,7 +246,7 @@ def _frame_inputs(
     port = signature.inputs[0]
     if len(names) > 1 or len(port.shape) != 2 or not port.dtype.startswith("float"):
         missing = [name for name in names if name not in rest]
-        raise WrongRequest(_missing(missing, names, list(rest)).replace("array", "column"))
+        raise WrongRequest(not_there(missing, names, list(rest)).replace("array", "column"))
     numbers = [name for name, each in rest.items() if is_number(each)]
     free = [name for name in numbers if name not in segments]
     width = port.shape[1]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib
 import importlib.util
 import inspect
@@ -42,6 +43,30 @@ def load_function(reference: str) -> Callable[..., Any]:
         has = f"it has: {', '.join(mine)}" if mine else "it has none"
         raise WrongRequest(f"{place} has no function {name!r}; {has}")
     return function  # type: ignore[no-any-return]
+
+
+def reference_to(function: Callable[..., Any]) -> str:
+    """The reference by which another process finds a function. Raises TypeError where there is
+    none: for what a script, a notebook or another function holds."""
+    name, module = getattr(function, "__qualname__", "<"), getattr(function, "__module__", None)
+    file = inspect.getsourcefile(function) if inspect.isfunction(function) else None
+    if file is None or module == "__main__" or not name.isidentifier():
+        raise TypeError("file.py:function, or a function at the top level of a file of its own")
+    return f"{Path(file).resolve()}:{name}"
+
+
+def digest(reference: str) -> str:
+    """A hex digest of the file that holds the function, and of its name. The reference must be one
+    that `load_function` takes."""
+    found = PATTERN.fullmatch(reference)
+    place, name = (found["place"], found["name"]) if found else (reference, "")
+    if place.endswith(".py"):
+        file: str | None = place
+    else:
+        spec = importlib.util.find_spec(place)
+        file = spec.origin if spec is not None else None
+    text = Path(file).read_bytes() if file and Path(file).is_file() else place.encode()
+    return hashlib.blake2b(name.encode() + b"\0" + text, digest_size=16).hexdigest()
 
 
 def _module(place: str, reference: str) -> ModuleType:

@@ -20,7 +20,8 @@ from sartor.run import RunFolder
 from sartor.spec import More, MoreTrials, Spec, beside, from_flags, merge
 
 _OWN = ("out", "resume", "trust")  # of each command, not of the request
-_PATHS = ("model", "data", "replay")
+_CODE = ("model", "data", "augment")  # may be references to code
+_PATHS = ("model", "data", "replay", "augment")
 
 
 def requested(model: Any = None, **flags: Any) -> Spec:
@@ -81,7 +82,7 @@ def _check_place(folder: Path, kept: Mapping[str, Any], place: str, trust: bool)
     from where its path leads to it."""
     metrics = [parse(each).metric for each in kept["limits"]]
     names = [each for each in (kept["metric"], *metrics) if each and is_reference(each)]
-    code = names + [kept[n] for n in ("model", "data") if kept[n] and is_reference(kept[n])]
+    code = names + [kept[n] for n in _CODE if kept.get(n) and is_reference(kept[n])]
     if code and not trust:
         raise WrongRequest(
             f"the request of {folder} runs the code {code[0]}: write --trust if the folder is yours"

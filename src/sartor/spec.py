@@ -9,7 +9,7 @@
 
 Every key of `Spec` may stand so at the top, or grouped under one of these headings:
 
-    [data]        source (= data), label, segments, group, mask
+    [data]        source (= data), label, segments, group, mask, augment (file.py:function)
     [task]        kind (= task), metric, output
     [target]      threads, batch, device, watts, fixed (such as fixed = {image = [1, 3, 224, 224]})
     [search]      trials, seed, memory, deadline, techniques, without, recipes, confidence,
@@ -33,7 +33,7 @@ from typing import Any
 
 from sartor.contracts import WrongRequest
 from sartor.limits import parse, parse_objective, quantity
-from sartor.references import PATTERN, is_reference
+from sartor.references import PATTERN, is_reference, reference_to
 
 
 def duration(text: str | float) -> float:
@@ -148,6 +148,13 @@ def _fixed(value: Any) -> tuple[tuple[str, tuple[int, ...]], ...]:
     return tuple((name, tuple(sizes)) for name, sizes in shapes)
 
 
+def _code(value: Any) -> str:
+    text = reference_to(value) if callable(value) else _text(value)
+    if not is_reference(text):
+        raise TypeError("file.py:function")
+    return text
+
+
 def _anything(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
@@ -169,6 +176,7 @@ class Spec:
     segments: tuple[str, ...] = _key((), _texts, group="data")
     group: str | None = _key(None, _text, group="data")
     mask: str | None = _key(None, _text, group="data")
+    augment: str | None = _key(None, _code, group="data")
     task: str | None = _key(None, _text, group="task", alias="kind")
     metric: str | None = _key(None, _text, group="task")
     output: str | None = _key(None, _text, group="task")
@@ -358,7 +366,7 @@ def _relative(values: dict[str, Any], folder: Path) -> dict[str, Any]:
     """The values with paths that stood relative to `folder`; what the file leaves out (`out`)
     stays relative to where the command runs."""
     found = dict(values)
-    for name in ("model", "data", "out", "replay", "resume"):
+    for name in ("model", "data", "out", "replay", "resume", "augment"):
         if name in values:
             found[name] = beside(values[name], folder)
     if "learn_from" in values:

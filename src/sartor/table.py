@@ -51,6 +51,8 @@ def to_array(value: Any) -> np.ndarray:
     """A numpy array of what may be a tensor of another library; text becomes dtype <U."""
     if hasattr(value, "detach"):
         value = value.detach().cpu()
+        if str(value.dtype) == "torch.bfloat16":  # which numpy does not have
+            value = value.float()
     array = np.asarray(value)
     return array.astype(np.str_) if array.dtype.kind in "OS" else array
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -70,8 +70,10 @@ def matched(
     if found and not missing:
         return found
     wanted = list(needed or names[:1])
-    if len(glimpse.unnamed) == len(wanted):
-        return {name: (name, each) for name, each in zip(wanted, glimpse.unnamed, strict=True)}
+    for rows in _in_order(glimpse):
+        taken = names[: len(rows)]
+        if rows and len(taken) == len(rows) and set(needed) <= set(taken):
+            return {name: (name, each) for name, each in zip(taken, rows, strict=True)}
     wide = {name: each for name, each in glimpse.named.items() if each.ndim > 1}
     left = wide or dict(glimpse.named)
     if not found and len(wanted) == 1 == len(left):
@@ -83,6 +85,13 @@ def matched(
         f"{', '.join(has) or 'no array'} (a row's shape): give the arrays the names of the model's "
         "inputs"
     )
+
+
+def _in_order(glimpse: Glimpse) -> Iterator[tuple[np.ndarray, ...]]:
+    """Arrays without names, the last of them a label or one more input."""
+    yield glimpse.unnamed
+    if glimpse.last is not None:
+        yield (*glimpse.unnamed, glimpse.last)
 
 
 def _count(arrays: Sequence[np.ndarray]) -> int:

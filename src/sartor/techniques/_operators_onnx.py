@@ -1,6 +1,7 @@
 """ONNX's operators written in torch, so that autograd can follow a graph.
 
 OPERATORS["Relu"](call) -> a tensor, or a tuple of tensors where the operator has several outputs.
+Here is what computes; what gathers, moves and cuts is in `_operators_shapes_onnx`.
 Semantics are those of opset 13 and later unless an older form differs in its attributes alone.
 """
 
@@ -59,7 +60,9 @@ Operator = Callable[[Call], Any]
 OPERATORS: dict[str, Operator] = {}
 
 
-def _operator(*names: str) -> Callable[[Operator], Operator]:
+def operator(*names: str) -> Callable[[Operator], Operator]:
+    """Makes the function that of the operators of these names."""
+
     def register(function: Operator) -> Operator:
         OPERATORS.update(dict.fromkeys(names, function))
         return function
@@ -104,25 +107,25 @@ _binary(
 )  # fmt: skip
 
 
-@_operator("Div")
+@operator("Div")
 def _div(c: Call) -> Tensor:
     if c[0].is_floating_point():
         return torch.div(c[0], c[1])
     return torch.div(c[0], c[1], rounding_mode="trunc")
 
 
-@_operator("Mod")
+@operator("Mod")
 def _mod(c: Call) -> Tensor:
     return torch.fmod(c[0], c[1]) if c.get("fmod", 0) else torch.remainder(c[0], c[1])
 
 
-@_operator("BitShift")
+@operator("BitShift")
 def _bit_shift(c: Call) -> Tensor:
     right = c.get("direction") in (b"RIGHT", "RIGHT")
     return torch.bitwise_right_shift(c[0], c[1]) if right else torch.bitwise_left_shift(c[0], c[1])
 
 
-@_operator("Pow")
+@operator("Pow")
 def _pow(c: Call) -> Tensor:
     exponent = c[1]
     if exponent.numel() == 1 and float(exponent) == 2.0:  # its gradient at zero is then exact
@@ -146,12 +149,12 @@ OPERATORS |= {
 }  # fmt: skip
 
 
-@_operator("Where")
+@operator("Where")
 def _where(c: Call) -> Tensor:
     return torch.where(c[0].bool(), c[1], c[2])
 
 
-@_operator("Cast")
+@operator("Cast")
 def _cast(c: Call) -> Tensor:
     dtype = _DTYPES.get(c.get("to"))
     if dtype is None:
@@ -159,7 +162,7 @@ def _cast(c: Call) -> Tensor:
     return c[0].to(dtype)
 
 
-@_operator("Clip")
+@operator("Clip")
 def _clip(c: Call) -> Tensor:
     low, high = c.optional(1), c.optional(2)
     return torch.clamp(
@@ -169,22 +172,22 @@ def _clip(c: Call) -> Tensor:
     )
 
 
-@_operator("LeakyRelu")
+@operator("LeakyRelu")
 def _leaky(c: Call) -> Tensor:
     return F.leaky_relu(c[0], c.get("alpha", 0.01))
 
 
-@_operator("Elu")
+@operator("Elu")
 def _elu(c: Call) -> Tensor:
     return F.elu(c[0], c.get("alpha", 1.0))
 
 
-@_operator("HardSigmoid")
+@operator("HardSigmoid")
 def _hard_sigmoid(c: Call) -> Tensor:
     return torch.clamp(c.get("alpha", 0.2) * c[0] + c.get("beta", 0.5), 0, 1)
 
 
-@_operator("Gelu")
+@operator("Gelu")
 def _gelu(c: Call) -> Tensor:
     how = c.get("approximate", b"none")
     return F.gelu(c[0], approximate=how.decode() if isinstance(how, bytes) else how)
@@ -203,7 +206,7 @@ def _soft(function: Callable[..., Tensor]) -> Operator:
 OPERATORS |= {"Softmax": _soft(torch.softmax), "LogSoftmax": _soft(torch.log_softmax)}
 
 
-@_operator("Dropout")
+@operator("Dropout")
 def _dropout(c: Call) -> Any:
     return c[0], torch.ones_like(c[0], dtype=torch.bool)
 
@@ -211,7 +214,7 @@ def _dropout(c: Call) -> Any:
 # -- products --------------------------------------------------------------------------------------
 
 
-@_operator("Gemm")
+@operator("Gemm")
 def _gemm(c: Call) -> Tensor:
     left = c[0].T if c.get("transA", 0) else c[0]
     right = c[1].T if c.get("transB", 0) else c[1]
@@ -220,7 +223,7 @@ def _gemm(c: Call) -> Tensor:
     return made if bias is None else made + c.get("beta", 1.0) * bias
 
 
-@_operator("Einsum")
+@operator("Einsum")
 def _einsum(c: Call) -> Tensor:
     equation = c.get("equation")
     text = equation.decode() if isinstance(equation, bytes) else equation
@@ -250,7 +253,7 @@ def padded(c: Call, x: Tensor, window: Sequence[int], value: float = 0.0) -> Ten
     return F.pad(x, order, value=value)
 
 
-@_operator("Conv")
+@operator("Conv")
 def _conv(c: Call) -> Tensor:
     weight = c[1]
     spatial = weight.ndim - 2
@@ -266,7 +269,7 @@ def _conv(c: Call) -> Tensor:
     return run(padded(c, c[0], weight.shape[2:]), weight, c.optional(2), **settings)
 
 
-@_operator("ConvTranspose")
+@operator("ConvTranspose")
 def _conv_transpose(c: Call) -> Tensor:
     weight = c[1]
     spatial = weight.ndim - 2
@@ -284,7 +287,7 @@ def _conv_transpose(c: Call) -> Tensor:
 # -- pooling and norms -----------------------------------------------------------------------------
 
 
-@_operator("MaxPool")
+@operator("MaxPool")
 def _max_pool(c: Call) -> Tensor:
     window = list(c.get("kernel_shape"))
     run = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(window) - 1]
@@ -296,7 +299,7 @@ def _max_pool(c: Call) -> Tensor:
     return made
 
 
-@_operator("AveragePool")
+@operator("AveragePool")
 def _average_pool(c: Call) -> Tensor:
     window = list(c.get("kernel_shape"))
     run = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(window) - 1]
@@ -310,24 +313,24 @@ def _average_pool(c: Call) -> Tensor:
     return found / run(ones, window, strides, 0, ceil).clamp_min(1e-12)
 
 
-@_operator("BatchNormalization")
+@operator("BatchNormalization")
 def _batch_norm(c: Call) -> Tensor:
     return F.batch_norm(
         c[0], c[3], c[4], c[1], c[2], c.training, 1 - c.get("momentum", 0.9), c.get("epsilon", 1e-5)
     )
 
 
-@_operator("InstanceNormalization")
+@operator("InstanceNormalization")
 def _instance_norm(c: Call) -> Tensor:
     return F.instance_norm(c[0], weight=c[1], bias=c[2], eps=c.get("epsilon", 1e-5))
 
 
-@_operator("GroupNormalization")
+@operator("GroupNormalization")
 def _group_norm(c: Call) -> Tensor:
     return F.group_norm(c[0], c.get("num_groups"), c[1], c[2], c.get("epsilon", 1e-5))
 
 
-@_operator("LayerNormalization", "SimplifiedLayerNormalization")
+@operator("LayerNormalization", "SimplifiedLayerNormalization")
 def _layer_norm(c: Call) -> Tensor:
     axis = c.get("axis", -1) % c[0].ndim
     bias = c.optional(2)
@@ -338,214 +341,16 @@ def _layer_norm(c: Call) -> Tensor:
     return made
 
 
-@_operator("LpNormalization")
+@operator("LpNormalization")
 def _lp(c: Call) -> Tensor:
     norm: Tensor = torch.linalg.vector_norm(c[0], c.get("p", 2), c.get("axis", -1), True)
     return c[0] / norm.clamp_min(1e-12)
 
 
-def _reduction(function: Callable[..., Tensor]) -> Operator:
-    def run(c: Call) -> Tensor:
-        axes, x = c.numbers(1, "axes"), c[0]
-        if not axes:
-            if c.get("noop_with_empty_axes", 0):
-                return x
-            axes = list(range(x.ndim))
-        return function(x, tuple(axes), bool(c.get("keepdims", 1)))
-
-    return run
+# -- recurrent -----------------------------------------------------------------------------------
 
 
-OPERATORS |= {
-    "ReduceMean": _reduction(lambda x, axes, keep: x.mean(axes, keepdim=keep)),
-    "ReduceSum": _reduction(lambda x, axes, keep: x.sum(axes, keepdim=keep)),
-    "ReduceMax": _reduction(lambda x, axes, keep: x.amax(axes, keepdim=keep)),
-    "ReduceMin": _reduction(lambda x, axes, keep: x.amin(axes, keepdim=keep)),
-    "ReduceL2": _reduction(lambda x, axes, keep: torch.linalg.vector_norm(x, 2, axes, keep)),
-    "ReduceL1": _reduction(lambda x, axes, keep: x.abs().sum(axes, keepdim=keep)),
-    "ReduceSumSquare": _reduction(lambda x, axes, keep: (x * x).sum(axes, keepdim=keep)),
-    "ReduceLogSumExp": _reduction(lambda x, axes, keep: x.logsumexp(axes, keepdim=keep)),
-}
-
-
-def _place(function: Callable[..., Tensor]) -> Operator:
-    return lambda c: function(c[0], c.get("axis", 0), bool(c.get("keepdims", 1)))
-
-
-OPERATORS |= {"ArgMax": _place(torch.argmax), "ArgMin": _place(torch.argmin)}
-
-
-# -- shapes ----------------------------------------------------------------------------------------
-
-
-@_operator("Shape")
-def _shape(c: Call) -> Tensor:
-    return torch.tensor(list(c[0].shape)[c.get("start", 0) : c.get("end")], dtype=torch.int64)
-
-
-@_operator("Reshape")
-def _reshape(c: Call) -> Tensor:
-    wanted = [int(each) for each in c[1].tolist()]
-    if not c.get("allowzero", 0):
-        wanted = [c[0].shape[at] if size == 0 else size for at, size in enumerate(wanted)]
-    return c[0].reshape(wanted)
-
-
-@_operator("Flatten")
-def _flatten(c: Call) -> Tensor:
-    axis = c.get("axis", 1)
-    axis += c[0].ndim if axis < 0 else 0
-    return c[0].reshape(int(np.prod(c[0].shape[:axis])), -1)
-
-
-@_operator("Transpose")
-def _transpose(c: Call) -> Tensor:
-    return c[0].permute(*c.get("perm", range(c[0].ndim - 1, -1, -1)))
-
-
-@_operator("Squeeze")
-def _squeeze(c: Call) -> Tensor:
-    axes = c.numbers(1, "axes")
-    return c[0].squeeze() if axes is None else c[0].squeeze(tuple(axes))
-
-
-@_operator("Unsqueeze")
-def _unsqueeze(c: Call) -> Tensor:
-    axes = c.numbers(1, "axes") or []
-    x, rank = c[0], c[0].ndim + len(axes)
-    for axis in sorted(each % rank for each in axes):
-        x = x.unsqueeze(axis)
-    return x
-
-
-@_operator("Concat")
-def _concat(c: Call) -> Tensor:
-    return torch.cat([c[at] for at in range(len(c.inputs))], c.get("axis"))
-
-
-@_operator("Split")
-def _split(c: Call) -> tuple[Tensor, ...]:
-    axis, sizes = c.get("axis", 0), c.numbers(1, "split")
-    if sizes is None:
-        count = c.get("num_outputs") or c.get("_outputs")
-        sizes = -(-c[0].shape[axis] // count)
-    made: tuple[Tensor, ...] = torch.split(c[0], sizes, axis)  # type: ignore[no-untyped-call]
-    return made
-
-
-@_operator("Slice")
-def _slice(c: Call) -> Tensor:
-    starts, ends = c.numbers(1, "starts") or [], c.numbers(2, "ends") or []
-    axes = c.numbers(3, "axes") or list(range(len(starts)))
-    steps = c.numbers(4, "steps") or [1] * len(starts)
-    x = c[0]
-    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
-        picked = range(*slice(start, end, step).indices(x.shape[axis]))
-        if step > 0:
-            x = x[(slice(None),) * (axis % x.ndim) + (slice(picked.start, picked.stop, step),)]
-        else:
-            x = x.index_select(axis, torch.tensor(list(picked), dtype=torch.int64))
-    return x
-
-
-@_operator("Gather")
-def _gather(c: Call) -> Tensor:
-    x, indices, axis = c[0], c[1], c.get("axis", 0) % max(c[0].ndim, 1)
-    indices = torch.where(indices < 0, indices + x.shape[axis], indices).long()
-    if x.ndim == 2 and axis == 0 and x.requires_grad:
-        return F.embedding(indices, x)
-    found = x.index_select(axis, indices.reshape(-1))
-    return found.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
-
-
-@_operator("GatherElements")
-def _gather_elements(c: Call) -> Tensor:
-    return torch.gather(c[0], c.get("axis", 0), c[1] % c[0].shape[c.get("axis", 0)])
-
-
-@_operator("GatherND")
-def _gather_nd(c: Call) -> Tensor:
-    if c.get("batch_dims", 0):
-        raise Failed("a GatherND with batch axes cannot be trained through")
-    return c[0][tuple(c[1].unbind(-1))]
-
-
-@_operator("Expand")
-def _expand(c: Call) -> Tensor:
-    return c[0].expand(np.broadcast_shapes(tuple(c[0].shape), tuple(c[1].tolist())))
-
-
-@_operator("Pad")
-def _pad(c: Call) -> Tensor:
-    pads = c.numbers(1, "pads") or []
-    axes = c.numbers(3, "axes") or list(range(c[0].ndim))
-    value, how = c.optional(2), c.get("mode", b"constant")
-    how = how.decode() if isinstance(how, bytes) else how
-    around = {axis % c[0].ndim: (pads[i], pads[len(axes) + i]) for i, axis in enumerate(axes)}
-    order = [each for axis in reversed(range(c[0].ndim)) for each in around.get(axis, (0, 0))]
-    if how == "constant":
-        return F.pad(c[0], order, value=c.get("value", 0.0) if value is None else float(value))
-    modes = {"reflect": "reflect", "edge": "replicate"}
-    return F.pad(c[0], order[: 2 * (c[0].ndim - 2)], mode=modes[how])
-
-
-@_operator("ConstantOfShape")
-def _constant_of_shape(c: Call) -> Tensor:
-    value = c.get("value")
-    filled = torch.zeros(1) if value is None else torch.from_numpy(np.array(value))
-    return filled.expand([int(each) for each in c[0].tolist()]).clone()
-
-
-@_operator("Range")
-def _range(c: Call) -> Tensor:
-    return torch.arange(c[0].item(), c[1].item(), c[2].item(), dtype=c[0].dtype)
-
-
-@_operator("CumSum")
-def _cumsum(c: Call) -> Tensor:
-    if c.get("exclusive", 0) or c.get("reverse", 0):
-        raise Failed("an exclusive or reversed CumSum cannot be trained through")
-    return c[0].cumsum(int(c[1]))
-
-
-@_operator("Trilu")
-def _trilu(c: Call) -> Tensor:
-    k = c.optional(1)
-    at = 0 if k is None else int(k)
-    return c[0].triu(at) if c.get("upper", 1) else c[0].tril(at)
-
-
-@_operator("DepthToSpace")
-def _depth_to_space(c: Call) -> Tensor:
-    if c.get("mode", b"DCR") not in (b"DCR", "DCR"):
-        return F.pixel_shuffle(c[0], c.get("blocksize"))
-    b, (n, depth, h, w) = c.get("blocksize"), c[0].shape
-    x = c[0].reshape(n, b, b, depth // (b * b), h, w)
-    return x.permute(0, 3, 4, 1, 5, 2).reshape(n, depth // (b * b), h * b, w * b)
-
-
-@_operator("Resize")
-def _resize(c: Call) -> Tensor:
-    scales, sizes = c.optional(2), c.optional(3)
-    mode = c.get("mode", b"nearest")
-    mode = mode.decode() if isinstance(mode, bytes) else mode
-    how = c.get("coordinate_transformation_mode", b"half_pixel")
-    how = how.decode() if isinstance(how, bytes) else how
-    modes = {("linear", "half_pixel"): False, ("linear", "pytorch_half_pixel"): False,
-             ("linear", "align_corners"): True, ("nearest", "asymmetric"): None}  # fmt: skip
-    if (mode, how) not in modes or c[0].ndim != 4:
-        raise Failed(f"a Resize by {mode} and {how} cannot be trained through")
-    if sizes is not None and sizes.numel():
-        size = [int(each) for each in sizes.tolist()[2:]]
-    elif scales is not None:
-        size = [int(s * f) for s, f in zip(c[0].shape[2:], scales.tolist()[2:], strict=True)]
-    else:
-        raise Failed("a Resize without sizes cannot be trained through")
-    named = "bilinear" if mode == "linear" else "nearest"
-    return F.interpolate(c[0], size, mode=named, align_corners=modes[mode, how])
-
-
-@_operator("LSTM")
+@operator("LSTM")
 def _lstm(c: Call) -> tuple[Tensor, Tensor, Tensor]:
     """Y [steps, directions, batch, hidden], and the last hidden and cell states."""
     if any(c.optional(at) is not None for at in (4, 7)) or c.get("activations") or c.get("clip"):

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -21,13 +21,13 @@ import safetensors.torch
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from sartor.contracts import Arrays, Bench, Failed, Model
 from sartor.techniques._autograd_onnx import GraphModule, followed
 from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
+from sartor.techniques._loss_onnx import Loss, Plan, without_classes
 from sartor.techniques._norms_onnx import Norms
 from sartor.techniques._sparsity_onnx import Sparse, Sparsity, sparsifiable
 
@@ -42,26 +42,8 @@ _PACED = 20  # steps after which it is known how long the training takes
 _SAVE_SECONDS = 30.0
 _FEWEST = 64  # rows without which nothing is trained
 _SHORTEST = 3  # steps
-_TAUGHT = 4096  # rows whose answers by the original are remembered together
 _SEEN = 4  # batches by which norms begin
 _WINDOW = 16  # batches among which rows of like length are put together
-
-
-@dataclass(frozen=True)
-class Plan:
-    """How to train. `rate` is the share of a weight's root mean square by which a step moves it at
-    most (the relative step of Shazeer and Stern, "Adafactor", ICML 2018): one value fits layers of
-    all scales. `teacher` is the part of the loss that compares with the original's answers at
-    `temperature` (Hinton, Vinyals and Dean 2015); the rest compares with the labels. `hints`: what
-    inner values add to it (see `_hints_onnx.Hints`)."""
-
-    steps: int
-    batch: int = 64
-    rate: float = 0.01
-    teacher: float = 0.5
-    temperature: float = 2.0
-    hints: str = "none"
-    decay: float = 0.01
 
 
 @dataclass
@@ -106,7 +88,9 @@ def cost(graph: Graph, bench: Bench, batch: int = 64, steps: int = 3) -> tuple[f
     """Seconds of a training step of this graph here, by the labels alone where there are any, and
     its multiply-accumulates for an example."""
     with settings(bench.seed):
-        training = _Training(graph, Plan(steps + 1, batch, teacher=0.0), bench)
+        # The original's answers are remembered, unless they are to rows that were changed.
+        teacher = 0.0 if bench.augment is None else 0.5
+        training = _Training(graph, Plan(steps + 1, batch, teacher=teacher), bench)
         training.step(0)
         began = time.perf_counter()
         for at in range(1, steps + 1):
@@ -133,11 +117,13 @@ def macs(graph: Graph, bench: Bench) -> int:
     return int(counter.get_total_flops()) // 2
 
 
-def untrainable(model: Model, bench: Bench, effort: float) -> str | None:
-    """Why this model cannot be trained on this bench; None where it can. Cheap."""
+def untrainable(model: Model, bench: Bench, effort: float, balance: str = "none") -> str | None:
+    """Why this model cannot be trained so on this bench; None where it can. Cheap."""
     whole = bench.training
     if not whole.steps:
-        return "no training was granted: the budget is too short for it"
+        return f"no training was granted: {whole.why or 'the budget is too short for it'}"
+    if reason := without_classes(bench, balance):
+        return reason
     if bench.count("train") < _FEWEST:
         return f"training wants {_FEWEST} rows or more, and there are {bench.count('train')}"
     if round(whole.steps * effort) < _SHORTEST:
@@ -260,13 +246,13 @@ class _Training:
 
     def step(self, at: int) -> None:
         rows = self._rows(at)
-        batch = self.bench.pick("train", rows)
+        batch, known = self._batch(rows, at)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial"] * _schedule(at, self.plan.steps)
         self.module.train()
         feeds = self._feeds(batch)
         answers = self.module(feeds, self.hints.names if self.hints else ())
-        loss = self.loss(answers, batch, rows)
+        loss = self.loss(answers, batch, known)
         if self.hints:
             loss = loss + self.hints(answers, batch)
         if not math.isfinite(loss.item()):
@@ -280,6 +266,14 @@ class _Training:
         self.optimizer.step()
         if self.sparsity:
             self.sparsity.update(at)
+
+    def _batch(self, rows: np.ndarray, at: int) -> tuple[Arrays, np.ndarray | None]:
+        """These rows, as the user's function changes them in this step, and which they are where
+        they are still the rows of the data."""
+        batch = self.bench.pick("train", rows)
+        if self.bench.augment is None:
+            return batch, rows
+        return self.bench.augment(batch, self.bench.seed, at), None
 
     def _tame(self) -> None:
         """Zeros stay zeros; gradients of like size whatever the layer; none beyond bounds."""
@@ -370,92 +364,6 @@ class _Training:
         if self.sparsity:
             self.sparsity.masks = [state[f"mask {at}"] for at in range(len(self.sparsity.masks))]
         return int(done), (lowest, [state[f"best {at}"] for at in range(count)]), before
-
-
-class Loss:
-    """What the answers are compared with: labels, and the original's answers."""
-
-    def __init__(self, plan: Plan, bench: Bench) -> None:
-        self.plan, self.bench = plan, bench
-        self.task = bench.task
-        self.share = plan.teacher if self.task.labelled else 1.0
-        self._taught: dict[int, Mapping[str, np.ndarray]] = {}
-
-    def __call__(
-        self, answers: Mapping[str, Tensor], batch: Arrays, rows: np.ndarray | None
-    ) -> Tensor:
-        """`rows`: which rows of the training part these are, whose lessons are remembered."""
-        parts: list[Tensor] = []
-        given = answers[self.task.output].float()
-        if self.share < 1 and "label" in batch:
-            parts.append((1 - self.share) * self._labels(given, torch.from_numpy(batch["label"])))
-        if self.share > 0 or not parts:
-            lesson = self._lesson(batch, rows)
-            taught = torch.from_numpy(np.array(lesson[self.task.output])).float()
-            parts.append(max(self.share, 0.01) * self._teacher(given, taught))
-            for name, value in lesson.items():  # what else it answers must not drift
-                if name != self.task.output and value.dtype.kind == "f" and name in answers:
-                    other = torch.from_numpy(np.array(value))
-                    spread = other.var().clamp_min(1e-6)
-                    parts.append(0.1 * F.mse_loss(answers[name].float(), other) / spread)
-        return torch.stack(parts).sum()
-
-    def _labels(self, given: Tensor, label: Tensor) -> Tensor:
-        if self.task.kind == "classification" and label.ndim == 1 and given.ndim >= 2:
-            if self.task.form == "probabilities":
-                return F.nll_loss(given.clamp_min(1e-7).log(), label.long())
-            return F.cross_entropy(given, label.long())
-        return F.mse_loss(given.reshape(label.shape), label.float())
-
-    def _teacher(self, given: Tensor, taught: Tensor) -> Tensor:
-        if self.task.kind != "classification" or given.ndim < 2 or given.shape[-1] < 2:
-            return F.mse_loss(given, taught) / taught.var().clamp_min(1e-6)
-        heat = self.plan.temperature
-        if self.task.form == "probabilities":
-            given, taught = (each.clamp_min(1e-7).log() for each in (given, taught))
-        return heat * heat * F.kl_div(
-            F.log_softmax(given / heat, -1), F.log_softmax(taught / heat, -1),
-            log_target=True, reduction="batchmean",
-        ) / max(given[0].numel() // given.shape[-1], 1)  # fmt: skip
-
-    def _lesson(self, batch: Arrays, rows: np.ndarray | None) -> Mapping[str, np.ndarray]:
-        if rows is None:
-            return self.bench.teach(batch)
-        chunks = {int(each): self._chunk(int(each)) for each in np.unique(rows // _TAUGHT)}
-        names = next(iter(chunks.values())).keys()
-        return {
-            name: np.stack([chunks[int(r // _TAUGHT)][name][r % _TAUGHT] for r in rows])
-            for name in names
-        }
-
-    def _chunk(self, number: int) -> Mapping[str, np.ndarray]:
-        """The original's answers to `_TAUGHT` training rows; those that are one number of rows
-        long, since others would have to be padded."""
-        if number in self._taught:
-            return self._taught[number]
-
-        def compute() -> Mapping[str, np.ndarray]:
-            rows = np.arange(
-                number * _TAUGHT, min((number + 1) * _TAUGHT, self.bench.count("train"))
-            )
-            lengths = self.bench.lengths("train")
-            order = rows if lengths is None else rows[np.argsort(lengths[rows], kind="stable")]
-            found: dict[str, list[np.ndarray]] = {}
-            for start in range(0, len(order), self.plan.batch):
-                taught = self.bench.teach(
-                    self.bench.pick("train", order[start : start + self.plan.batch])
-                )
-                for name, value in taught.items():
-                    found.setdefault(name, []).append(value)
-            back = np.argsort(order, kind="stable")
-            whole = {}
-            for name, values in found.items():
-                if len({value.shape[1:] for value in values}) == 1:
-                    whole[name] = np.concatenate(values)[back]
-            return whole
-
-        self._taught[number] = self.bench.remember(f"taught {number}", compute, shared=True)
-        return self._taught[number]
 
 
 def _schedule(at: int, steps: int) -> float:

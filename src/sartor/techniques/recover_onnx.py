@@ -23,8 +23,10 @@ class Recover(Technique):
     zeros, the ranks of factors stay.
 
     `effort` is the share of the granted training, counted in multiply-accumulates: a network of a
-    third of the original's gets three times the steps, as they cost the same. `rate`, `teacher`,
-    `temperature` and `hints` as in Plan. Parts are the weights."""
+    third of the original's gets three times the steps, as they cost the same. `balance` lets rare
+    classes count more, each class as much as any other: for limits and objectives that ask for
+    them (recall, average precision), against accuracy. `rate`, `teacher`, `temperature` and `hints`
+    as in Plan. Parts are the weights."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     needs: ClassVar[frozenset[str]] = frozenset({"training"})
@@ -36,12 +38,13 @@ class Recover(Technique):
     teacher: float = choice(0.5, values=(0.0, 0.5, 0.9, 1.0))
     temperature: float = choice(2.0, values=(1.0, 2.0, 4.0))
     hints: str = choice("none", "hidden", "relations")
+    balance: str = choice("none", "inverse")
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
         reason = foreign(self, model)
         if reason is None and not any(step.touched for step in model.lineage):
             reason = "nothing was changed that training could win back"
-        return reason or _trainer().untrainable(model, bench, self.effort)
+        return reason or _trainer().untrainable(model, bench, self.effort, self.balance)
 
     def apply(self, model: Model, bench: Bench) -> Model:
         return _trained(self, model, bench)
@@ -66,12 +69,13 @@ class Tune(Technique):
     rate: float = span(0.003, 0.0003, 0.02, log=True)
     teacher: float = choice(0.9, values=(0.0, 0.5, 0.9, 1.0))
     temperature: float = choice(2.0, values=(1.0, 2.0, 4.0))
+    balance: str = choice("none", "inverse")
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
         reason = foreign(self, model)
         if reason is None and not any(_stored(step.technique) for step in model.lineage):
             reason = "nothing is stored in few bits: static-int8 or cluster-weights comes before it"
-        return reason or _trainer().untrainable(model, bench, self.effort)
+        return reason or _trainer().untrainable(model, bench, self.effort, self.balance)
 
     def apply(self, model: Model, bench: Bench) -> Model:
         return _trained(self, model, bench)
@@ -87,7 +91,7 @@ def _trained(how: Recover | Tune, model: Model, bench: Bench) -> Model:
     steps = trainer.granted(graph, bench, how.effort)
     plan = trainer.Plan(
         steps, rate=how.rate, teacher=how.teacher, temperature=how.temperature,
-        hints=getattr(how, "hints", "none"),
+        hints=getattr(how, "hints", "none"), balance=how.balance,
     )  # fmt: skip
     for name in trainer.train(graph, plan, bench).names:
         parts.touch(name)

@@ -36,9 +36,12 @@ class GradualPrune(Technique):
     effort: float = choice(0.3, values=(0.1, 0.3, 1.0))
     rate: float = span(0.01, 0.001, 0.05, log=True)
     teacher: float = choice(0.5, values=(0.0, 0.5, 0.9, 1.0))
+    balance: str = choice("none", "inverse")
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
-        return foreign(self, model) or _trainer().untrainable(model, bench, self.effort)
+        return foreign(self, model) or _trainer().untrainable(
+            model, bench, self.effort, self.balance
+        )
 
     def apply(self, model: Model, bench: Bench) -> Model:
         trainer, graph, parts = _trainer(), read(model), Parts()
@@ -48,7 +51,7 @@ class GradualPrune(Technique):
         if not chosen:
             raise Failed("no product or convolution has enough weights to be made sparse")
         steps = trainer.granted(graph, bench, self.effort)
-        plan = trainer.Plan(steps, rate=self.rate, teacher=self.teacher)
+        plan = trainer.Plan(steps, rate=self.rate, teacher=self.teacher, balance=self.balance)
         for name in trainer.train(graph, plan, bench, sparse).names:
             if name in chosen:
                 parts.touch(name)

@@ -1,0 +1,208 @@
+"""What a training holds the answers against: the labels and the original's answers.
+
+    loss = Loss(Plan(steps=500), bench)
+    loss(answers, batch, rows)              a number that can be differentiated
+
+Every row counts by its weight, which balances the classes where that is asked for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from sartor.contracts import Arrays, Bench, Failed, Unneeded
+
+_TAUGHT = 4096  # rows whose answers by the original are remembered together
+_EVEN = 1.1  # the largest weight up to which classes are taken to be equally frequent
+_TINY = 1e-7  # the least probability
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How to train. `rate` is the share of a weight's root mean square by which a step moves it at
+    most (the relative step of Shazeer and Stern, "Adafactor", ICML 2018): one value fits layers of
+    all scales. `teacher` is the part of the loss that compares with the original's answers at
+    `temperature` (Hinton, Vinyals and Dean 2015); the rest compares with the labels. `hints`: what
+    inner values add to it (see `_hints_onnx.Hints`); `balance`: whether rare classes count more
+    (see `class_weights`)."""
+
+    steps: int
+    batch: int = 64
+    rate: float = 0.01
+    teacher: float = 0.5
+    temperature: float = 2.0
+    hints: str = "none"
+    balance: str = "none"
+    decay: float = 0.01
+
+
+class Loss:
+    """The loss of a plan on a bench. Raises Failed where classes cannot be balanced."""
+
+    def __init__(self, plan: Plan, bench: Bench) -> None:
+        self.plan, self.bench, self.task = plan, bench, bench.task
+        self.share = plan.teacher if self.task.labelled else 1.0
+        balanced = plan.balance != "none"
+        self.weights = torch.from_numpy(class_weights(bench)) if balanced else None
+        self._taught: dict[int, Mapping[str, np.ndarray]] = {}
+
+    def __call__(
+        self, answers: Mapping[str, Tensor], batch: Arrays, rows: np.ndarray | None
+    ) -> Tensor:
+        """`rows`: which rows of the training part these are, whose lessons are remembered; None
+        where they are others, or were changed."""
+        parts: list[Tensor] = []
+        given = answers[self.task.output].float()
+        weight = self._weight(batch)
+        if self.share < 1 and "label" in batch:
+            gap = self._labels(given, torch.from_numpy(batch["label"]))
+            parts.append((1 - self.share) * _mean(gap, weight))
+        if self.share > 0 or not parts:
+            lesson = self._lesson(batch, rows)
+            taught = torch.from_numpy(np.array(lesson[self.task.output])).float()
+            gap = self._teacher(given, taught)
+            parts.append(max(self.share, 0.01) * _mean(gap, weight))
+            for name, value in lesson.items():  # what else it answers must not drift
+                if name != self.task.output and value.dtype.kind == "f" and name in answers:
+                    other = torch.from_numpy(np.array(value))
+                    spread = other.var().clamp_min(1e-6)
+                    parts.append(0.1 * F.mse_loss(answers[name].float(), other) / spread)
+        return torch.stack(parts).sum()
+
+    def _weight(self, batch: Arrays) -> Tensor | None:
+        """[N]: what each row counts; None where all count the same."""
+        if self.weights is None:
+            return None
+        label = torch.from_numpy(batch["label"]).reshape(-1).long()
+        return self.weights[label.clamp(0, len(self.weights) - 1)]
+
+    def _labels(self, given: Tensor, label: Tensor) -> Tensor:
+        """[N]: cross-entropy where labels are classes, else the squared error."""
+        classes = self.task.kind in ("classification", "segmentation")
+        if classes and label.numel() == len(given) == given.numel():
+            return self._one_number(given.reshape(-1), label.reshape(-1).float())
+        if classes and label.shape == (len(given), 1) and given.ndim == 2:
+            label = label[:, 0]
+        if not (classes and label.ndim == given.ndim - 1):
+            return _rows((given.reshape(label.shape) - label.float()).square())
+        dense = given.ndim > 2 and given.shape[1] != self.task.classes
+        scores = given.movedim(-1, 1) if dense else given
+        label = torch.where(label < 0, -100, label.long())  # which PyTorch leaves out
+        if self.task.form == "probabilities":
+            return _rows(F.nll_loss(scores.clamp_min(_TINY).log(), label, reduction="none"))
+        return _rows(F.cross_entropy(scores, label, reduction="none"))
+
+    def _one_number(self, given: Tensor, label: Tensor) -> Tensor:
+        """[N]: of two classes with one number for both."""
+        if self.task.form == "probabilities":
+            inside = given.clamp(_TINY, 1 - _TINY)
+            return F.binary_cross_entropy(inside, label, reduction="none")
+        return F.binary_cross_entropy_with_logits(given, label, reduction="none")
+
+    def _teacher(self, given: Tensor, taught: Tensor) -> Tensor:
+        if self.task.kind != "classification" or given.ndim < 2 or given.shape[-1] < 2:
+            return _rows((given - taught).square()) / taught.var().clamp_min(1e-6)
+        heat = self.plan.temperature
+        if self.task.form == "probabilities":
+            given, taught = (each.clamp_min(_TINY).log() for each in (given, taught))
+        gap = F.kl_div(
+            F.log_softmax(given / heat, -1), F.log_softmax(taught / heat, -1),
+            log_target=True, reduction="none",
+        )  # fmt: skip
+        return heat * heat * _rows(gap.sum(-1))
+
+    def _lesson(self, batch: Arrays, rows: np.ndarray | None) -> Mapping[str, np.ndarray]:
+        if rows is None:
+            return self.bench.teach(batch)
+        chunks = {int(each): self._chunk(int(each)) for each in np.unique(rows // _TAUGHT)}
+        names = next(iter(chunks.values())).keys()
+        return {
+            name: np.stack([chunks[int(r // _TAUGHT)][name][r % _TAUGHT] for r in rows])
+            for name in names
+        }
+
+    def _chunk(self, number: int) -> Mapping[str, np.ndarray]:
+        """The original's answers to `_TAUGHT` training rows; those that are one number of rows
+        long, since others would have to be padded."""
+        if number in self._taught:
+            return self._taught[number]
+
+        def compute() -> Mapping[str, np.ndarray]:
+            rows = np.arange(
+                number * _TAUGHT, min((number + 1) * _TAUGHT, self.bench.count("train"))
+            )
+            lengths = self.bench.lengths("train")
+            order = rows if lengths is None else rows[np.argsort(lengths[rows], kind="stable")]
+            found: dict[str, list[np.ndarray]] = {}
+            for start in range(0, len(order), self.plan.batch):
+                taught = self.bench.teach(
+                    self.bench.pick("train", order[start : start + self.plan.batch])
+                )
+                for name, value in taught.items():
+                    found.setdefault(name, []).append(value)
+            back = np.argsort(order, kind="stable")
+            whole = {}
+            for name, values in found.items():
+                if len({value.shape[1:] for value in values}) == 1:
+                    whole[name] = np.concatenate(values)[back]
+            return whole
+
+        self._taught[number] = self.bench.remember(f"taught {number}", compute, shared=True)
+        return self._taught[number]
+
+
+def _rows(gaps: Tensor) -> Tensor:
+    """[N]: the mean of what belongs to each row."""
+    return gaps.reshape(len(gaps), -1).mean(1)
+
+
+def _mean(gap: Tensor, weight: Tensor | None) -> Tensor:
+    return gap.mean() if weight is None else (gap * weight).mean()
+
+
+# -- classes that are not equally frequent ---------------------------------------------------------
+
+
+def without_classes(bench: Bench, balance: str) -> str | None:
+    """Why classes cannot be balanced on this bench; None where they can. Cheap."""
+    if balance == "none":
+        return None
+    if not bench.task.labelled:
+        return f"balance={balance}: there are no labels that say which class is rare"
+    if bench.task.kind != "classification":
+        return f"balance={balance}: a task of {bench.task.kind} has no classes to balance"
+    return None
+
+
+def class_weights(bench: Bench) -> np.ndarray:
+    """[classes] of float32: rows / (classes x rows of the class), so that every class counts the
+    same in the sum over the training rows and a row counts 1 on average (King and Zeng, "Logistic
+    Regression in Rare Events Data", 2001). 1 for classes without a row.
+
+    Raises Failed where labels are no classes, Unneeded where all are about equally frequent."""
+    counts = bench.remember("rows of each class", lambda: _counted(bench), shared=True)["rows"]
+    there = counts > 0
+    weights = np.ones(len(counts), np.float32)
+    weights[there] = counts.sum() / (there.sum() * counts[there])
+    if weights.max() < _EVEN:
+        raise Unneeded("the classes are about equally frequent: there is nothing to balance")
+    return weights
+
+
+def _counted(bench: Bench) -> dict[str, np.ndarray]:
+    counts = np.zeros(max(bench.task.classes or 0, 2), np.int64)
+    for batch in bench.batches("train", _TAUGHT) or ():
+        given = batch["label"].reshape(-1)
+        label = given.astype(np.int64) if given.dtype.kind in "iubf" else given
+        if len(label) != len(batch["label"]) or (label != given).any() or label.min() < 0:
+            raise Failed("classes can be balanced where labels are whole numbers, one a row")
+        found = np.bincount(label)
+        counts = np.pad(counts, (0, max(len(found) - len(counts), 0)))
+        counts[: len(found)] += found
+    return {"rows": counts}
