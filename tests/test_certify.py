@@ -76,7 +76,9 @@ def test_wrongly_certified_in_at_most_5_percent_of_runs(
         assert found.walking_on > found.wrong
 
 
-@pytest.mark.parametrize("mode", ["killed", "three runs, fishing"])
+@pytest.mark.parametrize(
+    "mode", ["killed", pytest.param("three runs, fishing", marks=pytest.mark.slow)]
+)
 def test_kills_and_further_runs_share_the_error_rate(mode: str) -> None:
     found = chain.certification(chain.WORLDS["accuracy on its limit"], 100, 2, mode)
     assert found.wrong / 100 <= 0.10  # a true 5 % stays below in 99 of 100

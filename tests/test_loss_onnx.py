@@ -399,6 +399,7 @@ def run_with(digits: Case, place: Path, augment: Any, **more: Any) -> Any:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_run_trains_on_changed_rows(digits: Case, functions: Path, tmp_path: Path) -> None:
     run = run_with(digits, tmp_path, f"{functions}:shake")
     thin, trained = run.trials[1:3]

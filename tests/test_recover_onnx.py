@@ -205,7 +205,7 @@ def gap(made: ToyBench, model: Model) -> float:
     )
 
 
-@pytest.mark.parametrize("name", ["cnn", "mlp"])
+@pytest.mark.parametrize("name", [pytest.param("cnn", marks=pytest.mark.slow), "mlp"])
 def test_trained_integers_are_integers_that_answer_better(name, tmp_path):
     made = bench(name, tmp_path)
     rounded = StaticInt8(examples=32).apply(worn(made), made)
@@ -266,7 +266,7 @@ def test_zeros_grow_to_the_density_that_was_asked(tmp_path):
     assert dict(step.skipped)
 
 
-@pytest.mark.parametrize("name", ["cnn", "mlp"])
+@pytest.mark.parametrize("name", [pytest.param("cnn", marks=pytest.mark.slow), "mlp"])
 def test_of_every_four_inputs_two_stay(name, tmp_path):
     made = bench(name, tmp_path)
     pruned = GradualPrune(pattern="2:4", effort=1.0).apply(made.toy.model, made)

@@ -124,6 +124,7 @@ def test_its_certificate_is_verified_with_the_module_at_hand(
         sartor.verify(Path(run.folder), data, original=other)
 
 
+@pytest.mark.slow
 def test_the_commands_take_it(trained: Digits, tmp_path: Path, sartor: Any) -> None:
     data = str(tmp_path / "eval.npz")
     np.savez(data, pixels=trained.rows["image"][:400], label=trained.rows["label"][:400])
@@ -143,6 +144,7 @@ def test_the_commands_take_it(trained: Digits, tmp_path: Path, sartor: Any) -> N
     assert "no technique 'nonsense' for torch; there are:" in said.err
 
 
+@pytest.mark.slow
 def test_a_model_that_is_best_left_alone_is_its_own_answer(trained: Digits, tmp_path: Path) -> None:
     """Without the conversion there is nothing to try; the bundle then holds the program."""
     np.savez(tmp_path / "eval.npz", **trained.rows)  # type: ignore[arg-type]

@@ -292,11 +292,12 @@ def faithful(lab: Lab, cls: type[Technique]) -> None:
 
 def composes(lab: Lab, cls: type[Technique]) -> None:
     """After each technique of its own or an earlier stage it works or is refused, and the outputs
-    stay close."""
-    for other in techniques(lab.kind).values():
+    stay close. Where one of them trains, on some of the toys each time, in turn."""
+    for number, other in enumerate(techniques(lab.kind).values()):
         if STAGES.index(other.stage) > STAGES.index(cls.stage):
             continue
-        for name, toy in lab.toys.items():
+        turns = 3 if "training" in cls.needs | other.needs else 1
+        for name, toy in list(lab.toys.items())[number % turns :: turns]:
             recipe = (other(), cls())
             model = lab.make(toy, recipe)
             if isinstance(model, str):
@@ -356,16 +357,18 @@ def _state() -> dict[str, Any]:
 
 
 def extremes(lab: Lab, cls: type[Technique]) -> None:
-    """At both ends of every setting's domain it works or is refused; the outputs stay finite."""
-    for setting, domain in domains(cls).items():
-        for value in domain.grid(2):
-            technique = cls(**{setting: value})
-            for name, toy in lab.toys.items():
-                model = lab.make(toy, (technique,))
-                if isinstance(model, Model):
-                    answers = lab.answers(model, toy.batch(3, 9))
-                    finite = all(np.isfinite(each).all() for each in answers.values())
-                    _hold(finite, f"{describe((technique,))} on {name}: outputs are not finite")
+    """At both ends of every setting's domain it works or is refused; the outputs stay finite. What
+    trains is tried on some of the toys each time, in turn."""
+    ends = [(name, end) for name, domain in domains(cls).items() for end in domain.grid(2)]
+    toys, turns = list(lab.toys.items()), 4 if "training" in cls.needs else 1
+    for number, (setting, value) in enumerate(ends):
+        technique = cls(**{setting: value})
+        for name, toy in toys[number % turns :: turns]:
+            model = lab.make(toy, (technique,))
+            if isinstance(model, Model):
+                answers = lab.answers(model, toy.batch(3, 9))
+                finite = all(np.isfinite(each).all() for each in answers.values())
+                _hold(finite, f"{describe((technique,))} on {name}: outputs are not finite")
 
 
 Law = Callable[..., None]
