@@ -122,7 +122,7 @@ def _gather(c: Call) -> Tensor:
     if x.ndim == 2 and axis == 0 and x.requires_grad:
         return F.embedding(indices, x)
     found = x.index_select(axis, indices.reshape(-1))
-    return found.reshape(*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :])
+    return found.reshape((*x.shape[:axis], *indices.shape, *x.shape[axis + 1 :]))
 
 
 @operator("GatherElements")

@@ -122,7 +122,7 @@ def _layers(operators: set[str]) -> list[list[dict[str, Any]]]:
     return [
         *([each, brief, last] for each in pruned),
         [pruned[1], brief, _step("static-int8"), _step("tune", effort=EFFORTS[0])],
-        *([_step("low-rank", share=share), brief, last] for share in (0.3, 0.15)),
+        *([_step("low-rank", share=share), brief, last] for share in (0.3, 0.2)),
         [pruned[0], _step("low-rank", share=0.4), brief, last],
     ]
 
