@@ -55,7 +55,7 @@ def main() -> None:
     source = BUILD / "resnet18"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    with laboratory(source, place / "lab", 1) as lab:
+    with laboratory(source, place / "lab", 10) as lab:
         macs = macs_of(given.bundle, lab.search)
         made = network(widest(macs)).to(memory_format=torch.channels_last)
         width = made[0].out_channels

@@ -10,7 +10,7 @@ import pytest
 from scipy.special import ndtr
 
 from sartor.contracts import Task
-from sartor.delong import auc_parts, compare, compare_share
+from sartor.delong import _freedom, auc_parts, compare, compare_share
 from sartor.metrics import Truth, find
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "benchmarks" / "statistics"))
@@ -105,3 +105,19 @@ def test_intervals_hold_the_truth() -> None:
         assert found.met <= 0.08
         assert found.broken <= 0.08
         assert found.covered >= 0.93 - 3 * np.sqrt(0.93 * 0.07 / 200)
+
+
+def test_variances_are_as_free_as_the_scatter_of_their_values_lets_them() -> None:
+    def free(values: np.ndarray) -> float:
+        n = np.array([float(len(values))])
+        return float(
+            _freedom(n, np.sum(values**2, keepdims=True), np.sum(values**4, keepdims=True))[0]
+        )
+
+    rng = np.random.default_rng(0)
+    normal, heavy = rng.normal(size=10_000), rng.standard_t(5, 10_000)
+    assert free(normal) == pytest.approx(9_999, rel=0.1)
+    assert free(heavy) < 6_000
+    assert free(np.array([1.0, -1, 1, -1])) == 3  # never more than one less than there are
+    assert free(np.zeros(9)) == 8
+    assert free(np.array([2.0])) == 0

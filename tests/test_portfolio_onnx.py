@@ -8,7 +8,9 @@ import pytest
 
 from sartor.contracts import Model, Target
 from sartor.lab import Toy, ToyBench
+from sartor.proposals import legal
 from sartor.registry import recipe, runtime
+from sartor.techniques import recover_onnx
 from sartor.techniques.portfolio_onnx import portfolio
 from sartor.testing_onnx import save_toys, toy_batch
 
@@ -82,3 +84,13 @@ def test_the_first_recipe_makes_a_smaller_model(toys, tmp_path, name):
 def test_without_fast_integers_floats_come_second(toys, tmp_path):
     bench = ToyBench(toys["mlp"], tmp_path, target=Target(features=frozenset({"avx2"})))
     assert portfolio(toys["mlp"].model, bench)[1][0]["technique"] == "optimize-offline"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_recipes_that_train_are_lawful_too(toys, tmp_path, monkeypatch, name):
+    monkeypatch.setattr(recover_onnx, "ROWS", 1)
+    found = recover_onnx.portfolio(toys[name].model, ToyBench(toys[name], tmp_path))
+    assert found
+    for entries in found:
+        assert legal(recipe("onnx", entries), "onnx"), entries
+    assert not recover_onnx.portfolio(toys[name].model, ToyBench(toys[name], tmp_path, budget=60.0))

@@ -94,6 +94,8 @@ def test_operators_of_shape_pooling_and_padding_answer_as_onnx_runtime():
         "Resize", x, "", scales, mode="linear", coordinate_transformation_mode="half_pixel"
     )
     x = draft.op("HardSwish", draft.op("LeakyRelu", x, alpha=0.2))
+    first = draft.op("Gather", draft.op("Shape", x), draft.constant(np.array(0)), axis=0)
+    x = draft.op("Add", x, draft.op("Cast", first, to=1))
     x = draft.op("ReduceMean", x, axes=[2], keepdims=0)
     draft.op("LogSoftmax", draft.op("Flatten", x), axis=-1)
     proto = draft.model("shapes", [_port("x", "n", 4, 9, 9)], [_port("y", "n", "m")])

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import sartor
+from sartor import trials
 from sartor.contracts import Training
 from sartor.granting import EPOCHS, FEWEST, before, granted, trains
 from sartor.records import Journal
@@ -63,3 +64,22 @@ def test_what_comes_before_a_training_and_makes_another_kind():
     steps = recipe("onnx", [THIN, TRAIN])
     assert [trains(each) for each in steps] == [False, True]
     assert before(steps) == ()
+
+
+def test_what_would_be_too_big_is_not_trained(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "LONG", 0.0)
+    split = np.repeat(["train", "search", "holdout"], [400, 200, 400])
+    run = sartor.optimize(
+        digits.model,
+        digits.data(tmp_path, split=split),
+        ["accuracy >= baseline - 0.05", "size <= 0.2 x baseline"],
+        trials=2,
+        out=tmp_path / "run",
+        recipes=[[THIN, TRAIN]],
+    )
+    last = run.trials[1]
+    assert last.state == "dropped"
+    assert "breaks size" in last.reason
+    assert "before it was trained" in last.reason
+    assert not last.steps
+    assert 0.2 < last.figures["size"] / last.figures["original.size"] < 0.9

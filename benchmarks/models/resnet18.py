@@ -80,6 +80,8 @@ def train(
             loss.backward()
             optimizer.step()
             schedule.step()
+            high = one_cycle(_share(start, done, steps, seconds))
+            optimizer.param_groups[0]["momentum"] = 0.95 - 0.1 * high
             losses.append(loss.item())
             done += 1
             if done % 100 == 0:

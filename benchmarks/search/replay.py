@@ -27,7 +27,7 @@ import numpy as np
 from spaces import SPACES, restricted
 
 from sartor import paired
-from sartor.contracts import Technique
+from sartor.contracts import Technique, to_json
 from sartor.priors import Lesson, correlation, observed
 from sartor.proposals import SLOTS, rebuilt
 from sartor.records import Trial, Verdict
@@ -78,7 +78,6 @@ class Landscape:
 
     def _completed(self, step: Mapping[str, Any]) -> Mapping[str, Any]:
         """With the settings that the technique got since it was recorded, as they are usually."""
-        from sartor.contracts import to_json
 
         return {**to_json(self.known[step["technique"]]()), **step}
 
@@ -220,12 +219,11 @@ class PlainTpe:
         self.study.tell(question, value)
 
     def _suggested(self) -> tuple[Any, ...]:
-        from sartor.contracts import to_json
 
         steps: list[Technique] = []
         for number, stage in enumerate(SLOTS):
             names = [n for n, cls in self.known.items() if cls.stage == stage]
-            if not names:
+            if SLOTS[:number].count(stage) >= len(names):  # no more places than techniques
                 continue
             picked = self.asked.suggest_categorical(f"{number}:{stage}", ["none", *names])  # type: ignore[attr-defined]
             if picked == "none" or any(isinstance(s, self.known[picked]) for s in steps):
@@ -251,7 +249,6 @@ class Ours:
         self.searcher = cls("onnx", land.known, known, lessons=learned, seed=seed)
 
     def ask(self) -> tuple[Any, ...] | None:
-        from sartor.contracts import to_json
 
         asked = self.searcher.ask()
         return tuple(to_json(each) for each in asked[0]) if asked else None

@@ -214,6 +214,7 @@ class Technique(ABC):
     `neutral` holds settings with which the outputs are reproduced exactly, where there are some.
     `claims` names what it should lower: "size", "latency", "macs", "memory".
     `makes` is the kind of the model that comes out, where it is another one.
+    `values_only`: size and speed are those of a recipe without it.
     """
 
     kinds: ClassVar[frozenset[str]]
@@ -223,6 +224,7 @@ class Technique(ABC):
     neutral: ClassVar[Mapping[str, Any] | None] = None
     claims: ClassVar[frozenset[str]] = frozenset()
     makes: ClassVar[str | None] = None
+    values_only: ClassVar[bool] = False
 
     @abstractmethod
     def refuse(self, model: Model, bench: Bench) -> str | None:

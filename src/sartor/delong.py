@@ -95,8 +95,9 @@ def compare(
 
 
 def _freedom(counts: Floats, squares: Floats, fourths: Floats) -> Floats:
-    """Degrees of freedom of the variances of so many values each, by their kurtosis: twice the
-    square of a variance by the variance of its estimate. Those of normal values are n - 1."""
+    """Degrees of freedom of the variances of so many values each, by their kurtosis about
+    zero (where they are centred but for means over several classes): twice the square of a variance
+    by the variance of its estimate. Those of normal values are n - 1."""
     with np.errstate(divide="ignore", invalid="ignore"):
         excess = np.nan_to_num(counts * fourths / squares**2 - 3.0)
         return np.where(counts > 1, 2 / (2 / (counts - 1) + np.maximum(excess, 0) / counts), 0.0)

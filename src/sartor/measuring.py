@@ -125,7 +125,8 @@ class Measuring:
         known = self.sealed_answers.get(digest)
         have = 0 if known is None else len(known)
         if have < len(part):
-            # Rows of one length are answered together: a few looks' rows at once take less time.
+            # Rows of one length are answered together, so that the rows of two looks at once take
+            # less time. `part` is the beginning of the holdout; no look sees more than that.
             most = min(-(-len(part) // AT_ONCE) * AT_ONCE, self.ready.data.holdout.rows)
             more = answers(
                 self.lab.pool, model, dataclasses.replace(part, rows=most), np.arange(have, most),

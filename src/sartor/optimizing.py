@@ -123,10 +123,12 @@ def search(
     # Half of what is left at most: a hang takes its share of the time, not all of it.
     lab.patience = lambda: min(spec.deadline, max((clock.left() - answering.reserve()) / 2, LEAST))
     first = [recipe(kind, entries) for entries in spec.recipes]
-    first += openings(lab, known)
     own = _features(lab, folder) if spec.learn_from else {}
     lessons = learned(spec.learn_from, kind, own, spec.objective, folder.root)
-    seeker = GuidedSearch(kind, known, first, lessons=lessons, trials=spec.trials, seed=spec.seed)
+    seeker = GuidedSearch(
+        kind, known, openings(lab, known), requested=first, lessons=lessons, trials=spec.trials,
+        seed=spec.seed,
+    )  # fmt: skip
     finished = folder.trials()
     frozen = answering.frozen()
     progress.deadline, progress.trials = clock.deadline, clock.trials

@@ -140,22 +140,22 @@ def _sampled(cls: type[Technique], rng: np.random.Generator) -> Technique:
 def belief(recipe: Recipe, known: Known) -> float:
     """The logarithm of how likely the recipe is taken to be the best before anything was tried: as
     likely as `sample` draws it (but for two draws of one technique, and with an interval taken as
-    `GRID` values), where the square root is taken for its techniques: those are few for settings
-    that are many. So techniques that are the only ones of their stage, few steps and what their
-    authors chose are believed in."""
+    `GRID` values, and were there no more places in a stage than techniques), where the square root
+    is taken for its techniques: those are few for settings that are many. So techniques that are
+    the only ones of their stage, few steps and what their authors chose are believed in."""
     steps = settings = 0.0
     for stage in dict.fromkeys(SLOTS):
-        slots = SLOTS.count(stage)
         names = sum(cls.stage == stage for cls in known.values())
+        slots = min(SLOTS.count(stage), names)
         held = sum(each.stage == stage for each in recipe)
-        if names and held <= slots:
+        if slots:
             ways = math.comb(slots, held) * 2 ** (slots - held) / 3**slots
             steps += math.log(ways) - held * math.log(names)
     for technique in recipe:
-        usual = type(technique)()
+        usual = {field.name: field.default for field in dataclasses.fields(technique)}
         for name, domain in domains(technique).items():
             values = len(domain.values) if isinstance(domain, Choice) else GRID
-            same = getattr(technique, name) == getattr(usual, name)
+            same = getattr(technique, name) == usual[name]
             settings += math.log(0.5 * same + 0.5 / values)
     return steps / 2 + settings
 

@@ -21,6 +21,7 @@ from sartor.proposals import (
     belief,
     everything,
     key_of,
+    legal,
     neighbours,
     rebuilt,
     sample,
@@ -44,7 +45,7 @@ class GuidedSearch:
     """The default Searcher.
 
     `known` maps technique names to classes for models of `kind`, and for what a conversion among
-    them makes of these; `portfolio` comes first, in its
+    them makes of these; what is `requested` comes first, then the `portfolio`, each in its
     order; `lessons` are trials of earlier runs on other models; `trials` ends the search after
     that many (None: until the caller stops).
     """
@@ -55,13 +56,14 @@ class GuidedSearch:
         known: Mapping[str, type[Technique]],
         portfolio: Sequence[Recipe] = (),
         *,
+        requested: Sequence[Recipe] = (),
         lessons: Sequence[Lesson] = (),
         trials: int | None = None,
         seed: int = 0,
     ) -> None:
         self.kind = kind
         self.known = dict(sorted(known.items()))
-        self.waiting: list[Recipe] = [(), *portfolio]
+        self.waiting: list[Recipe] = [(), *requested, *portfolio]
         self.trials = trials
         self.told: dict[str, Trial] = {}
         self.pending: set[str] = set()
@@ -69,13 +71,16 @@ class GuidedSearch:
         self.useful: set[str] = set()
         self.repairs = Repairs(self.known)
         self.points = Points(self.known)
+        self.opened: int | None = None  # trials that were told before the first proposal
         self.lessons = tuple(lessons)
         self.rng = np.random.default_rng(seed)
         self.all = everything(self.known, kind)
         if portfolio and lessons:  # what is learned orders what is tried first
             order = np.argsort(-self._promise(portfolio), kind="stable")
-            self.waiting = [(), *(portfolio[at] for at in order)]
-        elif not portfolio and not lessons:  # nothing is known: each technique by itself first
+            self.waiting = [(), *requested, *(portfolio[at] for at in order)]
+        elif not (
+            portfolio or requested or lessons
+        ):  # nothing is known: each technique by itself first
             self.waiting += singles(self.known, kind)
 
     def ask(self) -> tuple[Recipe, float] | None:
@@ -85,6 +90,8 @@ class GuidedSearch:
             recipe = self.waiting.pop(0)
             if key_of(recipe) not in self.told and self._allowed(recipe):
                 return self._asked(recipe)
+        if self.opened is None:
+            self.opened = len(self.told)
         pool = self._pool()
         if not pool:
             return None
@@ -158,7 +165,8 @@ class GuidedSearch:
         return sample(self.known, self.rng, self.kind)
 
     def _learned(self, lesson: Lesson) -> Recipe | None:
-        return rebuilt(self.known, lesson.recipe)
+        recipe = rebuilt(self.known, lesson.recipe)
+        return recipe if recipe and legal(recipe, self.kind) else None
 
     def _new(self, recipes: Sequence[Recipe]) -> list[Recipe]:
         found: dict[str, Recipe] = {}
@@ -200,9 +208,9 @@ class GuidedSearch:
 
     def _believed(self, pool: Sequence[Recipe]) -> np.ndarray:
         """The logarithm of how much each is believed to be the best before anything was tried,
-        which counts less with every trial (Hvarfner and others, ICLR 2022)."""
+        which counts less with every proposal (Hvarfner and others, ICLR 2022)."""
         believed = np.array([belief(each, self.known) for each in pool])
-        return BELIEF * believed / max(len(self.told), 1)
+        return BELIEF * believed / (1 + len(self.told) - (self.opened or 0))
 
     def _predicted(
         self,

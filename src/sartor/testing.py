@@ -296,7 +296,7 @@ def composes(lab: Lab, cls: type[Technique]) -> None:
     for number, other in enumerate(techniques(lab.kind).values()):
         if STAGES.index(other.stage) > STAGES.index(cls.stage):
             continue
-        turns = 3 if "training" in cls.needs | other.needs else 1
+        turns = _turns(lab, 3, cls, other)
         for name, toy in list(lab.toys.items())[number % turns :: turns]:
             recipe = (other(), cls())
             model = lab.make(toy, recipe)
@@ -360,7 +360,7 @@ def extremes(lab: Lab, cls: type[Technique]) -> None:
     """At both ends of every setting's domain it works or is refused; the outputs stay finite. What
     trains is tried on some of the toys each time, in turn."""
     ends = [(name, end) for name, domain in domains(cls).items() for end in domain.grid(2)]
-    toys, turns = list(lab.toys.items()), 4 if "training" in cls.needs else 1
+    toys, turns = list(lab.toys.items()), _turns(lab, 4, cls)
     for number, (setting, value) in enumerate(ends):
         technique = cls(**{setting: value})
         for name, toy in toys[number % turns :: turns]:
@@ -369,6 +369,11 @@ def extremes(lab: Lab, cls: type[Technique]) -> None:
                 answers = lab.answers(model, toy.batch(3, 9))
                 finite = all(np.isfinite(each).all() for each in answers.values())
                 _hold(finite, f"{describe((technique,))} on {name}: outputs are not finite")
+
+
+def _turns(lab: Lab, most: int, *several: type[Technique]) -> int:
+    """Each how many toys one is tried, where one of the techniques trains."""
+    return min(most, len(lab.toys)) if any("training" in each.needs for each in several) else 1
 
 
 Law = Callable[..., None]

@@ -53,7 +53,8 @@ SCREEN_ROUNDS, SCREEN_SECONDS = 10, 4.0
 LOOK_ROUNDS, LOOK_SECONDS = 5, 2.0
 ALIKE_ROWS = 256  # on which it is seen whether batching changes answers
 APPLY_SECONDS = 900.0
-SLOWNESS = 1.5  # before one was seen: the original's answers are computed beside the first
+LONG = 10.0  # seconds of training before which size and speed are looked at
+SLOWNESS = 1.5  # before one was seen: the first training computes the original's answers too
 
 
 class Stopped(Failed):
@@ -297,6 +298,9 @@ class Laboratory:
         entries = tuple(to_json(each) for each in recipe)
         trial = Trial(number=number, recipe=entries, state="failed")
         try:
+            vain = self._in_vain(trial, recipe)
+            if vain is not None:
+                return dataclasses.replace(vain, seconds=time.monotonic() - began)
             model = self.build(recipe)
             steps = tuple(step_to_json(step) for step in model.lineage)
             trial = dataclasses.replace(trial, model=digest(model), steps=steps)
@@ -310,11 +314,32 @@ class Laboratory:
             trial = dataclasses.replace(trial, state="failed", reason=str(failure))
         return dataclasses.replace(trial, seconds=time.monotonic() - began)
 
+    def _in_vain(self, trial: Trial, recipe: Recipe) -> Trial | None:
+        """A trial that is dropped before its long training, which changes neither size nor speed:
+        without it the recipe makes a model that is too big or too slow."""
+        sketch = tuple(each for each in recipe if not each.values_only)
+        granted = self.bench.training
+        efforts = sum(getattr(e, "effort", 0.0) for e in recipe if e.values_only)
+        if efforts * granted.steps * granted.seconds < LONG:
+            return None
+        try:
+            found, _ = self._performance(trial, self.build(sketch))
+        except Failed:  # so may the trial itself, which then says why
+            return None
+        if found.state != "dropped":
+            return None
+        return dataclasses.replace(found, reason=f"{found.reason} (seen before it was trained)")
+
     def _measure(self, trial: Trial, model: Model) -> Trial:
+        trial, evidence = self._performance(trial, model)
+        return trial if trial.state == "dropped" else self._quality(trial, model, evidence)
+
+    def _performance(self, trial: Trial, model: Model) -> tuple[Trial, Evidence]:
+        """Size, then latency and memory; dropped where a limit is broken or nothing gained."""
         evidence = self.evidence(model)
         trial = self._judged(trial, evidence, performance_limits(self.limits, {"size", "flops"}))
         if trial.state == "dropped":
-            return trial
+            return trial, evidence
         evidence = dataclasses.replace(
             evidence, timing=self.timing(model, "screen", SCREEN_ROUNDS, SCREEN_SECONDS)
         )
@@ -334,14 +359,14 @@ class Laboratory:
             how = f"{self.objective.metric} {trial.figures['objective']:.2f} x the original's"
             trial = dataclasses.replace(trial, state="dropped", reason=f"no gain: {how}")
         if trial.state == "dropped":
-            return trial
+            return trial, evidence
         better = outdone(trial, evidence, self.objective, self.seen.values(), self.task, self.seed)
         if better is not None:
             how = f"{trial.figures['latency.ratio']:.2f} x the original's latency"
             against = f"{better.figures['latency.ratio']:.2f} x, and is no bigger"
             reason = f"cannot beat trial {better.number}: {how}; that has {against}"
-            return dataclasses.replace(trial, state="dropped", reason=reason)
-        return self._quality(trial, model, evidence)
+            trial = dataclasses.replace(trial, state="dropped", reason=reason)
+        return trial, evidence
 
     def _quality(self, trial: Trial, model: Model, evidence: Evidence) -> Trial:
         total = len(self.search)

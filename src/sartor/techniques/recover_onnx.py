@@ -32,6 +32,7 @@ class Recover(Technique):
     needs: ClassVar[frozenset[str]] = frozenset({"training"})
     stage: ClassVar[str] = "weights"
     repair: ClassVar[str | None] = "effort"
+    values_only: ClassVar[bool] = True
 
     effort: float = choice(0.3, values=EFFORTS)
     rate: float = span(0.01, 0.001, 0.1, log=True)
@@ -64,6 +65,7 @@ class Tune(Technique):
     needs: ClassVar[frozenset[str]] = frozenset({"training"})
     stage: ClassVar[str] = "tuning"
     repair: ClassVar[str | None] = "effort"
+    values_only: ClassVar[bool] = True
 
     effort: float = choice(0.1, values=EFFORTS)
     rate: float = span(0.003, 0.0003, 0.02, log=True)
@@ -128,13 +130,16 @@ def _layers(operators: set[str]) -> list[list[dict[str, Any]]]:
 
 
 def _transformer(bench: Bench) -> list[list[dict[str, Any]]]:
+    """Also with tables of four bits: what was trained is the same, and is trained once."""
     fast = [_step("fuse-transformer"), _step("separate-norm"), _step("dynamic-int8", smooth=0.8)]
-    rows = [_step("weight-only", matmul=0)]
+    tables = [
+        _step("weight-only", matmul=0),
+        _step("weight-only", matmul=0, embeddings=4, block=32),
+    ]
     brief = _step("recover", effort=EFFORTS[0], rate=0.003, teacher=0.9)
-    words = _step("trim-vocabulary")
-    return [
-        [words, _step("drop-layers", keep=keep), brief, *fast, *rows] for keep in (0.7, 0.5, 0.35)
-    ] + [[words, _step("structured-prune", share=0.5), brief, *fast, *rows]]
+    words, thin = _step("trim-vocabulary"), _step("structured-prune", share=0.5)
+    smaller = [*(_step("drop-layers", keep=keep) for keep in (0.7, 0.5, 0.35)), thin]
+    return [[words, each, brief, *fast, rows] for each in smaller for rows in tables]
 
 
 def _step(technique: str, **settings: Any) -> dict[str, Any]:
