@@ -37,6 +37,17 @@ def test_a_trial_tells_its_objective_and_its_margins() -> None:
     assert observed(Trial(1, (), "failed", figures={"objective": 0.5})) == {}
 
 
+def test_what_is_counted_tells_how_near_it_is() -> None:
+    def told(limit: str, size: float, bound: float) -> float:
+        counted = Verdict(limit, "broken", size, size, size, bound, 1.0, "exact", 0)
+        return observed(Trial(1, (), "dropped", verdicts=(counted,)))[limit.split()[0]]
+
+    near, far = told("size <= 10 MB", 11e6, 10e6), told("size <= 10 MB", 13e6, 10e6)
+    assert -3 < far < near < 0 < told("size <= 10 MB", 9e6, 10e6)
+    assert told("throughput >= 100", 90, 100) < 0 < told("throughput >= 100", 110, 100)
+    assert told("size <= 1 MB", 90e6, 1e6) == -3
+
+
 def written(place: Path, **figures: Any) -> Path:
     place.mkdir(parents=True)
     journal = Journal(place / "run.jsonl")

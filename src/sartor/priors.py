@@ -17,11 +17,13 @@ from scipy import special
 
 from sartor.contracts import Model, WrongRequest
 from sartor.data import Part
-from sartor.records import Journal, Trial, trial_from_json
+from sartor.evidence import EXACT
+from sartor.records import Journal, Trial, Verdict, trial_from_json
 from sartor.registry import runtime
 
 DONE = ("done", "dropped")
 UNSURE = 3.0  # margins count up to so many standard errors
+STEEP = 2.0  # what a factor of e by which a figure without error misses its limit counts as
 UNLIKE, ALIKE = 0.1, 0.95  # correlations between models without and with all in common
 
 
@@ -69,19 +71,26 @@ def objective_of(trial: Trial) -> float:
 
 
 def observed(trial: Trial) -> dict[str, float]:
-    """The logarithm of the trial's objective, and for each limited figure by how many standard
-    errors its limit holds (at least)."""
+    """The logarithm of the trial's objective, and for each limited figure by how much its limit
+    holds: in standard errors (at least), or by the logarithm of its share of the bound."""
     found: dict[str, float] = {}
     value = objective_of(trial)
     if math.isfinite(value):
         found["objective"] = math.log(value)
     for each in trial.verdicts:
         if math.isfinite(each.p_value) and each.method:
-            p = min(max(each.p_value, 1e-9), 1 - 1e-9)
-            margin = min(max(-float(special.ndtri(p)), -UNSURE), UNSURE)
+            margin = min(max(_margin(each), -UNSURE), UNSURE)
             figure = each.limit.split()[0]
             found[figure] = min(margin, found.get(figure, margin))
     return found
+
+
+def _margin(verdict: Verdict) -> float:
+    if verdict.method == EXACT and min(verdict.estimate, verdict.bound) > 0:
+        below = STEEP * math.log(verdict.bound / verdict.estimate)
+        return -below if ">=" in verdict.limit else below
+    p = min(max(verdict.p_value, 1e-9), 1 - 1e-9)
+    return -float(special.ndtri(p))
 
 
 def learned(

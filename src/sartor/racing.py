@@ -20,7 +20,7 @@ from sartor.verdicts import EXACT, Evidence, judge, judge_all
 
 SAMPLES = (32, 128, 512, 1024, 2048)  # examples after which a candidate's quality is looked at
 DROP = 0.01  # the probability that a limit which holds is taken for broken, over all looks
-FEW = 128  # below so many examples only tests that are exact there decide
+FEW = 128  # below so many examples only tests that are exact there decide, and nothing is predicted
 EARLY = 0.01  # what a figure other than quality must be shown at for an early answer
 LIKELY = 0.8  # the chance that an early answer is certified from which on it is tried
 EARLY_GAIN = 0.95  # and of the original's objective it has at most this
@@ -85,6 +85,8 @@ def promising(limits: Iterable[Limit], trial: Trial, rows: int, level: float) ->
     """Whether the trial is worth the early answer on a holdout of `rows` examples: it clearly
     gains, and each of its limits is likely to be shown at `level`."""
     if not trial.recipe or not trial.figures["objective"] <= EARLY_GAIN:
+        return False
+    if trial.examples < FEW and trial.fidelity < 1:  # a lucky start is no prediction
         return False
     return all(
         likely(verdict.p_value, trial.examples, rows, level)

@@ -149,7 +149,7 @@ class GuidedSearch:
         if self.all is not None:
             return self._new(self.all)
         near: list[Recipe] = []
-        for trial in self._ranked()[:PARENTS]:
+        for trial in self._parents():
             recipe = rebuilt(self.known, trial.recipe)
             near += neighbours(recipe, self.known, self.kind) if recipe is not None else []
         near += [each for each in map(self._learned, self.lessons) if each]
@@ -178,10 +178,11 @@ class GuidedSearch:
 
     # -- what to expect of it -----------------------------------------------------------------
 
-    def _ranked(self) -> list[Trial]:
-        """Trials with an objective, those whose limits hold first, the best first."""
-        known = [each for each in self.told.values() if math.isfinite(objective_of(each))]
-        return sorted(known, key=lambda each: (not feasible(each), objective_of(each)))
+    def _parents(self) -> list[Trial]:
+        """The best trials whose limits hold; where these are few also those that come nearest."""
+        best = sorted(filter(feasible, self.told.values()), key=objective_of)
+        others = [each for each in self.told.values() if each.verdicts and not feasible(each)]
+        return [*best, *sorted(others, key=_worst_margin, reverse=True)][:PARENTS]
 
     def _best(self) -> float:
         """The best objective among trials whose limits hold; that of the original is 1."""
@@ -233,3 +234,9 @@ def feasible(trial: Trial) -> bool:
     """Whether its limits rather hold than not."""
     sound = trial.state == "done" or trial.same
     return sound and trial.p_value <= 0.5 and math.isfinite(objective_of(trial))
+
+
+def _worst_margin(trial: Trial) -> float:
+    """By how much the limit that is missed most holds; less than none for what lacks a figure."""
+    margins = [value for name, value in observed(trial).items() if name != "objective"]
+    return min(margins, default=-math.inf)

@@ -1,7 +1,7 @@
 """What a training holds the answers against: the labels and the original's answers.
 
     loss = Loss(Plan(steps=500), bench)
-    loss(answers, batch, rows)              a number that can be differentiated
+    loss(answers, batch, rows, part)        a number that can be differentiated
 
 Every row counts by its weight, which balances the classes where that is asked for.
 """
@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from sartor.contracts import Arrays, Bench, Failed, Unneeded
 
-_TAUGHT = 4096  # rows whose answers by the original are remembered together
+_TAUGHT = 1024  # rows whose answers by the original are remembered together
 _EVEN = 1.1  # the largest weight up to which classes are taken to be equally frequent
 _TINY = 1e-7  # the least probability
 
@@ -50,13 +50,17 @@ class Loss:
         self.share = plan.teacher if self.task.labelled else 1.0
         balanced = plan.balance != "none"
         self.weights = torch.from_numpy(class_weights(bench)) if balanced else None
-        self._taught: dict[int, Mapping[str, np.ndarray]] = {}
+        self._taught: dict[tuple[str, int], Mapping[str, np.ndarray]] = {}
 
     def __call__(
-        self, answers: Mapping[str, Tensor], batch: Arrays, rows: np.ndarray | None
+        self,
+        answers: Mapping[str, Tensor],
+        batch: Arrays,
+        rows: np.ndarray | None,
+        part: str = "train",
     ) -> Tensor:
-        """`rows`: which rows of the training part these are, whose lessons are remembered; None
-        where they are others, or were changed."""
+        """`rows`: which rows of the part ("train", "search") these are, whose lessons are
+        remembered; None where they were changed."""
         parts: list[Tensor] = []
         given = answers[self.task.output].float()
         weight = self._weight(batch)
@@ -64,7 +68,7 @@ class Loss:
             gap = self._labels(given, torch.from_numpy(batch["label"]))
             parts.append((1 - self.share) * _mean(gap, weight))
         if self.share > 0 or not parts:
-            lesson = self._lesson(batch, rows)
+            lesson = self._lesson(batch, rows, part)
             taught = torch.from_numpy(np.array(lesson[self.task.output])).float()
             gap = self._teacher(given, taught)
             parts.append(max(self.share, 0.01) * _mean(gap, weight))
@@ -117,32 +121,32 @@ class Loss:
         )  # fmt: skip
         return heat * heat * _rows(gap.sum(-1))
 
-    def _lesson(self, batch: Arrays, rows: np.ndarray | None) -> Mapping[str, np.ndarray]:
+    def _lesson(
+        self, batch: Arrays, rows: np.ndarray | None, part: str
+    ) -> Mapping[str, np.ndarray]:
         if rows is None:
             return self.bench.teach(batch)
-        chunks = {int(each): self._chunk(int(each)) for each in np.unique(rows // _TAUGHT)}
+        chunks = {int(each): self._chunk(part, int(each)) for each in np.unique(rows // _TAUGHT)}
         names = next(iter(chunks.values())).keys()
         return {
             name: np.stack([chunks[int(r // _TAUGHT)][name][r % _TAUGHT] for r in rows])
             for name in names
         }
 
-    def _chunk(self, number: int) -> Mapping[str, np.ndarray]:
-        """The original's answers to `_TAUGHT` training rows; those that are one number of rows
+    def _chunk(self, part: str, number: int) -> Mapping[str, np.ndarray]:
+        """The original's answers to `_TAUGHT` rows of the part; those that are one number of rows
         long, since others would have to be padded."""
-        if number in self._taught:
-            return self._taught[number]
+        if (part, number) in self._taught:
+            return self._taught[part, number]
 
         def compute() -> Mapping[str, np.ndarray]:
-            rows = np.arange(
-                number * _TAUGHT, min((number + 1) * _TAUGHT, self.bench.count("train"))
-            )
-            lengths = self.bench.lengths("train")
+            rows = np.arange(number * _TAUGHT, min((number + 1) * _TAUGHT, self.bench.count(part)))
+            lengths = self.bench.lengths(part)
             order = rows if lengths is None else rows[np.argsort(lengths[rows], kind="stable")]
             found: dict[str, list[np.ndarray]] = {}
             for start in range(0, len(order), self.plan.batch):
                 taught = self.bench.teach(
-                    self.bench.pick("train", order[start : start + self.plan.batch])
+                    self.bench.pick(part, order[start : start + self.plan.batch])
                 )
                 for name, value in taught.items():
                     found.setdefault(name, []).append(value)
@@ -153,8 +157,9 @@ class Loss:
                     whole[name] = np.concatenate(values)[back]
             return whole
 
-        self._taught[number] = self.bench.remember(f"taught {number}", compute, shared=True)
-        return self._taught[number]
+        known = self.bench.remember(f"taught {part} {number}", compute, shared=True)
+        self._taught[part, number] = known
+        return known
 
 
 def _rows(gaps: Tensor) -> Tensor:

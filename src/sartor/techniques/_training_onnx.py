@@ -252,7 +252,7 @@ class _Training:
         self.module.train()
         feeds = self._feeds(batch)
         answers = self.module(feeds, self.hints.names if self.hints else ())
-        loss = self.loss(answers, batch, known)
+        loss = self.loss(answers, batch, known, "train")
         if self.hints:
             loss = loss + self.hints(answers, batch)
         if not math.isfinite(loss.item()):
@@ -303,11 +303,12 @@ class _Training:
         batches = self.bench.batches("search", self.plan.batch, _JUDGED)
         if batches is None:
             raise Failed("there are no search rows")
-        total = seen = 0.0
+        total, seen = 0.0, 0
         for batch in batches:
             answers = self.module(self._feeds(batch))
             count = len(batch[self.net.inputs[0]])
-            total += float(self.loss(answers, batch, None)) * count
+            rows = np.arange(seen, seen + count)
+            total += float(self.loss(answers, batch, rows, "search")) * count
             seen += count
         return total / seen if math.isfinite(total) else math.inf
 
