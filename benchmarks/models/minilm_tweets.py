@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from torch.nn import functional as F
 
 from sartor import demo
+from sartor.machine import features
 
 BATCH, RATE, SEED = 32, 1e-4, 20
 EVERY = 10**9
@@ -50,7 +51,7 @@ def train(model: demo.SentimentModel, tokens: demo.Ints, labels: demo.Ints, epoc
             share = done / steps
             for group in optimizer.param_groups:
                 group["lr"] = RATE * min(share / 0.1, (1 - share) / 0.9)
-            with torch.autocast("cpu", torch.bfloat16, enabled=_amx()):
+            with torch.autocast("cpu", torch.bfloat16, enabled="amx_bf16" in features()):
                 logits = model(torch.from_numpy(ids), torch.from_numpy(demo._mask(ids)))
             loss = F.cross_entropy(logits.float(), torch.from_numpy(labels[rows]))
             optimizer.zero_grad(set_to_none=True)
@@ -63,10 +64,6 @@ def train(model: demo.SentimentModel, tokens: demo.Ints, labels: demo.Ints, epoc
                 spent = time.perf_counter() - start
                 print(f"{done} of {steps}: {np.mean(losses[-100:]):.3f}, {spent:.0f} s", flush=True)
     model.eval()
-
-
-def _amx() -> bool:
-    return "amx_bf16" in Path("/proc/cpuinfo").read_text()
 
 
 def accuracy(path: Path, tokens: demo.Ints, labels: demo.Ints) -> float:

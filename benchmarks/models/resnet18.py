@@ -34,9 +34,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from sartor.machine import features
+
 OUT = Path(__file__).resolve().parent.parent.parent / "build" / "resnet18"
 WIDTH = 32
 SEARCH = 3_000
+AMX = "amx_bf16" in features()  # bfloat16 is twice as fast then, else slower
 
 
 def network(width: int = WIDTH) -> nn.Sequential:
@@ -74,7 +77,7 @@ def train(
     )
     while _share(start, done, steps, seconds) < 1:
         for x, y in batches(images, labels, 28, 128, rng):
-            with torch.autocast("cpu", torch.bfloat16, enabled=_amx()):
+            with torch.autocast("cpu", torch.bfloat16, enabled=AMX):
                 loss = loss_of(made(x).float(), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
@@ -105,11 +108,6 @@ def one_cycle(share: float) -> float:
     return (1 + math.cos(math.pi * min((share - 0.25) / 0.75, 1))) / 2
 
 
-def _amx() -> bool:
-    """Whether this CPU multiplies bfloat16 in tiles: twice as fast then, else slower."""
-    return "amx_bf16" in Path("/proc/cpuinfo").read_text()
-
-
 def evaluation() -> dict[str, NDArray[np.generic]]:
     """All training images and the test images, none twice."""
     (images, labels), (tests, answers) = load("train"), load("t10k")
@@ -124,6 +122,20 @@ def evaluation() -> dict[str, NDArray[np.generic]]:
     }
 
 
+def write(made: nn.Module, out: Path) -> None:
+    """The trained network as an ONNX file and as weights, and the data it is judged by."""
+    data = evaluation()
+    export(made, out / "model.onnx")
+    save_file(
+        {name: value.contiguous() for name, value in made.state_dict().items()},
+        out / "model.safetensors",
+    )
+    check_parity(made, out / "model.onnx", data["image"][:256].astype(np.float32))
+    np.savez_compressed(out / "eval.npz", **data)
+    for part in ("search", "holdout"):
+        print(f"accuracy on {part}: {accuracy(out / 'model.onnx', data, part):.4f}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=OUT)
@@ -136,16 +148,7 @@ def main() -> None:
     made = network().to(memory_format=torch.channels_last)
     print(f"{count_macs(made):,} MACs an image", flush=True)
     train(made, torch.from_numpy(images.copy()), torch.from_numpy(labels), given.epochs)
-    data = evaluation()
-    export(made, given.out / "model.onnx")
-    save_file(
-        {name: value.contiguous() for name, value in made.state_dict().items()},
-        given.out / "model.safetensors",
-    )
-    check_parity(made, given.out / "model.onnx", data["image"][:256].astype(np.float32))
-    np.savez_compressed(given.out / "eval.npz", **data)
-    print(f"accuracy on search: {accuracy(given.out / 'model.onnx', data, 'search'):.4f}")
-    print(f"accuracy on holdout: {accuracy(given.out / 'model.onnx', data, 'holdout'):.4f}")
+    write(made, given.out)
 
 
 if __name__ == "__main__":

@@ -21,7 +21,6 @@ import base64
 import gzip
 import json
 import math
-import shutil
 import sys
 import time
 from pathlib import Path
@@ -30,19 +29,18 @@ from typing import Any
 import numpy as np
 from spaces import SPACES, entries, recipes, restricted
 
-from sartor.bench import LocalBench
-from sartor.contracts import Failed, Model, WrongRequest, to_json
-from sartor.evaluate import digest
-from sartor.prepare import Prepared, prepare
-from sartor.priors import features
-from sartor.records import Journal, Timing
-from sartor.registry import portfolio, recipe
-from sartor.spec import Spec
-from sartor.store import Store
-from sartor.trials import Laboratory, Stopped, size
-from sartor.workers import Pool
-
 ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+from laboratory import laboratory  # noqa: E402
+
+from sartor.contracts import Failed, Model, WrongRequest, to_json  # noqa: E402
+from sartor.evaluate import digest  # noqa: E402
+from sartor.priors import features  # noqa: E402
+from sartor.records import Journal, Timing  # noqa: E402
+from sartor.registry import portfolio, recipe  # noqa: E402
+from sartor.trials import Laboratory, Stopped, size  # noqa: E402
+
 HERE = Path(__file__).resolve().parent / "landscapes"
 SOURCES = {
     "adult": "build/adult",  # benchmarks/models/adult_mlp.py
@@ -57,30 +55,6 @@ MOST_ROWS = 2048
 FIRST, AGAIN = (4, 0.8), (12, 2.4)  # rounds and seconds of a timing
 NEAR = 1.2
 FAST = 0.2
-
-
-def lab_of(name: str, source: Path, place: Path) -> tuple[Prepared, Laboratory]:
-    place.mkdir(parents=True, exist_ok=True)
-    if not (place / "eval.npz").exists():
-        shutil.copy(source / "eval.npz", place)
-    spec = Spec(
-        model=str(source / "model.onnx"), data=str(place / "eval.npz"), out=str(place / "run"),
-        limits=("accuracy >= baseline - 0.01",), minimize="latency",
-    )  # fmt: skip
-    with Pool() as pool:
-        ready = prepare(spec, place / "work", pool)
-    bench = LocalBench(
-        model=ready.original, teacher=ready.original, task=ready.task, limits=ready.limits,
-        target=ready.target, train=ready.data.train, search=ready.data.search,
-        scratch=place / "scratch", memory=place / "remembered",
-    )  # fmt: skip
-    journal = Journal(place / "timings.jsonl")
-    store = Store(place / "models")
-    lab = Laboratory(
-        ready.original, bench, ready.data.search, ready.limits, ready.objective, store, journal
-    )
-    lab.patience = lambda: 300.0
-    return ready, lab
 
 
 def measured(
@@ -132,7 +106,7 @@ def packed(bits: np.ndarray) -> str:
 
 def record(name: str, source: Path, most: float, retime: bool = False) -> None:
     place = ROOT / "build" / "landscapes" / name
-    ready, lab = lab_of(name, source, place)
+    ready, lab = laboratory(source, place, 300.0)
     rows = min(ROWS.get(name, MOST_ROWS), len(ready.data.search))
     wanted = [entries(each) for each in recipes(restricted(SPACES[name]))]
     order = np.random.default_rng(7).permutation(len(wanted))

@@ -132,6 +132,10 @@ class Training:
     macs: int = 0
     why: str = ""
 
+    def takes(self, effort: float) -> float:
+        """Seconds of a training that is granted this share."""
+        return self.steps * effort * self.seconds
+
 
 class Bench(Protocol):
     """All that a technique may use: never the holdout."""

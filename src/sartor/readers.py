@@ -20,7 +20,7 @@ import numpy as np
 from sartor.contracts import Signature, WrongRequest
 from sartor.images import read_images
 from sartor.items import Items, collect, items_of, named, not_there
-from sartor.references import is_reference, load_function
+from sartor.references import is_reference, made_by
 from sartor.table import Columns, Table, to_array
 
 # What zipfile and numpy raise on damaged bytes (found by flipping them: see the tests).
@@ -74,7 +74,7 @@ def opened(source: Any, trust: bool = False) -> Any:
         return _live(source)
     path = Path(source)
     if is_reference(str(source)) and not path.exists():
-        return _live(_call(str(source)))
+        return _live(made_by(str(source)))
     if path.is_dir():
         return path
     if not path.is_file():
@@ -94,14 +94,6 @@ def opened(source: Any, trust: bool = False) -> Any:
 def _live(found: Any) -> Any:
     items = items_of(found)
     return found if items is None else items
-
-
-def _call(reference: str) -> Any:
-    factory = load_function(reference)
-    try:
-        return factory()
-    except Exception as error:  # whatever the user's code raises, the sentence names it
-        raise WrongRequest(f"{reference} failed: {type(error).__name__}: {error}") from error
 
 
 def _unpickle(path: Path, trust: bool) -> Any:

@@ -35,14 +35,46 @@ def load_function(reference: str) -> Callable[..., Any]:
     except WrongRequest:
         raise
     except Exception as error:  # whatever the user's code raises, the sentence names it
-        said = " ".join(str(error).split())[:500]
-        raise WrongRequest(f"{place} cannot be loaded: {type(error).__name__}: {said}") from error
+        raise WrongRequest(f"{place} cannot be loaded: {_said(error)}") from error
     function = getattr(module, name, None)
     if not callable(function):
         mine = [key for key, value in vars(module).items() if inspect.isfunction(value)]
         has = f"it has: {', '.join(mine)}" if mine else "it has none"
         raise WrongRequest(f"{place} has no function {name!r}; {has}")
     return function  # type: ignore[no-any-return]
+
+
+def made_by(reference: str) -> Any:
+    """What the function returns that the reference names. Raises WrongRequest where it cannot be
+    loaded, needs arguments or fails."""
+    function = load_function(reference)
+    needed = _needed(function)
+    if needed:
+        raise WrongRequest(
+            f"{reference} needs {', '.join(needed)} and is called without arguments: write a "
+            "function without any that calls it"
+        )
+    try:
+        return function()
+    except WrongRequest:
+        raise
+    except Exception as error:  # whatever the user's code raises, the sentence names it
+        raise WrongRequest(f"{reference} failed: {_said(error)}") from error
+
+
+def _needed(function: Callable[..., Any]) -> list[str]:
+    """The parameters without which it cannot be called."""
+    try:
+        known = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):  # of what is written in C
+        return []
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return [p.name for p in known if p.default is p.empty and p.kind not in several]
+
+
+def _said(error: Exception) -> str:
+    """What kind of error it is and what it says, on one line and not a page of it."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:500]}"
 
 
 def reference_to(function: Callable[..., Any]) -> str:

@@ -34,7 +34,7 @@ from sartor.contracts import (
     check_settings,
     technique_name,
 )
-from sartor.references import is_reference, load_function
+from sartor.references import is_reference, made_by
 
 # What an extra brings that a plug-in of another kind may need.
 EXTRAS = {"torch": ("torch", "lightning_fabric", "safetensors")}
@@ -237,33 +237,10 @@ def _packages(given: Any) -> set[str]:
 def _made(reference: str) -> Any:
     """What the user's function makes; the path beside a model is looked for beside the function's
     file."""
-    function = load_function(reference)
-    needed = _needed(function)
-    if needed:
-        raise WrongRequest(
-            f"{reference} needs {', '.join(needed)} and is called without arguments: write a "
-            "function without any that calls it"
-        )
-    try:
-        made = function()
-    except WrongRequest:
-        raise
-    except Exception as error:  # whatever the user's code raises, the sentence names it
-        said = " ".join(str(error).split())[:500]
-        raise WrongRequest(f"{reference} failed: {type(error).__name__}: {said}") from error
+    made = made_by(reference)
     if isinstance(made, tuple) and len(made) == 2 and isinstance(made[1], (str, Path)):
         return made[0], Path(reference.rpartition(":")[0]).parent / made[1]
     return made
-
-
-def _needed(function: Callable[..., Any]) -> list[str]:
-    """The parameters without which it cannot be called."""
-    try:
-        known = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # of what is written in C
-        return []
-    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    return [p.name for p in known if p.default is p.empty and p.kind not in several]
 
 
 @cache

@@ -184,10 +184,9 @@ class Laboratory:
                 self.bench.on(model, scratch, patience / self.slowness),
                 self.store.folder, key, timeout=patience,
             )  # fmt: skip
-            nominal = self.bench.training.seconds * self.bench.training.steps
+            nominal = self.bench.training.takes(getattr(technique, "effort", 1.0))
             if "training" in technique.needs and isinstance(made, Model) and nominal:
-                share = getattr(technique, "effort", 1.0)
-                self.slowness = max((time.monotonic() - began) / (nominal * share), 1.0)
+                self.slowness = max((time.monotonic() - began) / nominal, 1.0)
             return made
         finally:
             shutil.rmtree(scratch, ignore_errors=True)
@@ -318,9 +317,8 @@ class Laboratory:
         """A trial that is dropped before its long training, which changes neither size nor speed:
         without it the recipe makes a model that is too big or too slow."""
         sketch = tuple(each for each in recipe if not each.values_only)
-        granted = self.bench.training
-        efforts = sum(getattr(e, "effort", 0.0) for e in recipe if e.values_only)
-        if efforts * granted.steps * granted.seconds < LONG:
+        efforts = sum(getattr(each, "effort", 0.0) for each in recipe if each.values_only)
+        if self.bench.training.takes(efforts) < LONG:
             return None
         try:
             found, _ = self._performance(trial, self.build(sketch))

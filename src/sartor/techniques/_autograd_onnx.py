@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from sartor.contracts import Failed
 from sartor.techniques import _operators_shapes_onnx  # noqa: F401  (it adds to OPERATORS)
-from sartor.techniques._graph_onnx import Graph
+from sartor.techniques._graph_onnx import Graph, first_line
 from sartor.techniques._norms_onnx import Norms
 from sartor.techniques._operators_onnx import OPERATORS, Call
 
@@ -178,7 +178,7 @@ class GraphModule(nn.Module):
         try:
             made = node.run(Call(inputs, node.attributes, self.opset, self.training))
         except (RuntimeError, TypeError, ValueError, IndexError, KeyError) as error:
-            said = str(error).splitlines()[0][:200] if str(error) else type(error).__name__
+            said = first_line(error, 200)
             raise Failed(
                 f"{node.operator} ({node.name}) cannot be trained through: {said}"
             ) from error

@@ -327,8 +327,13 @@ def start(
             disabled_optimizers=list(disabled),
         )
     except Exception as error:  # ONNX Runtime's exceptions share no other base class
-        said = str(error).splitlines()[0][:300]
+        said = first_line(error)
         raise Failed(f"ONNX Runtime does not load the changed model: {said}") from error
+
+
+def first_line(error: Exception, most: int = 300) -> str:
+    """The first line of what an error says; its kind where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:most]
 
 
 def _plain_inputs(proto: onnx.ModelProto) -> None:

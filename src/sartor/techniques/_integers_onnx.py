@@ -10,7 +10,7 @@ from onnx import TensorProto, helper
 from onnx.version_converter import ConvertError, convert_version
 
 from sartor.contracts import Bench, Failed, Model, Target, Unneeded
-from sartor.techniques._graph_onnx import Graph, Parts, attribute, peek
+from sartor.techniques._graph_onnx import Graph, Parts, attribute, first_line, peek
 
 MICROSOFT = "com.microsoft"
 
@@ -212,7 +212,7 @@ def upgraded(graph: Graph, version: int) -> Graph:
     try:
         return Graph(convert_version(graph.proto, version))
     except (ConvertError, RuntimeError, ValueError) as error:
-        said = str(error).splitlines()[0][:200]
+        said = first_line(error, 200)
         raise Failed(f"opset {graph.opset} cannot be upgraded to {version}: {said}") from error
 
 

@@ -128,7 +128,7 @@ def untrainable(model: Model, bench: Bench, effort: float, balance: str = "none"
         return f"training wants {_FEWEST} rows or more, and there are {bench.count('train')}"
     if round(whole.steps * effort) < _SHORTEST:
         return f"{whole.steps * effort:.0f} steps are too few to train anything"
-    seconds = whole.steps * effort * whole.seconds
+    seconds = whole.takes(effort)
     if seconds > bench.patience:
         return f"its training takes {seconds:.0f} s, and there are {bench.patience:.0f} left for it"
     for node in peek(model).nodes:

@@ -19,6 +19,7 @@ from sartor.techniques._graph_onnx import (
     Graph,
     Parts,
     finish,
+    first_line,
     foreign,
     peek,
     read,
@@ -158,5 +159,5 @@ def _try(graph: Graph, bench: Bench) -> None:
     except Failed:
         raise
     except Exception as error:  # ONNX Runtime's exceptions share no other base class
-        said = str(error).splitlines()[0][:300]
+        said = first_line(error)
         raise Failed(f"ONNX Runtime does not run the thinner model: {said}") from error
