@@ -4,9 +4,10 @@
     python benchmarks/main_job.py --only resnet|resnet-torch|resnet-post|minilm-tuned|lite0
 
 Those of the second line take up to an hour each. Models and data are built where they are missing
-(`make data` brings the images of Fashion-MNIST). Each run gets a fresh folder and a fresh copy of its data below build/bench, so that no ledger of an
-earlier run is charged. Figures are those of the certificate: measured on the holdout, the latency
-in rounds interleaved with the original on the same rows.
+(`make data` brings the images of Fashion-MNIST). Each run gets a fresh folder and a fresh copy of
+its data below build/bench, so that no ledger of an earlier run is charged. Figures are those of the
+certificate: measured on the holdout, the latency in rounds interleaved with the original on the
+same rows.
 """
 
 from __future__ import annotations
