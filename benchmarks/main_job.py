@@ -1,7 +1,7 @@
 """The main job on three real models, in one command, as a Markdown table.
 
     python benchmarks/main_job.py [--only minilm|fashion|fashion-30s|adult] [--budget 2m]
-    python benchmarks/main_job.py --only resnet|resnet-torch|resnet-post|minilm-tuned|lite0
+    python benchmarks/main_job.py --only resnet|resnet-torch|resnet-post|resnet-int8|...
 
 Those of the second line take up to an hour each. Models and data are built where they are missing
 (`make data` brings the images of Fashion-MNIST). Each run gets a fresh folder and a fresh copy of
@@ -42,6 +42,7 @@ class Job:
     budget: str
     segments: tuple[str, ...] = ()
     long: bool = False  # only where it is named
+    techniques: tuple[str, ...] = ()  # only these; all where none is named
     code: str = ""  # script:factory of the model as PyTorch code, in place of the ONNX file
 
 
@@ -79,6 +80,10 @@ JOBS = (
     Job(  # too short to train: the best that post-training techniques give under the same limit
         "resnet-post", BUILD / "resnet18", build_with("resnet18.py"), (NEAR,), "4m", long=True,
     ),
+    Job(  # what quantizers alone give, as the field's other tools do
+        "resnet-int8", BUILD / "resnet18", build_with("resnet18.py"), (NEAR,), "4m", long=True,
+        techniques=("static-int8", "dynamic-int8", "simplify", "optimize-offline"),
+    ),
     Job(
         "minilm-tuned", BUILD / "minilm", build_with("minilm_tweets.py"),
         (NEAR, "size <= 10 MB"), "60m", long=True,
@@ -108,6 +113,8 @@ def run(job: Job, budget: str) -> dict[str, Any]:
         command += ["--limit", limit]
     for segment in job.segments:
         command += ["--segment", segment]
+    for technique in job.techniques:
+        command += ["--technique", technique]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 3, 4):
         raise SystemExit(f"{job.name}: sartor optimize ended with status {done.returncode}")
