@@ -64,12 +64,12 @@ def check(address: str | None) -> None:
         raise _unreachable(address, error.strerror or str(error) or "no answer") from None
     # Whatever else may listen there: Ray's client ends or hangs a process that meets it.
     with Pool() as pool:
-        for last in (False, True):  # a busy head starts its first server of a client too late
+        for left in (2, 1, 0):  # a busy head starts its first servers of clients too late
             try:
                 pool.call(_knock, address, timeout=CONNECT_SECONDS)
                 return
             except Failed as failure:
-                if last or str(failure).startswith(HUNG):
+                if not left or str(failure).startswith(HUNG):
                     raise _unreachable(address, str(failure).splitlines()[0]) from None
 
 
