@@ -38,6 +38,10 @@ _WEIGHTS: Mapping[str, tuple[int, ...] | None] = {
     "MatMul": (0, 1), "Mul": None, "PRelu": (1,), "SimplifiedLayerNormalization": (1,),
     "Sub": None,
 }  # fmt: skip
+# Those of them whose constants may be no weights but a mask of attention, a table of numbers.
+_MIXED = {"Add", "Gather", "Mul", "Sub"}
+_LARGEST = 1e4  # of a weight
+_FEW = 8  # numbers of which two may be all that occur
 _MOVING = (3, 4)  # inputs of a BatchNormalization that follow the data in training
 # Operators between a stored weight and the layer that reads it.
 _PASSING = {"Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze"}
@@ -63,7 +67,7 @@ class _Rounded:
                 weight, float(self.scale), int(self.zero), self.low, self.high
             )
         return torch.fake_quantize_per_channel_affine(
-            weight, self.scale, self.zero, self.axis, self.low, self.high
+            weight, self.scale, self.zero, self.axis % weight.ndim, self.low, self.high
         )
 
     def integers(self, weight: Tensor) -> np.ndarray:
@@ -118,7 +122,8 @@ class GraphModule(nn.Module):
             self.weights.append(nn.Parameter(torch.from_numpy(value)))
         for node in graph.nodes:
             if node.op_type == "BatchNormalization":
-                self.moving += [node.input[at] for at in _MOVING]
+                sources = [_source(graph, node.input[at]) for at in _MOVING]
+                self.moving += [each for each in sources if each in self.constants]
         self.program = self._compiled(graph)
         self._fold()
 
@@ -174,6 +179,9 @@ class GraphModule(nn.Module):
         self.program = rest
 
     def _run(self, node: _Node, values: dict[str, Tensor]) -> None:
+        for name in node.inputs:
+            if name and name not in values:
+                raise Failed(f"{name}, an input of {node.operator} ({node.name}), is not computed")
         inputs = [values[name] if name else None for name in node.inputs]
         try:
             made = node.run(Call(inputs, node.attributes, self.opset, self.training))
@@ -210,6 +218,8 @@ class GraphModule(nn.Module):
             for name in node.spent:
                 if name not in self.constants:
                     values.pop(name, None)
+        if missing := [name for name in self.outputs if name not in values]:
+            raise Failed(f"the output {missing[0]} is not computed in torch")
         return {name: values[name] for name in self.outputs} | kept
 
     def write(self, graph: Graph) -> None:
@@ -254,10 +264,20 @@ def _floats(graph: Graph, rounded: dict[str, _Rounded]) -> Iterator[tuple[str, n
             else:
                 value = graph.constant(source)
             # Numbers on their own are part of a formula: 0.5 in a GELU is no weight.
-            if value is not None and value.dtype == np.float32 and value.size > 1:
+            weighs = value is not None and value.dtype == np.float32 and value.size > 1
+            if value is not None and weighs and not (node.op_type in _MIXED and _mask(value)):
                 yield source, np.array(value)
             else:
                 rounded.pop(source, None)
+
+
+def _mask(value: np.ndarray) -> bool:
+    """Whether these numbers say what counts, as a causal mask does, and are nothing to train:
+    infinite, huge, or two that take turns. (One alone is a bias of zeros, a gain of ones.)"""
+    if not np.isfinite(value).all() or np.abs(value).max() > _LARGEST:
+        return True
+    others = value[value != value.flat[0]]
+    return value.size > _FEW and bool(others.size) and bool((others == others[0]).all())
 
 
 def _source(graph: Graph, name: str) -> str:
@@ -312,10 +332,23 @@ def _round(c: Call) -> Tensor:
     return torch.fake_quantize_per_tensor_affine(c[0].float(), float(scale), offset, low, high)
 
 
-# What undoes a rounding that was done where it is written has nothing to do.
+def _unround(c: Call) -> Tensor:
+    """Of whole numbers, the floats that they stand for; what `_round` made is that already."""
+    x, scale, zero = c[0], c[1], c.optional(2)
+    if x.is_floating_point():
+        return x
+    if c.get("block_size", 0):
+        raise Failed("a constant rounded in blocks that is no weight cannot be trained through")
+    shape = [1] * x.ndim
+    if scale.numel() > 1:
+        shape[c.get("axis", 1)] = -1
+    steps = x.float() if zero is None else x.float() - zero.float().reshape(shape)
+    return steps * scale.float().reshape(shape)
+
+
 _ROUNDINGS: Mapping[str, Callable[[Call], Any]] = {
     "QuantizeLinear": _round,
-    "DequantizeLinear": lambda c: c[0],
+    "DequantizeLinear": _unround,
 }
 
 

@@ -1,0 +1,198 @@
+"""Operators and constants of ONNX graphs in torch: what they answer beside ONNX Runtime, what is a
+weight and what is not, and what is refused with a sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+from onnx import helper, numpy_helper
+from toy_onnx import answer, bench_of, build
+
+from sartor.contracts import Failed, Training
+from sartor.techniques._graph_onnx import Graph, read
+from sartor.techniques.quantize_onnx import StaticInt8
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning_fabric")
+
+from sartor.techniques import _training_onnx as trainer  # noqa: E402
+from sartor.techniques._autograd_onnx import GraphModule  # noqa: E402
+
+N = helper.make_node
+RNG = np.random.default_rng(0)
+X2, X3, X4 = (
+    RNG.standard_normal(shape, np.float32) for shape in ((3, 8), (2, 5, 6), (2, 4, 7, 7))
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "threads", lambda: 1)
+
+
+def weight(*shape: int) -> np.ndarray:
+    fan = np.prod(shape[1:]) if len(shape) > 2 else shape[0]
+    return (RNG.standard_normal(shape) * np.sqrt(2 / fan)).astype(np.float32)
+
+
+def model(
+    nodes: list[onnx.NodeProto],
+    feeds: dict[str, np.ndarray],
+    constants: dict[str, np.ndarray],
+    opset: int = 13,
+    outputs: tuple[str, ...] = ("y",),
+) -> onnx.ModelProto:
+    ports = [
+        helper.make_tensor_value_info(name, helper.np_dtype_to_tensor_dtype(v.dtype), v.shape)
+        for name, v in feeds.items()
+    ]
+    stored = [numpy_helper.from_array(np.asarray(v), name) for name, v in constants.items()]
+    graph = helper.make_graph(
+        nodes, "g", ports, [onnx.ValueInfoProto(name=name) for name in outputs], stored
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=9)
+
+
+def both(
+    nodes: list[onnx.NodeProto],
+    feeds: dict[str, np.ndarray],
+    constants: dict[str, np.ndarray] | None = None,
+    opset: int = 13,
+    outputs: tuple[str, ...] = ("y",),
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Of each output, what torch answers and what ONNX Runtime does."""
+    proto = model(nodes, feeds, constants or {}, opset, outputs)
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(proto.SerializeToString(), options)
+    net = GraphModule(Graph(proto)).eval()
+    found = net({name: torch.from_numpy(value) for name, value in feeds.items()})
+    right = session.run(list(outputs), feeds)
+    return [(found[n].detach().numpy(), r) for n, r in zip(outputs, right, strict=True)]
+
+
+def same(*args: Any, **facts: Any) -> None:
+    for found, right in both(*args, **facts):
+        assert found.dtype == right.dtype
+        assert found.shape == right.shape
+        assert found == pytest.approx(right, abs=1e-5)
+
+
+# -- integers that stand for floats --------------------------------------------------------------
+
+STORED = {"q": RNG.integers(0, 255, 8).astype(np.uint8), "s": np.float32(0.01), "z": np.uint8(3)}
+
+
+@pytest.mark.parametrize("operator", ["Add", "Div", "Max", "Mul", "Pow", "Where", "Concat"])
+def test_rounded_constants_are_floats_again_whatever_reads_them(operator: str) -> None:
+    names = {"Where": ["m", "x", "c"]}.get(operator, ["x", "c"])
+    facts = {"axis": 0} if operator == "Concat" else {}
+    stored = {**STORED, "q": STORED["q"].reshape(1, 8), "m": np.array([True, False] * 4)}
+    nodes = [N("DequantizeLinear", ["q", "s", "z"], ["c"]), N(operator, names, ["y"], **facts)]
+    same(nodes, {"x": np.abs(X2)}, stored)
+
+
+def test_a_rounded_number_on_its_own_and_scales_along_an_axis() -> None:
+    one = {**STORED, "q": np.uint8(127)}
+    same([N("DequantizeLinear", ["q", "s", "z"], ["c"]), N("Mul", ["x", "c"], ["y"])], {"x": X2}, one)
+    rows = {
+        "q": RNG.integers(-100, 100, (3, 8)).astype(np.int8), "s": np.float32([0.01, 0.02, 0.03]),
+        "z": np.int8([3, 0, 1]),
+    }  # fmt: skip
+    for operator, facts in (("Gemm", {"transB": 1}), ("Max", {})):  # a weight, and none
+        nodes = [N("DequantizeLinear", ["q", "s", "z"], ["c"], axis=-2)]
+        same([*nodes, N(operator, ["x", "c"], ["y"], **facts)], {"x": X2}, rows)
+
+
+@pytest.mark.parametrize("head", ["Gemm", "Conv"])
+def test_static_int8_of_a_net_that_answers_one_number(head: str, tmp_path: Path) -> None:
+    nodes = [
+        N("Conv", ["x", "w1", "b1"], ["c"], kernel_shape=[3, 3], pads=[1] * 4, name="c1"),
+        N("Relu", ["c"], ["r"], name="r1"),
+    ]
+    weights = {"w1": weight(96, 3, 3, 3), "b1": weight(96, 1)[:, 0], "b2": np.float32([0.5])}
+    if head == "Gemm":
+        nodes += [
+            N("GlobalAveragePool", ["r"], ["g"], name="g1"),
+            N("Flatten", ["g"], ["f"], name="f1"),
+            N("Gemm", ["f", "w2", "b2"], ["y"], transB=1, name="g2"),
+        ]
+        weights["w2"], shape = weight(1, 96), ("n", 1)
+    else:
+        nodes.append(N("Conv", ["r", "w2", "b2"], ["y"], name="c2"))
+        weights["w2"], shape = weight(1, 96, 1, 1), ("n", 1, 8, 8)
+    made = bench_of(build(nodes, {"x": ("n", 3, 8, 8)}, {"y": shape}, weights), tmp_path)
+    rounded = StaticInt8(examples=16).apply(made.toy.model, made)
+    batch = made.toy.batch(8, 5)
+    right = answer(rounded, batch)["y"]
+    net = GraphModule(read(rounded)).eval()
+    found = net({"x": torch.from_numpy(batch["x"])})["y"].detach().numpy()
+    assert np.abs(found - right).max() < 0.05 * np.ptp(right)
+
+
+# -- what is a weight ----------------------------------------------------------------------------
+
+
+def attention(mask: np.ndarray) -> onnx.ModelProto:
+    rng = np.random.default_rng(1)
+    weights = {k: (rng.standard_normal((16, 16)) / 4).astype(np.float32) for k in "qkv"}
+    weights |= {"o": rng.standard_normal((16, 4)).astype(np.float32), "mask": mask}
+    nodes = [
+        *(N("MatMul", ["x", name], [name.upper()]) for name in "qkv"),
+        N("Transpose", ["K"], ["T"], perm=[0, 2, 1]), N("MatMul", ["Q", "T"], ["S"]),
+        N("Add", ["S", "mask"], ["M"]), N("Softmax", ["M"], ["P"], axis=-1),
+        N("MatMul", ["P", "V"], ["C"]), N("ReduceMean", ["C"], ["G"], axes=[1], keepdims=0),
+        N("MatMul", ["G", "o"], ["y"]),
+    ]  # fmt: skip
+    return build(nodes, {"x": ("n", 8, 16)}, {"y": ("n", 4)}, weights)
+
+
+@pytest.mark.parametrize("closed", [-np.inf, -1e9, -100.0])
+def test_a_causal_mask_is_not_trained(closed: float, tmp_path: Path) -> None:
+    mask = np.where(np.tril(np.ones((8, 8))) > 0, 0, closed).astype(np.float32)
+    made = bench_of(attention(mask), tmp_path, training=Training(120, 0.01, 10**12))
+    graph = read(made.toy.model)
+    done = trainer.train(graph, trainer.Plan(6), made)
+    assert np.isfinite(done.after)
+    assert np.array_equal(graph.constant("mask"), mask)
+    assert "q" in done.names
+    assert "mask" not in done.names
+
+
+def test_biases_of_zeros_and_gains_of_ones_are_trained() -> None:
+    nodes = [
+        N("MatMul", ["x", "w"], ["a"]), N("Mul", ["a", "gain"], ["b"]),
+        N("Add", ["b", "bias"], ["c"]), N("Sub", ["c", "table"], ["y"]),
+    ]  # fmt: skip
+    constants = {
+        "w": weight(8, 16), "gain": np.ones(16, np.float32), "bias": np.zeros(16, np.float32),
+        "table": np.full(16, 2e4, np.float32),
+    }  # fmt: skip
+    net = GraphModule(Graph(model(nodes, {"x": X2}, constants)))
+    assert net.names == ["w", "gain", "bias"]
+
+
+def test_means_behind_an_identity_are_written_where_they_stand(tmp_path: Path) -> None:
+    nodes = [
+        N("Identity", ["m"], ["m2"]), N("MatMul", ["x", "w"], ["a"]),
+        N("BatchNormalization", ["a", "s", "b", "m2", "v"], ["c"]), N("Relu", ["c"], ["r"]),
+        N("MatMul", ["r", "o"], ["y"]),
+    ]  # fmt: skip
+    weights = {
+        "w": weight(16, 32), "s": np.ones(32, np.float32), "b": np.full(32, 0.1, np.float32),
+        "m": np.full(32, 0.1, np.float32), "v": np.ones(32, np.float32), "o": weight(32, 4),
+    }  # fmt: skip
+    made = bench_of(
+        build(nodes, {"x": ("n", 16)}, {"y": ("n", 4)}, weights), tmp_path,
+        training=Training(120, 0.01, 10**12),
+    )  # fmt: skip
+    graph = read(made.toy.model)
+    graph.set_constant("w", graph.constant("w") + weight(16, 32) / 2)
+    trainer.train(graph, trainer.Plan(6, teacher=1.0), made)
+    onnxruntime.InferenceSession(graph.proto.SerializeToString())
+    assert np.any(graph.constant("m") != weights["m"])
