@@ -25,9 +25,7 @@ from sartor.techniques._autograd_onnx import GraphModule  # noqa: E402
 
 N = helper.make_node
 RNG = np.random.default_rng(0)
-X2, X3, X4 = (
-    RNG.standard_normal(shape, np.float32) for shape in ((3, 8), (2, 5, 6), (2, 4, 7, 7))
-)
+X2, X3, X4 = (RNG.standard_normal(shape, np.float32) for shape in ((3, 8), (2, 5, 6), (2, 4, 7, 7)))
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +97,9 @@ def test_rounded_constants_are_floats_again_whatever_reads_them(operator: str) -
 
 def test_a_rounded_number_on_its_own_and_scales_along_an_axis() -> None:
     one = {**STORED, "q": np.uint8(127)}
-    same([N("DequantizeLinear", ["q", "s", "z"], ["c"]), N("Mul", ["x", "c"], ["y"])], {"x": X2}, one)
+    same(
+        [N("DequantizeLinear", ["q", "s", "z"], ["c"]), N("Mul", ["x", "c"], ["y"])], {"x": X2}, one
+    )
     rows = {
         "q": RNG.integers(-100, 100, (3, 8)).astype(np.int8), "s": np.float32([0.01, 0.02, 0.03]),
         "z": np.int8([3, 0, 1]),
@@ -196,3 +196,101 @@ def test_means_behind_an_identity_are_written_where_they_stand(tmp_path: Path) -
     trainer.train(graph, trainer.Plan(6, teacher=1.0), made)
     onnxruntime.InferenceSession(graph.proto.SerializeToString())
     assert np.any(graph.constant("m") != weights["m"])
+
+
+# -- what operators answer -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("rounds", ["round_prefer_floor", "round_prefer_ceil", "floor", "ceil"])
+@pytest.mark.parametrize("how", ["asymmetric", "half_pixel"])
+def test_resizing_to_the_nearest(how: str, rounds: str) -> None:
+    facts = {"coordinate_transformation_mode": how, "nearest_mode": rounds}
+    for factor in (0.5, 1.5, 2, 3, 4):
+        scales = {"s": np.float32([1, 1, factor, factor])}
+        same([N("Resize", ["x", "", "s"], ["y"], mode="nearest", **facts)], {"x": X4}, scales)
+
+
+@pytest.mark.parametrize("how", ["half_pixel", "pytorch_half_pixel", "align_corners", "asymmetric"])
+def test_resizing_linearly(how: str) -> None:
+    facts = {"mode": "linear", "coordinate_transformation_mode": how}
+    for factor in (0.5, 1.3, 1.5, 2):
+        scales = {"s": np.float32([1, 1, factor, factor])}
+        same([N("Resize", ["x", "", "s"], ["y"], **facts)], {"x": X4}, scales)
+    for size in (1, 3, 10):
+        sizes = {"s": np.array([2, 4, size, size])}
+        same([N("Resize", ["x", "", "", "s"], ["y"], **facts)], {"x": X4}, sizes)
+    sizes = {"s": np.array([10, 9])}
+    same([N("Resize", ["x", "", "", "s"], ["y"], axes=[3, 2], **facts)], {"x": X4}, sizes, 18)
+
+
+def test_resizing_nearest_unless_told_otherwise() -> None:
+    same([N("Resize", ["x", "", "s"], ["y"])], {"x": X4}, {"s": np.float32([1, 1, 3, 2])})
+    facts = {"coordinate_transformation_mode": "asymmetric"}
+    same([N("Resize", ["x", "", "s"], ["y"], **facts)], {"x": X4}, {"s": np.float32([1, 1, 4, 4])})
+
+
+@pytest.mark.parametrize("auto", ["SAME_UPPER", "SAME_LOWER", "VALID", "NOTSET"])
+def test_transposed_convolutions(auto: str) -> None:
+    constants = {"w": weight(4, 3, 3, 3)}
+    facts = {"pads": [1, 0, 0, 1], "output_padding": [1, 0]} if auto == "NOTSET" else {}
+    for steps in ([2, 2], [1, 3]):
+        node = N("ConvTranspose", ["x", "w"], ["y"], strides=steps, auto_pad=auto, **facts)
+        if not (facts and steps[0] == 1):
+            same([node], {"x": X4}, constants)
+
+
+@pytest.mark.parametrize("window", [(2, 2, 1, 1), (3, 2, 1, 1), (2, 3, 0, 1), (3, 2, 0, 0)])
+def test_pooling_with_a_last_window_that_is_not_whole(window: tuple[int, ...]) -> None:
+    size, step, before, after = window
+    facts = {"kernel_shape": [size] * 2, "strides": [step] * 2, "ceil_mode": 1}
+    facts["pads"] = [before, before, after, after]
+    same([N("MaxPool", ["x"], ["y"], **facts)], {"x": X4})
+    for every in (0, 1):
+        facts["count_include_pad"] = every
+        same([N("AveragePool", ["x"], ["y"], **facts)], {"x": X4}, opset=19)
+        same([N("AveragePool", ["x"], ["y"], **{**facts, "ceil_mode": 0})], {"x": X4}, opset=19)
+
+
+def test_operators_with_attributes_that_are_seldom_written() -> None:
+    rms = {"s": np.full(8, 1.5, np.float32)}
+    same([N("SimplifiedLayerNormalization", ["x", "s"], ["y"], axis=-1)], {"x": X2 + 1}, rms)
+    gain = {"s": weight(6)}
+    node = N("LayerNormalization", ["x", "s"], ["y", "m", "d"])
+    same([node], {"x": X3}, gain, 17, ("y", "m", "d"))
+    same([N("Selu", ["x"], ["y"], alpha=2.0, gamma=3.0)], {"x": X2})
+    same([N("Selu", ["x"], ["y"])], {"x": X2})
+    ties = {"x": np.float32([[1, 2, 2], [3, 3, 0]])}
+    for facts in ({}, {"keepdims": 0}, {"select_last_index": 1}):
+        same([N("ArgMax", ["x"], ["y"], axis=1, **facts)], ties)
+    whole = {"lo": np.array(0), "hi": np.array(2**62)}
+    same([N("Clip", ["x", "lo", "hi"], ["y"])], {"x": np.array([-3, 2**40 + 1])}, whole)
+    same([N("Clip", ["x"], ["y"])], {"x": X2})
+    same([N("ConstantOfShape", ["n"], ["c"]), N("Add", ["x", "c"], ["y"])],
+         {"x": X2, "n": np.zeros(0, np.int64)})  # fmt: skip
+
+
+@pytest.mark.parametrize("how", ["edge", "reflect"])
+def test_padding_on_every_axis(how: str) -> None:
+    for x, pads in ((X4, [0, 1, 0, 2, 0, 1, 3, 0]), (X2, [0, 1, 0, 2]), (X3, [1, 0, 0, 0, 2, 0])):
+        same([N("Pad", ["x", "p"], ["y"], mode=how)], {"x": x}, {"p": np.array(pads)})
+
+
+REFUSED = [
+    ("Resize", {"mode": "linear", "antialias": 1}, "antialias=1"),
+    ("Resize", {"mode": "cubic"}, "mode=cubic"),
+    ("Resize", {"keep_aspect_ratio_policy": "not_larger"}, "keep_aspect_ratio_policy=not_larger"),
+    ("AveragePool", {"kernel_shape": [2, 2], "dilations": [2, 2]}, r"dilations=\[2, 2\]"),
+    ("LSTM", {"hidden_size": 4, "input_forget": 1}, "input_forget=1"),
+]
+
+
+@pytest.mark.parametrize(("operator", "facts", "said"), REFUSED)
+def test_attributes_that_cannot_be_followed_are_named(
+    operator: str, facts: dict[str, Any], said: str, tmp_path: Path
+) -> None:
+    inputs = {"Resize": ["h", "", "s"], "LSTM": ["h", "w", "w"]}.get(operator, ["h"])
+    nodes = [N("Relu", ["x"], ["h"]), N(operator, inputs, ["y"], name="odd", **facts)]
+    constants = {"w": weight(2, 16, 6), "s": np.float32([1, 1, 2, 2])}
+    proto = model(nodes, {"x": X4}, constants, 19)
+    with pytest.raises(Failed, match=rf"{operator} \(odd\) with {said} is an operator"):
+        GraphModule(Graph(proto))

@@ -28,7 +28,7 @@ from sartor.contracts import Failed
 from sartor.techniques import _operators_shapes_onnx  # noqa: F401  (it adds to OPERATORS)
 from sartor.techniques._graph_onnx import Graph, first_line
 from sartor.techniques._norms_onnx import Norms
-from sartor.techniques._operators_onnx import OPERATORS, Call
+from sartor.techniques._operators_onnx import OPERATORS, Call, beyond, called
 
 # Operator -> the inputs whose float constants are weights; None: all of them.
 _WEIGHTS: Mapping[str, tuple[int, ...] | None] = {
@@ -147,9 +147,7 @@ class GraphModule(nn.Module):
         for at, node in enumerate(nodes):
             run = _ROUNDINGS.get(node.op_type) or OPERATORS.get(node.op_type)
             if run is None or not followed(node):
-                raise Failed(
-                    f"{node.op_type} ({node.name}) is an operator that cannot be trained through"
-                )
+                raise Failed(f"{called(node)} is an operator that cannot be trained through")
             spent = tuple(n for n in dict.fromkeys(node.input) if n and last[n] == at)
             attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
             attributes = {
@@ -242,7 +240,7 @@ class GraphModule(nn.Module):
 def followed(node: onnx.NodeProto) -> bool:
     """Whether autograd can follow this operator."""
     known = node.op_type in OPERATORS or node.op_type in _ROUNDINGS
-    return known and node.domain in ("", "ai.onnx")
+    return known and node.domain in ("", "ai.onnx") and beyond(node) is None
 
 
 def _floats(graph: Graph, rounded: dict[str, _Rounded]) -> Iterator[tuple[str, np.ndarray]]:

@@ -1,7 +1,8 @@
 """ONNX's operators written in torch, so that autograd can follow a graph.
 
 OPERATORS["Relu"](call) -> a tensor, or a tuple of tensors where the operator has several outputs.
-Here is what computes; what gathers, moves and cuts is in `_operators_shapes_onnx`.
+Here is what computes; what moves windows over pictures is in `_operators_windows_onnx`, what
+gathers, moves and cuts in `_operators_shapes_onnx`. ONLY says which attributes are followed.
 Semantics are those of opset 13 and later unless an older form differs in its attributes alone.
 """
 
@@ -12,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import onnx
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -58,6 +60,26 @@ class Call:
 
 Operator = Callable[[Call], Any]
 OPERATORS: dict[str, Operator] = {}
+ONLY: dict[str, dict[str, tuple[Any, ...]]] = {"LSTM": {"input_forget": (0,), "layout": (0,)}}
+"""Operator -> attribute -> the values that are followed; whatever else it says is refused."""
+
+
+def beyond(node: onnx.NodeProto) -> str | None:
+    """The attribute with which this operator is not followed, as "name=value"; None without."""
+    known = ONLY.get(node.op_type)
+    for each in node.attribute if known else ():
+        value = onnx.helper.get_attribute_value(each)
+        value = value.decode() if isinstance(value, bytes) else value
+        said = value[0] if isinstance(value, list) and len(set(value)) == 1 else value
+        if known and each.name in known and said not in known[each.name]:
+            return f"{each.name}={value}"
+    return None
+
+
+def called(node: onnx.NodeProto) -> str:
+    """The operator in a sentence: "Resize (up) with antialias=1"."""
+    further = beyond(node)
+    return f"{node.op_type} ({node.name})" + (f" with {further}" if further else "")
 
 
 def operator(*names: str) -> Callable[[Operator], Operator]:
@@ -92,7 +114,7 @@ _unary(
     Abs=torch.abs, Ceil=torch.ceil, Cos=torch.cos, Erf=torch.erf, Exp=torch.exp, Floor=torch.floor,
     Identity=lambda x: x, Log=torch.log, Neg=torch.neg, Not=torch.logical_not,
     Reciprocal=torch.reciprocal, Relu=torch.relu, Round=torch.round, Sigmoid=torch.sigmoid,
-    Selu=F.selu, Sign=torch.sign, Sin=torch.sin, Softplus=F.softplus, Softsign=F.softsign,
+    Sign=torch.sign, Sin=torch.sin, Softplus=F.softplus, Softsign=F.softsign,
     Sqrt=torch.sqrt,
     Tanh=torch.tanh, HardSwish=F.hardswish, Mish=F.mish, IsNaN=torch.isnan,
     NonZero=lambda x: torch.nonzero(x).T, Size=lambda x: torch.tensor(x.numel()),
@@ -164,12 +186,17 @@ def _cast(c: Call) -> Tensor:
 
 @operator("Clip")
 def _clip(c: Call) -> Tensor:
-    low, high = c.optional(1), c.optional(2)
-    return torch.clamp(
-        c[0],
-        c.get("min") if low is None else float(low),
-        c.get("max") if high is None else float(high),
+    low, high = (
+        c.get(name) if given is None else given.item()  # a whole number stays one
+        for name, given in (("min", c.optional(1)), ("max", c.optional(2)))
     )
+    return c[0] if low is None and high is None else torch.clamp(c[0], low, high)
+
+
+@operator("Selu")
+def _selu(c: Call) -> Tensor:
+    gain, slope = c.get("gamma", 1.0507009873554805), c.get("alpha", 1.6732632423543772)
+    return gain * F.elu(c[0], slope)
 
 
 @operator("LeakyRelu")
@@ -230,87 +257,7 @@ def _einsum(c: Call) -> Tensor:
     return torch.einsum(text, *[c[at] for at in range(len(c.inputs))])
 
 
-def padded(c: Call, x: Tensor, window: Sequence[int], value: float = 0.0) -> Tensor:
-    """The input with what `pads` or `auto_pad` put around its spatial axes."""
-    spatial = x.ndim - 2
-    how = c.get("auto_pad", b"NOTSET")
-    how = how.decode() if isinstance(how, bytes) else how
-    pads = list(c.get("pads") or [0] * (2 * spatial))
-    if how in ("SAME_UPPER", "SAME_LOWER"):
-        strides = c.get("strides") or [1] * spatial
-        dilations = c.get("dilations") or [1] * spatial
-        for at in range(spatial):
-            size, step = x.shape[2 + at], strides[at]
-            reach = (window[at] - 1) * dilations[at] + 1
-            need = max((-(-size // step) - 1) * step + reach - size, 0)
-            less, more = need // 2, need - need // 2
-            pads[at], pads[spatial + at] = (less, more) if how == "SAME_UPPER" else (more, less)
-    elif how == "VALID":
-        pads = [0] * (2 * spatial)
-    if not any(pads):
-        return x
-    order = [pads[side * spatial + at] for at in reversed(range(spatial)) for side in (0, 1)]
-    return F.pad(x, order, value=value)
-
-
-@operator("Conv")
-def _conv(c: Call) -> Tensor:
-    weight = c[1]
-    spatial = weight.ndim - 2
-    run = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
-    settings = {
-        "stride": tuple(c.get("strides") or [1] * spatial),
-        "dilation": tuple(c.get("dilations") or [1] * spatial),
-        "groups": c.get("group", 1),
-    }
-    pads = c.get("pads") or [0] * (2 * spatial)
-    if c.get("auto_pad", b"NOTSET") in (b"NOTSET", "NOTSET") and pads[:spatial] == pads[spatial:]:
-        return run(c[0], weight, c.optional(2), padding=tuple(pads[:spatial]), **settings)
-    return run(padded(c, c[0], weight.shape[2:]), weight, c.optional(2), **settings)
-
-
-@operator("ConvTranspose")
-def _conv_transpose(c: Call) -> Tensor:
-    weight = c[1]
-    spatial = weight.ndim - 2
-    pads = c.get("pads") or [0] * (2 * spatial)
-    if pads[:spatial] != pads[spatial:] or c.get("output_shape"):
-        raise Failed("a ConvTranspose with uneven padding cannot be trained through")
-    run = (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)[spatial - 1]
-    return run(
-        c[0], weight, c.optional(2), tuple(c.get("strides") or [1] * spatial),
-        tuple(pads[:spatial]), tuple(c.get("output_padding") or [0] * spatial),
-        c.get("group", 1), tuple(c.get("dilations") or [1] * spatial),
-    )  # fmt: skip
-
-
-# -- pooling and norms -----------------------------------------------------------------------------
-
-
-@operator("MaxPool")
-def _max_pool(c: Call) -> Tensor:
-    window = list(c.get("kernel_shape"))
-    run = (F.max_pool1d, F.max_pool2d, F.max_pool3d)[len(window) - 1]
-    x = padded(c, c[0], window, -torch.inf)
-    made: Tensor = run(
-        x, window, c.get("strides") or [1] * len(window), 0,
-        c.get("dilations") or [1] * len(window), bool(c.get("ceil_mode", 0)),
-    )  # fmt: skip
-    return made
-
-
-@operator("AveragePool")
-def _average_pool(c: Call) -> Tensor:
-    window = list(c.get("kernel_shape"))
-    run = (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)[len(window) - 1]
-    strides = list(c.get("strides") or [1] * len(window))
-    ceil = bool(c.get("ceil_mode", 0))
-    x = padded(c, c[0], window)
-    found: Tensor = run(x, window, strides, 0, ceil)
-    if x is c[0] or c.get("count_include_pad", 0):
-        return found
-    ones = padded(c, torch.ones_like(c[0][:1, :1]), window)
-    return found / run(ones, window, strides, 0, ceil).clamp_min(1e-12)
+# -- norms -----------------------------------------------------------------------------------------
 
 
 @operator("BatchNormalization")
@@ -330,15 +277,27 @@ def _group_norm(c: Call) -> Tensor:
     return F.group_norm(c[0], c.get("num_groups"), c[1], c[2], c.get("epsilon", 1e-5))
 
 
-@operator("LayerNormalization", "SimplifiedLayerNormalization")
-def _layer_norm(c: Call) -> Tensor:
-    axis = c.get("axis", -1) % c[0].ndim
-    bias = c.optional(2)
-    made: Tensor = F.layer_norm(
-        c[0], c[0].shape[axis:], c[1].expand(c[0].shape[axis:]),
-        None if bias is None else bias.expand(c[0].shape[axis:]), c.get("epsilon", 1e-5),
-    )  # fmt: skip
-    return made
+@operator("LayerNormalization")
+def _layer_norm(c: Call) -> tuple[Tensor, ...]:
+    """The normed values; where they are asked for, their means and inverse deviations too."""
+    axis, epsilon = c.get("axis", -1) % c[0].ndim, c.get("epsilon", 1e-5)
+    bias, shape = c.optional(2), c[0].shape[axis:]
+    made = F.layer_norm(
+        c[0], shape, c[1].expand(shape), None if bias is None else bias.expand(shape), epsilon
+    )
+    if c.get("_outputs", 1) == 1:
+        return (made,)
+    axes = tuple(range(axis, c[0].ndim))
+    variance, mean = torch.var_mean(c[0], axes, correction=0, keepdim=True)
+    return made, mean, (variance + epsilon).rsqrt()
+
+
+@operator("SimplifiedLayerNormalization")
+def _rms_norm(c: Call) -> Tensor:
+    """Without a mean (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019)."""
+    axes = tuple(range(c.get("axis", -1) % c[0].ndim, c[0].ndim))
+    square = (c[0] * c[0]).mean(axes, keepdim=True)
+    return c[0] * (square + c.get("epsilon", 1e-5)).rsqrt() * c[1]
 
 
 @operator("LpNormalization")

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sartor.contracts import Failed
+from sartor.techniques import _operators_windows_onnx  # noqa: F401  (it adds to OPERATORS too)
 from sartor.techniques._operators_onnx import OPERATORS, Call, Operator, operator
 
 
@@ -39,7 +40,13 @@ OPERATORS |= {
 
 
 def _place(function: Callable[..., Tensor]) -> Operator:
-    return lambda c: function(c[0], c.get("axis", 0), bool(c.get("keepdims", 1)))
+    def run(c: Call) -> Tensor:
+        axis, keep = c.get("axis", 0), bool(c.get("keepdims", 1))
+        if not c.get("select_last_index", 0):
+            return function(c[0], axis, keep)
+        return c[0].shape[axis] - 1 - function(c[0].flip(axis), axis, keep)
+
+    return run
 
 
 OPERATORS |= {"ArgMax": _place(torch.argmax), "ArgMin": _place(torch.argmin)}
@@ -144,23 +151,34 @@ def _expand(c: Call) -> Tensor:
 
 @operator("Pad")
 def _pad(c: Call) -> Tensor:
-    pads = c.numbers(1, "pads") or []
-    axes = c.numbers(3, "axes") or list(range(c[0].ndim))
+    pads, x = c.numbers(1, "pads") or [], c[0]
+    axes = c.numbers(3, "axes") or list(range(x.ndim))
     value, how = c.optional(2), c.get("mode", b"constant")
     how = how.decode() if isinstance(how, bytes) else how
-    around = {axis % c[0].ndim: (pads[i], pads[len(axes) + i]) for i, axis in enumerate(axes)}
-    order = [each for axis in reversed(range(c[0].ndim)) for each in around.get(axis, (0, 0))]
+    around = {axis % x.ndim: (pads[i], pads[len(axes) + i]) for i, axis in enumerate(axes)}
     if how == "constant":
-        return F.pad(c[0], order, value=c.get("value", 0.0) if value is None else float(value))
-    modes = {"reflect": "reflect", "edge": "replicate"}
-    return F.pad(c[0], order[: 2 * (c[0].ndim - 2)], mode=modes[how])
+        order = [each for axis in reversed(range(x.ndim)) for each in around.get(axis, (0, 0))]
+        return F.pad(x, order, value=c.get("value", 0.0) if value is None else float(value))
+    for axis, (before, after) in around.items():
+        if before or after:
+            x = x.index_select(axis, _around(x.shape[axis], before, after, how))
+    return x
+
+
+def _around(size: int, before: int, after: int, how: str) -> Tensor:
+    """[before + size + after]: which index stands there."""
+    places = torch.arange(-before, size + after)
+    if how == "reflect":  # the edge itself is not repeated
+        places = places.remainder(max(2 * (size - 1), 1))
+        return torch.minimum(places, 2 * (size - 1) - places)
+    return places.clamp(0, size - 1) if how == "edge" else places.remainder(size)
 
 
 @operator("ConstantOfShape")
 def _constant_of_shape(c: Call) -> Tensor:
     value = c.get("value")
     filled = torch.zeros(1) if value is None else torch.from_numpy(np.array(value))
-    return filled.expand([int(each) for each in c[0].tolist()]).clone()
+    return filled.reshape(()).expand([int(each) for each in c[0].tolist()]).clone()
 
 
 @operator("Range")
@@ -189,24 +207,3 @@ def _depth_to_space(c: Call) -> Tensor:
     b, (n, depth, h, w) = c.get("blocksize"), c[0].shape
     x = c[0].reshape(n, b, b, depth // (b * b), h, w)
     return x.permute(0, 3, 4, 1, 5, 2).reshape(n, depth // (b * b), h * b, w * b)
-
-
-@operator("Resize")
-def _resize(c: Call) -> Tensor:
-    scales, sizes = c.optional(2), c.optional(3)
-    mode = c.get("mode", b"nearest")
-    mode = mode.decode() if isinstance(mode, bytes) else mode
-    how = c.get("coordinate_transformation_mode", b"half_pixel")
-    how = how.decode() if isinstance(how, bytes) else how
-    modes = {("linear", "half_pixel"): False, ("linear", "pytorch_half_pixel"): False,
-             ("linear", "align_corners"): True, ("nearest", "asymmetric"): None}  # fmt: skip
-    if (mode, how) not in modes or c[0].ndim != 4:
-        raise Failed(f"a Resize by {mode} and {how} cannot be trained through")
-    if sizes is not None and sizes.numel():
-        size = [int(each) for each in sizes.tolist()[2:]]
-    elif scales is not None:
-        size = [int(s * f) for s, f in zip(c[0].shape[2:], scales.tolist()[2:], strict=True)]
-    else:
-        raise Failed("a Resize without sizes cannot be trained through")
-    named = "bilinear" if mode == "linear" else "nearest"
-    return F.interpolate(c[0], size, mode=named, align_corners=modes[mode, how])

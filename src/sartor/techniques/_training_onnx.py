@@ -29,6 +29,7 @@ from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
 from sartor.techniques._loss_onnx import Loss, Plan, without_classes
 from sartor.techniques._norms_onnx import Norms
+from sartor.techniques._operators_onnx import called
 from sartor.techniques._sparsity_onnx import Sparse, Sparsity, sparsifiable
 
 _WARM = 0.1  # share of the steps in which the rate rises
@@ -133,7 +134,7 @@ def untrainable(model: Model, bench: Bench, effort: float, balance: str = "none"
         return f"its training takes {seconds:.0f} s, and there are {bench.patience:.0f} left for it"
     for node in peek(model).nodes:
         if node.op_type != "Constant" and not followed(node):
-            return f"{node.op_type} ({node.name}) is an operator that cannot be trained through"
+            return f"{called(node)} is an operator that cannot be trained through"
     return None
 
 
