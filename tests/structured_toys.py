@@ -448,6 +448,21 @@ def gated() -> Case:
     return Case(proto, (weights(proto, "MatMul_0")[0], 1, 48), gone, silence)
 
 
+def from_the_end() -> Case:
+    """Bounds that are counted from the end, where only what lies behind them becomes thinner."""
+    draft = Draft(22)
+    x = draft.conv("x", 3, 16)
+    first, cut, far, channels = (number(draft, each) for each in (0, -6, 2**63 - 1, 1))
+    front, back = (
+        draft.op("Slice", x, first, cut, channels),
+        draft.op("Slice", x, cut, far, channels),
+    )
+    proto = image(draft, draft.op("Relu", draft.op("Concat", back, front, axis=1)), 16)
+    gone = (0, 3, 5)
+    silence = made_by(proto, [10 + each for each in gone], "Conv_0")
+    return Case(proto, (weights(proto, "Conv_0")[0], 0, 6), gone, silence)
+
+
 def shared() -> Case:
     """One weight in two places: what goes in one goes in both."""
     draft = Draft(20)
@@ -491,6 +506,7 @@ CASES: dict[str, Callable[[], Case]] = {
         *(shuffled, upsampled, heads_constant, heads_shared_target, heads_computed),
         *(heads_divided, heads_packed, heads_split, heads_merged, heads_queried, heads_turned),
         *(heads_in_an_equation, feed_forward, gated, shared, windows),
+        from_the_end,
     )
 }
 

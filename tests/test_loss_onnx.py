@@ -14,7 +14,17 @@ from conftest import Case, save_perceptron
 
 import sartor
 from sartor.bench import LocalBench
-from sartor.contracts import Failed, Step, Target, Task, Training, Unneeded
+from sartor.contracts import (
+    Failed,
+    Model,
+    Port,
+    Signature,
+    Step,
+    Target,
+    Task,
+    Training,
+    Unneeded,
+)
 from sartor.data import read
 from sartor.lab import Toy, ToyBench
 from sartor.records import Journal
@@ -65,8 +75,12 @@ def worn(made: ToyBench) -> Graph:
 class Fixed:
     """A bench of which only the task, labels and lessons are asked for."""
 
-    def __init__(self, task: Task, label: Any = (), taught: Any = None) -> None:
+    def __init__(
+        self, task: Task, label: Any = (), taught: Any = None, shape: Any = (), lengths: Any = None
+    ) -> None:
         self.task, self.label, self.taught = task, np.asarray(label), taught
+        port = Port(task.output, "float32", tuple(shape))
+        self.teacher, self._lengths = Model("onnx", None, Signature((), (port,))), lengths
 
     def batches(self, split: str, size: int) -> Any:
         for at in range(0, len(self.label), size):
@@ -76,11 +90,21 @@ class Fixed:
         return compute()
 
     def teach(self, batch: Any) -> Any:
-        return {"y": self.taught}
+        return self.taught if isinstance(self.taught, dict) else {"y": self.taught}
+
+    def lengths(self, split: str) -> Any:
+        return self._lengths
+
+    def count(self, split: str) -> int:
+        return len(self.label)
+
+    def pick(self, split: str, rows: np.ndarray) -> Any:
+        return {"label": self.label[rows]}
 
 
 def loss_of(task: Task, given: np.ndarray, label: np.ndarray, **plan: Any) -> float:
-    loss = Loss(Plan(1, **{"teacher": 0.0, **plan}), Fixed(task, label))  # type: ignore[arg-type]
+    made = Fixed(task, label, shape=(None, *given.shape[1:]))
+    loss = Loss(Plan(1, **{"teacher": 0.0, **plan}), made)  # type: ignore[arg-type]
     return float(loss({"y": torch.from_numpy(given)}, {"label": label}, None))
 
 
@@ -129,6 +153,66 @@ def test_labels_of_every_form() -> None:
     value = RNG.normal(size=6)
     right = float(np.square(logits[:, 0] - value).mean())
     assert loss_of(numbers, logits[:, :1], value) == pytest.approx(right, rel=1e-5)
+
+
+TAGS = Task("segmentation", "y", "accuracy", classes=9, form="logits")
+
+
+@pytest.mark.parametrize("last", [True, False])
+def test_sequences_as_long_as_there_are_classes(last: bool) -> None:
+    shape = (None, None, 9) if last else (None, 9, None)
+    loss = Loss(Plan(1, teacher=0.0), Fixed(TAGS, shape=shape, lengths=np.array([8, 9, 10])))  # type: ignore[arg-type]
+    for length in (8, 9, 10):
+        label = RNG.integers(0, 9, (4, 12))  # as wide as the longest row of all
+        given = 20 * torch.eye(9)[torch.from_numpy(label[:, :length])]
+        answers = {"y": given if last else given.movedim(-1, 1)}
+        assert float(loss(answers, {"label": label}, None)) == pytest.approx(0, abs=1e-5)
+
+
+def test_an_axis_of_classes_that_cannot_be_told_is_refused(tmp_path: Path) -> None:
+    made = bench(tmp_path)
+    made.task = TAGS
+    for shape, said in (((None, None, 9), None), ((None, 9, 9), r"[?, 9, 9]"), ((None,) * 3, "?")):
+        port = Port("y", "float32", shape)
+        made.teacher = dataclasses.replace(made.toy.model, signature=Signature((), (port,)))
+        found = trainer.untrainable(made.toy.model, made, 1.0)
+        assert found is None if said is None else "cannot be told" in found and said in found
+
+
+def test_answers_without_a_row_for_each_do_not_teach() -> None:
+    plain = Task("classification", "y", "accuracy", classes=4, form="logits")
+    given = RNG.normal(size=(6, 4)).astype(np.float32)
+    states = RNG.normal(size=(2, 6, 5)).astype(np.float32)
+    taught = {"y": given, "h": states, "scale": np.float32(1), "other": given + 1}
+    for rows in (np.arange(6), None):
+        made = Fixed(plain, np.zeros(6, np.int64), taught, (None, 4))
+        loss = Loss(Plan(1, teacher=1.0), made)  # type: ignore[arg-type]
+        answers = {name: torch.from_numpy(np.array(value)) for name, value in taught.items()}
+        assert float(loss(answers, {"label": made.label}, rows)) == pytest.approx(0, abs=1e-6)
+        answers["h"] = answers["h"] + 1
+        assert float(loss(answers, {"label": made.label}, rows)) == pytest.approx(0, abs=1e-6)
+        answers["other"] = answers["other"] + 1
+        assert float(loss(answers, {"label": made.label}, rows)) > 0.01
+
+
+def test_answers_as_long_as_their_batch_teach() -> None:
+    """Rows of like length are together where answers are remembered, not where they are used."""
+
+    class Tokens(Fixed):
+        def pick(self, split: str, rows: np.ndarray) -> Any:
+            width = int(self._lengths[rows].max())
+            return {"x": np.zeros((len(rows), width)), "label": self.label[rows]}
+
+        def teach(self, batch: Any) -> Any:
+            return {"y": np.zeros((*batch["x"].shape, 9), np.float32)}
+
+    rows = np.array([0, 40, 63])
+    made = Tokens(TAGS, np.zeros((64, 80), np.int64), shape=(None, None, 9), lengths=np.arange(4, 68))
+    loss = Loss(Plan(1, batch=8, teacher=0.5), made)  # type: ignore[arg-type]
+    for each in (rows, rows[:2]):
+        batch = made.pick("train", each)
+        answers = {"y": torch.zeros(*batch["x"].shape, 9)}
+        assert float(loss(answers, batch, each)) == pytest.approx(0.5 * np.log(9), rel=1e-5)
 
 
 def test_without_labels_the_original_alone_teaches() -> None:

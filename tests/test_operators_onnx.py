@@ -3,6 +3,7 @@ weight and what is not, and what is refused with a sentence."""
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -14,14 +15,16 @@ from onnx import helper, numpy_helper
 from toy_onnx import answer, bench_of, build
 
 from sartor.contracts import Failed, Training
-from sartor.techniques._graph_onnx import Graph, read
+from sartor.techniques._graph_onnx import Graph, read, write
 from sartor.techniques.quantize_onnx import StaticInt8
+from sartor.techniques.structured_onnx import StructuredPrune
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
 from sartor.techniques import _training_onnx as trainer  # noqa: E402
 from sartor.techniques._autograd_onnx import GraphModule  # noqa: E402
+from sartor.techniques._operators_onnx import OPERATORS  # noqa: E402
 
 N = helper.make_node
 RNG = np.random.default_rng(0)
@@ -294,3 +297,59 @@ def test_attributes_that_cannot_be_followed_are_named(
     proto = model(nodes, {"x": X4}, constants, 19)
     with pytest.raises(Failed, match=rf"{operator} \(odd\) with {said} is an operator"):
         GraphModule(Graph(proto))
+
+
+# -- looked at before it is trained --------------------------------------------------------------
+
+
+def toy(folder: Path, **facts: Any) -> Any:
+    nodes = [
+        N("Gemm", ["x", "w", "b"], ["a"], name="first"), N("Relu", ["a"], ["r"]),
+        N("Gemm", ["r", "o", "c"], ["y"], name="second"),
+    ]  # fmt: skip
+    weights = {"w": weight(16, 32), "b": weight(32), "o": weight(32, 4), "c": weight(4)}
+    proto = build(nodes, {"x": ("n", 16)}, {"y": ("n", 4)}, weights)
+    return bench_of(proto, folder, training=Training(120, 0.01, 10**12), **facts)
+
+
+def test_what_answers_otherwise_in_torch_is_neither_trained_nor_pruned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = toy(tmp_path)
+    rounded = read(StaticInt8(examples=16).apply(made.toy.model, made))
+    for graph in (read(made.toy.model), rounded):
+        trainer.train(graph, trainer.Plan(2), made)
+    right = OPERATORS["Gemm"]
+    monkeypatch.setitem(OPERATORS, "Gemm", lambda c: 2 * right(c))
+    for graph in (read(made.toy.model), rounded):
+        with pytest.raises(Failed, match=r"in torch it answers otherwise: y differs by .*4 rows"):
+            trainer.train(graph, trainer.Plan(2), made)
+    with pytest.raises(Failed, match="in torch it answers otherwise"):
+        StructuredPrune(share=0.5, importance="taylor").apply(made.toy.model, made)
+    monkeypatch.setitem(OPERATORS, "Gemm", lambda c: right(c) * torch.inf)
+    with pytest.raises(Failed, match="otherwise: y differs in shape or values on 4 rows"):
+        trainer.train(read(made.toy.model), trainer.Plan(2), made)
+
+
+def test_answers_and_weights_that_cannot_be_trained_are_refused(tmp_path: Path) -> None:
+    made = toy(tmp_path)
+    assert trainer.untrainable(made.toy.model, made, 1.0) is None
+    made.task = dataclasses.replace(made.task, form="classes")
+    assert "no gradient passes" in str(trainer.untrainable(made.toy.model, made, 1.0))
+    made.task = dataclasses.replace(made.task, form="logits")
+    graph = read(made.toy.model)
+    for name, _ in list(graph.constants()):
+        graph.set_constant(name, graph.constant(name).astype(np.float16))
+    half = dataclasses.replace(made.toy.model, payload=write(graph.proto, made.scratch))
+    assert "no weights in floats of 32 bits" in str(trainer.untrainable(half, made, 1.0))
+    with pytest.raises(Failed, match="no weights in floats of 32 bits"):
+        trainer.train(graph, trainer.Plan(2), made)
+
+
+def test_a_second_output_that_is_not_computed_is_named() -> None:
+    nodes = [
+        N("MaxPool", ["x"], ["p", "where"], kernel_shape=[2, 2]),
+        N("Cast", ["where"], ["y"], to=1, name="end"),
+    ]
+    with pytest.raises(Failed, match=r"where, an input of Cast \(end\), is not computed"):
+        both(nodes, {"x": X4})

@@ -464,6 +464,7 @@ def pretend_module() -> ModuleType:
         def __init__(self, graph: Graph) -> None:
             super().__init__()
             self.graph = graph
+            self.inputs = [port.name for port in graph.proto.graph.input]
             self.names = list(graph.tensors)
             values = [torch.from_numpy(graph.constant(name).copy()) for name in self.names]
             self.weights = torch.nn.ParameterList(map(torch.nn.Parameter, values))

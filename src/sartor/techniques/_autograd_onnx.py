@@ -45,6 +45,10 @@ _FEW = 8  # numbers of which two may be all that occur
 _MOVING = (3, 4)  # inputs of a BatchNormalization that follow the data in training
 # Operators between a stored weight and the layer that reads it.
 _PASSING = {"Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze"}
+_STORED = {
+    onnx.TensorProto.FLOAT, onnx.TensorProto.INT8, onnx.TensorProto.UINT8,
+    onnx.TensorProto.INT4, onnx.TensorProto.UINT4,
+}  # fmt: skip
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
 
 
@@ -241,6 +245,23 @@ def followed(node: onnx.NodeProto) -> bool:
     """Whether autograd can follow this operator."""
     known = node.op_type in OPERATORS or node.op_type in _ROUNDINGS
     return known and node.domain in ("", "ai.onnx") and beyond(node) is None
+
+
+def weighs(graph: Graph) -> bool:
+    """Whether it has weights that can be trained: floats of 32 bits, or integers that stand for
+    such. Cheap: values are not looked at."""
+    for node in graph.nodes:
+        places = _WEIGHTS.get(node.op_type, ())
+        for at, name in enumerate(node.input):
+            if places is not None and at not in places:
+                continue
+            source = _source(graph, name)
+            maker, tensor = graph.producer(source), graph.constant_tensor(source)
+            if maker is not None and maker.op_type == "DequantizeLinear":
+                return True
+            if tensor is not None and tensor.data_type in _STORED and np.prod(tensor.dims) > 1:
+                return True
+    return False
 
 
 def _floats(graph: Graph, rounded: dict[str, _Rounded]) -> Iterator[tuple[str, np.ndarray]]:

@@ -15,8 +15,9 @@ from sartor.techniques._axes_trace_onnx import Item
 from sartor.techniques._graph_onnx import Graph
 
 Sizes = Mapping[Atom, int]
-Bound = tuple[int, int, int, int, tuple[Layout, Layout] | None]
-"""Start, end, axis and step of a Slice; where it cuts: what lies before and what it takes."""
+Bound = tuple[int, int, int, int, tuple[Layout, Layout, Layout] | None]
+"""Start, end, axis and step of a Slice; where it cuts: what lies before, what it takes and what
+lies behind, from where negative bounds are counted."""
 
 
 def node_of(graph: Graph, name: str) -> onnx.NodeProto:
@@ -60,7 +61,7 @@ def rewrite_slice(name: str, bounds: Sequence[Bound], graph: Graph, sizes: Sizes
         starts.append(start)
         ends.append(end)
     parts = [pieces for *_, pieces in bounds if pieces is not None]
-    if all(count(each, sizes) == size_of(each) for pair in parts for each in pair):
+    if all(count(each, sizes) == size_of(each) for pieces in parts for each in pieces):
         return
     columns = {
         "starts": starts,

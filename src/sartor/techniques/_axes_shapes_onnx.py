@@ -246,7 +246,7 @@ def slices(trace: Trace, node: onnx.NodeProto) -> list[Axes]:
         start, end = (min(max(b + size if b < 0 else b, 0), size) for b in (start, end))
         pieces = cut(x[at], [start, max(end - start, 0), size - max(start, end)])
         found[at] = pieces[1]
-        bounds[-1] = (start, end, at, step, (pieces[0], pieces[1]))
+        bounds[-1] = (start, end, at, step, (pieces[0], pieces[1], pieces[2]))
     if any(each[-1] for each in bounds):
         if attribute(node, "starts") is not None:
             for *_, at, _, piece in bounds:

@@ -131,6 +131,7 @@ def _gradient_products(trace: Trace, bench: Bench, examples: int) -> dict[str, n
     """Weight -> sum over batches of |w dL/dw|, in its shape."""
     import torch
 
+    from sartor.techniques._agreement_onnx import agree
     from sartor.techniques._autograd_onnx import GraphModule
 
     net = GraphModule(trace.graph)
@@ -139,10 +140,13 @@ def _gradient_products(trace: Trace, bench: Bench, examples: int) -> dict[str, n
     batches = bench.batches("train", _ROWS, examples)
     if batches is None:
         raise Failed("there are no training rows to take gradients on")
+    agree(net, trace.graph, bench)
     for batch in batches:
         with torch.enable_grad():
             answer = net({name: torch.from_numpy(np.array(batch[name])) for name in inputs})
             loss = _loss(answer[bench.task.output], batch, bench)
+            if not loss.requires_grad:
+                raise Failed(f"no gradient passes through {bench.task.output}")
             weights = [each for _, each in _weights(net)]
             gradients = torch.autograd.grad(loss, weights, allow_unused=True)
         for (name, weight), gradient in zip(_weights(net), gradients, strict=True):

@@ -8,15 +8,16 @@ Every row counts by its weight, which balances the classes where that is asked f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sartor.contracts import Arrays, Bench, Failed, Unneeded
+from sartor.contracts import Arrays, Bench, Failed, Port, Unneeded
 
 _TAUGHT = 1024  # rows whose answers by the original are remembered together
 _EVEN = 1.1  # the largest weight up to which classes are taken to be equally frequent
@@ -50,6 +51,7 @@ class Loss:
         self.share = plan.teacher if self.task.labelled else 1.0
         balanced = plan.balance != "none"
         self.weights = torch.from_numpy(class_weights(bench)) if balanced else None
+        self._remembered = True
         self._taught: dict[tuple[str, int], Mapping[str, np.ndarray]] = {}
 
     def __call__(
@@ -68,12 +70,14 @@ class Loss:
             gap = self._labels(given, torch.from_numpy(batch["label"]))
             parts.append((1 - self.share) * _mean(gap, weight))
         if self.share > 0 or not parts:
-            lesson = self._lesson(batch, rows, part)
+            lesson = self._lesson(batch, given, rows, part)
             taught = torch.from_numpy(np.array(lesson[self.task.output])).float()
             gap = self._teacher(given, taught)
             parts.append(max(self.share, 0.01) * _mean(gap, weight))
             for name, value in lesson.items():  # what else it answers must not drift
                 if name != self.task.output and value.dtype.kind == "f" and name in answers:
+                    if answers[name].shape != value.shape:
+                        continue
                     other = torch.from_numpy(np.array(value))
                     spread = other.var().clamp_min(1e-6)
                     parts.append(0.1 * F.mse_loss(answers[name].float(), other) / spread)
@@ -89,18 +93,35 @@ class Loss:
     def _labels(self, given: Tensor, label: Tensor) -> Tensor:
         """[N]: cross-entropy where labels are classes, else the squared error."""
         classes = self.task.kind in ("classification", "segmentation")
+        label = self._trimmed(label, given)
         if classes and label.numel() == len(given) == given.numel():
             return self._one_number(given.reshape(-1), label.reshape(-1).float())
         if classes and label.shape == (len(given), 1) and given.ndim == 2:
             label = label[:, 0]
         if not (classes and label.ndim == given.ndim - 1):
             return _rows((given.reshape(label.shape) - label.float()).square())
-        dense = given.ndim > 2 and given.shape[1] != self.task.classes
-        scores = given.movedim(-1, 1) if dense else given
+        scores = given.movedim(-1, 1) if given.ndim > 2 and self.axis != 1 else given
         label = torch.where(label < 0, -100, label.long())  # which PyTorch leaves out
         if self.task.form == "probabilities":
             return _rows(F.nll_loss(scores.clamp_min(_TINY).log(), label, reduction="none"))
         return _rows(F.cross_entropy(scores, label, reduction="none"))
+
+    @cached_property
+    def axis(self) -> int | None:
+        """Of the task's output: where its classes lie."""
+        return _class_axis(self.bench)
+
+    def _trimmed(self, label: Tensor, given: Tensor) -> Tensor:
+        """Labels of tokens are as wide as the longest row of all, answers as that of the batch."""
+        if label.ndim < 2 or given.ndim < 2:
+            return label
+        at = 2 if given.ndim > 2 and label.ndim < given.ndim and self.axis == 1 else 1
+        longer = label.shape[1] > given.shape[at]
+        return label[:, : given.shape[at]] if longer and self._padded else label
+
+    @cached_property
+    def _padded(self) -> bool:
+        return self.bench.lengths("search") is not None
 
     def _one_number(self, given: Tensor, label: Tensor) -> Tensor:
         """[N]: of two classes with one number for both."""
@@ -122,20 +143,30 @@ class Loss:
         return heat * heat * _rows(gap.sum(-1))
 
     def _lesson(
-        self, batch: Arrays, rows: np.ndarray | None, part: str
+        self, batch: Arrays, given: Tensor, rows: np.ndarray | None, part: str
     ) -> Mapping[str, np.ndarray]:
-        if rows is None:
-            return self.bench.teach(batch)
-        chunks = {int(each): self._chunk(part, int(each)) for each in np.unique(rows // _TAUGHT)}
-        names = next(iter(chunks.values())).keys()
-        return {
-            name: np.stack([chunks[int(r // _TAUGHT)][name][r % _TAUGHT] for r in rows])
-            for name in names
-        }
+        """The original's answers to these rows, as they are remembered; anew where rows were
+        changed, or where answers are as long as the longest row of their batch."""
+        output = self.task.output
+        if rows is not None and self._remembered:
+            chunks = {
+                int(each): self._chunk(part, int(each)) for each in np.unique(rows // _TAUGHT)
+            }
+            names = set.intersection(*(set(each) for each in chunks.values()))
+            self._remembered = output in names
+            known = {
+                name: np.stack([chunks[int(r // _TAUGHT)][name][r % _TAUGHT] for r in rows])
+                for name in sorted(names)
+            }
+            if self._remembered and known[output].shape[1:] == tuple(given.shape[1:]):
+                return known
+        taught = self.bench.teach(batch)
+        return {name: value for name, value in taught.items() if _by_row([value], [len(given)])}
 
     def _chunk(self, part: str, number: int) -> Mapping[str, np.ndarray]:
-        """The original's answers to `_TAUGHT` rows of the part; those that are one number of rows
-        long, since others would have to be padded."""
+        """The original's answers to `_TAUGHT` rows of the part, those with a row for each (the
+        last state of an LSTM has its layers first) and of one size, since others would have to be
+        padded."""
         if (part, number) in self._taught:
             return self._taught[part, number]
 
@@ -144,22 +175,29 @@ class Loss:
             lengths = self.bench.lengths(part)
             order = rows if lengths is None else rows[np.argsort(lengths[rows], kind="stable")]
             found: dict[str, list[np.ndarray]] = {}
+            counts = []
             for start in range(0, len(order), self.plan.batch):
-                taught = self.bench.teach(
-                    self.bench.pick(part, order[start : start + self.plan.batch])
-                )
-                for name, value in taught.items():
+                picked = order[start : start + self.plan.batch]
+                counts.append(len(picked))
+                for name, value in self.bench.teach(self.bench.pick(part, picked)).items():
                     found.setdefault(name, []).append(value)
             back = np.argsort(order, kind="stable")
-            whole = {}
-            for name, values in found.items():
-                if len({value.shape[1:] for value in values}) == 1:
-                    whole[name] = np.concatenate(values)[back]
-            return whole
+            return {
+                name: np.concatenate(values)[back]
+                for name, values in found.items()
+                if _by_row(values, counts)
+            }
 
         known = self.bench.remember(f"taught {part} {number}", compute, shared=True)
         self._taught[part, number] = known
         return known
+
+
+def _by_row(values: Sequence[np.ndarray], counts: Sequence[int]) -> bool:
+    """Whether these answers to so many rows each are one array with a row for every row."""
+    if any(not value.ndim or len(value) != n for value, n in zip(values, counts, strict=True)):
+        return False
+    return len({value.shape[1:] for value in values}) == 1
 
 
 def _rows(gaps: Tensor) -> Tensor:
@@ -169,6 +207,42 @@ def _rows(gaps: Tensor) -> Tensor:
 
 def _mean(gap: Tensor, weight: Tensor | None) -> Tensor:
     return gap.mean() if weight is None else (gap * weight).mean()
+
+
+# -- answers that cannot be trained ----------------------------------------------------------------
+
+
+def without_gradient(bench: Bench) -> str | None:
+    """Why these answers cannot be trained; None where they can. Cheap."""
+    task = bench.task
+    port = _port(bench)
+    if task.form == "classes" or np.dtype(port.dtype).kind != "f":
+        return f"{task.output} holds classes or whole numbers, through which no gradient passes"
+    if task.labelled and task.kind == "segmentation" and _class_axis(bench) is None:
+        sizes = ", ".join("?" if each is None else str(each) for each in port.shape)
+        return (
+            f"which axis of {task.output} [{sizes}] holds the {task.classes} classes cannot be "
+            "told: export the model with the size of that one alone fixed"
+        )
+    return None
+
+
+def _class_axis(bench: Bench) -> int | None:
+    """1 or -1, by the signature: the length of a sequence may happen to be the number of classes.
+    None where both could be."""
+    shape, classes = _port(bench).shape, bench.task.classes
+    if len(shape) < 3:
+        return 1
+    for sizes in ((classes,), (classes, None)):
+        first, last = shape[1] in sizes, shape[-1] in sizes
+        if first != last:
+            return 1 if first else -1
+    return None
+
+
+def _port(bench: Bench) -> Port:
+    """The task's output."""
+    return next(p for p in bench.teacher.signature.outputs if p.name == bench.task.output)
 
 
 # -- classes that are not equally frequent ---------------------------------------------------------

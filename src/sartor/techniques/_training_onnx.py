@@ -24,10 +24,11 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sartor.contracts import Arrays, Bench, Failed, Model
-from sartor.techniques._autograd_onnx import GraphModule, followed
+from sartor.techniques._agreement_onnx import agree
+from sartor.techniques._autograd_onnx import GraphModule, followed, weighs
 from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
-from sartor.techniques._loss_onnx import Loss, Plan, without_classes
+from sartor.techniques._loss_onnx import Loss, Plan, without_classes, without_gradient
 from sartor.techniques._norms_onnx import Norms
 from sartor.techniques._operators_onnx import called
 from sartor.techniques._sparsity_onnx import Sparse, Sparsity, sparsifiable
@@ -123,7 +124,7 @@ def untrainable(model: Model, bench: Bench, effort: float, balance: str = "none"
     whole = bench.training
     if not whole.steps:
         return f"no training was granted: {whole.why or 'the budget is too short for it'}"
-    if reason := without_classes(bench, balance):
+    if reason := without_classes(bench, balance) or without_gradient(bench):
         return reason
     if bench.count("train") < _FEWEST:
         return f"training wants {_FEWEST} rows or more, and there are {bench.count('train')}"
@@ -132,10 +133,11 @@ def untrainable(model: Model, bench: Bench, effort: float, balance: str = "none"
     seconds = whole.takes(effort)
     if seconds > bench.patience:
         return f"its training takes {seconds:.0f} s, and there are {bench.patience:.0f} left for it"
-    for node in peek(model).nodes:
+    graph = peek(model)
+    for node in graph.nodes:
         if node.op_type != "Constant" and not followed(node):
             return f"{called(node)} is an operator that cannot be trained through"
-    return None
+    return None if weighs(graph) else "it has no weights in floats of 32 bits to train"
 
 
 class _Training:
@@ -148,7 +150,10 @@ class _Training:
             raise Failed("there are no training rows")
         self.norms = Norms(graph)
         self.net = GraphModule(graph, self.norms)
+        if not self.net.names:
+            raise Failed("it has no weights in floats of 32 bits to train")
         self.net.channels_last()
+        agree(self.net, graph, bench)
         self._begin()
         self.hints = self._prepared(graph)
         self.loss = Loss(plan, bench)
