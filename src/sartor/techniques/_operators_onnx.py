@@ -196,7 +196,8 @@ def _clip(c: Call) -> Tensor:
 @operator("Selu")
 def _selu(c: Call) -> Tensor:
     gain, slope = c.get("gamma", 1.0507009873554805), c.get("alpha", 1.6732632423543772)
-    return gain * F.elu(c[0], slope)
+    made: Tensor = gain * F.elu(c[0], slope)
+    return made
 
 
 @operator("LeakyRelu")
@@ -297,7 +298,8 @@ def _rms_norm(c: Call) -> Tensor:
     """Without a mean (Zhang and Sennrich, "Root Mean Square Layer Normalization", 2019)."""
     axes = tuple(range(c.get("axis", -1) % c[0].ndim, c[0].ndim))
     square = (c[0] * c[0]).mean(axes, keepdim=True)
-    return c[0] * (square + c.get("epsilon", 1e-5)).rsqrt() * c[1]
+    made: Tensor = c[0] * (square + c.get("epsilon", 1e-5)).rsqrt() * c[1]
+    return made
 
 
 @operator("LpNormalization")

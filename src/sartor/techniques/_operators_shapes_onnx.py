@@ -44,7 +44,8 @@ def _place(function: Callable[..., Tensor]) -> Operator:
         axis, keep = c.get("axis", 0), bool(c.get("keepdims", 1))
         if not c.get("select_last_index", 0):
             return function(c[0], axis, keep)
-        return c[0].shape[axis] - 1 - function(c[0].flip(axis), axis, keep)
+        made: Tensor = c[0].shape[axis] - 1 - function(c[0].flip(axis), axis, keep)
+        return made
 
     return run
 
