@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sartor.contracts import Arrays, Bench, Failed, Model
-from sartor.techniques._autograd_onnx import GraphModule, followed
+from sartor.techniques._autograd_onnx import GraphModule, Stored, followed
 from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
 from sartor.techniques._loss_onnx import Loss, Plan, without_classes
@@ -152,7 +152,8 @@ class _Training:
         self.hints = self._prepared(graph)
         self.loss = Loss(plan, bench)
         self.sparsity = self._sparsity(graph, sparse)
-        self.masks = [_zeros_kept(weight) for weight in self.net.weights]
+        stored = [self.net.rounded.get(name) for name in self.net.names]
+        self.masks = [_zeros_kept(*each) for each in zip(self.net.weights, stored, strict=True)]
         self.scales = [max(_scale(weight), _LEAST_SCALE) for weight in self._trained()]
         precision = "bf16-mixed" if "amx_bf16" in bench.target.features else "32-true"
         self.fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
@@ -379,7 +380,9 @@ def _scale(weight: Tensor) -> float:
     return float(weight.detach().square().mean().sqrt())
 
 
-def _zeros_kept(weight: nn.Parameter) -> Tensor | None:
-    """1 where a pruned weight is not zero; None for weights that were not pruned."""
+def _zeros_kept(weight: nn.Parameter, stored: Stored | None) -> Tensor | None:
+    """1 where a pruned weight is not zero; None for weights that were not pruned. Rounding to few
+    bits makes zeros too, but fewer than stand a step to both sides of zero."""
     zeros = weight.detach() == 0
-    return None if float(zeros.float().mean()) < 1 / 8 else (~zeros).float()
+    least = max(1 / 8, stored.beside_zero(weight) if stored is not None else 0.0)
+    return None if float(zeros.float().mean()) < least else (~zeros).float()

@@ -55,9 +55,9 @@ class Recover(Technique):
 class Tune(Technique):
     """Trains a graph in the form in which it is stored.
 
-    After static-int8 this is quantization-aware training: every rounding is in place, and what
-    comes out is the same graph of integers with better values (Jacob et al., CVPR 2018); the scales
-    stay those of the calibration. After cluster-weights the centres of the clusters are trained,
+    After static-int8 and weight-only (8 or 4 bits) this is quantization-aware training: every
+    rounding is in place, and what comes out is the same graph of integers with better values (Jacob
+    et al., CVPR 2018); the scales stay those of the calibration. After cluster-weights the centres of the clusters are trained,
     each by the sum of its weights' gradients (Han et al., "Deep Compression", ICLR 2016). Settings
     as in Recover. Parts are the weights."""
 
@@ -76,7 +76,10 @@ class Tune(Technique):
     def refuse(self, model: Model, bench: Bench) -> str | None:
         reason = foreign(self, model)
         if reason is None and not any(_stored(step.technique) for step in model.lineage):
-            reason = "nothing is stored in few bits: static-int8 or cluster-weights comes before it"
+            reason = (
+                "nothing is stored in few bits: static-int8, weight-only or cluster-weights comes "
+                "before it"
+            )
         return reason or _trainer().untrainable(model, bench, self.effort, self.balance)
 
     def apply(self, model: Model, bench: Bench) -> Model:
