@@ -35,6 +35,8 @@ from sartor.techniques._blockwise_onnx import (
     of_operator,
 )
 from sartor.techniques._graph_onnx import Graph, attribute, first_line
+from sartor.techniques._levels_onnx import Levels
+from sartor.techniques._levels_onnx import found as levels_found
 from sartor.techniques._norms_onnx import Norms
 from sartor.techniques._operators_onnx import OPERATORS, Call
 
@@ -77,7 +79,8 @@ class _Rounded:
             weight, self.scale, self.zero, self.axis, self.low, self.high
         )
 
-    def integers(self, weight: Tensor) -> np.ndarray:
+    def written(self, weight: Tensor) -> dict[str, np.ndarray]:
+        """The constants that are stored for this weight, by their names."""
         shape = [1] * weight.ndim
         if self.axis is not None:
             shape[self.axis] = -1
@@ -85,7 +88,7 @@ class _Rounded:
         if self.axis is None:
             scale, zero = self.scale.reshape(()), self.zero.reshape(())
         made = (torch.round(weight / scale) + zero).clamp(self.low, self.high)
-        return np.asarray(made.contiguous().numpy())
+        return {self.stored: made.contiguous().numpy()}
 
     def beside_zero(self, weight: Tensor) -> float:
         """The share of the weights that stand one step beside zero."""
@@ -94,7 +97,7 @@ class _Rounded:
         return float((steps.round().abs() == 1).float().mean())
 
 
-Stored = _Rounded | Blockwise
+Stored = _Rounded | Blockwise | Levels
 
 
 @dataclass(frozen=True)
@@ -129,8 +132,9 @@ class GraphModule(nn.Module):
         self.weights = nn.ParameterList()
         self.moving: list[str] = []
         found = dict(_floats(graph, self.rounded))
+        gone = {e.stored for e in self.rounded.values() if not isinstance(e, Levels)}
         for name, tensor in graph.constants():
-            if name in found or any(name == each.stored for each in self.rounded.values()):
+            if name in found or name in gone:
                 continue
             self.constants[name] = _tensor(tensor)
         for name, value in found.items():
@@ -237,13 +241,12 @@ class GraphModule(nn.Module):
         """Puts the trained values into the constants of the graph that they came from."""
         with torch.no_grad():
             for name, weight in zip(self.names, self.weights, strict=True):
-                how = self.rounded.get(name)
-                if how is None:
-                    graph.set_constant(name, weight.detach().contiguous().numpy())
-                    continue
-                before = graph.constant(how.stored)
-                assert before is not None
-                graph.set_constant(how.stored, how.integers(weight.detach()).astype(before.dtype))
+                how, value = self.rounded.get(name), weight.detach().contiguous()
+                made = {name: value.numpy()} if how is None else how.written(value)
+                for each, array in made.items():
+                    before = graph.constant(each)
+                    assert before is not None
+                    graph.set_constant(each, array.astype(before.dtype))
             for name in self.moving:
                 graph.set_constant(name, self.constants[name].numpy())
             if self.norms is not None:
@@ -258,10 +261,10 @@ def followed(node: onnx.NodeProto) -> bool:
 
 def _floats(graph: Graph, rounded: dict[str, Stored]) -> Iterator[tuple[str, np.ndarray]]:
     """Name and value of each weight; for those stored in few bits the name of what the
-    DequantizeLinear makes, and how it is stored in `rounded`."""
+    DequantizeLinear makes or of what holds them, and how it is stored in `rounded`."""
     seen: set[str] = set()
     for node in graph.nodes:
-        places = _WEIGHTS.get(node.op_type, ())
+        places = () if levels_found(graph, node) else _WEIGHTS.get(node.op_type, ())
         for at, name in enumerate(node.input):
             if places is not None and at not in places:
                 continue
@@ -272,6 +275,8 @@ def _floats(graph: Graph, rounded: dict[str, Stored]) -> Iterator[tuple[str, np.
             maker = graph.producer(source)
             if blockwise(node) and at != _BIAS:
                 rounded[source], value = of_operator(graph, node)
+            elif few := levels_found(graph, maker):
+                rounded[source], value = few
             elif maker is not None and maker.op_type == "DequantizeLinear":
                 value = _stored(graph, maker, rounded)
             else:

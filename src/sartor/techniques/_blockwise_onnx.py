@@ -2,7 +2,7 @@
 for, rounded in every pass, and the bytes that are written back.
 
     how, weight = of_operator(graph, node)       a MatMulNBits or GatherBlockQuantized
-    how.rounded(weight), how.integers(weight)
+    how.rounded(weight), how.written(weight)
 
 The operators compute as ONNX Runtime does, a MatMulNBits of accuracy level 4 with its activations in
 eight bits, block by block.
@@ -53,16 +53,17 @@ class Blockwise:
             self.axis, 0, weight.shape[self.axis]
         )
 
-    def integers(self, weight: Tensor) -> np.ndarray:
+    def written(self, weight: Tensor) -> dict[str, np.ndarray]:
+        """The constant that is stored for this weight, by its name."""
         steps = self._cut(weight) / self._of_blocks(self.scale)
         numbers = (steps.round() + self._of_blocks(self.zero)).clamp(self.low, self.high)
         whole = numbers.flatten(self.axis, self.axis + 1)
         if not self.bits:
-            return np.asarray(whole.narrow(self.axis, 0, weight.shape[self.axis]).numpy())
+            return {self.stored: whole.narrow(self.axis, 0, weight.shape[self.axis]).numpy()}
         # A table has no bytes for what fills its last block up.
         wide = int(np.prod(self.packed[1:])) * 8 // self.bits
         rows = whole[:, :wide].numpy().astype(np.uint8)
-        return pack_bits(rows, self.bits).reshape(self.packed)
+        return {self.stored: pack_bits(rows, self.bits).reshape(self.packed)}
 
     def beside_zero(self, weight: Tensor) -> float:
         """The share of the weights that stand one step beside zero."""
