@@ -1,11 +1,10 @@
-"""What training brings to weights in four bits and fewer, and to zeros: accuracy by recipe.
+"""What training brings to weights in four bits and fewer: accuracy by recipe.
 
-    python benchmarks/few_bits.py digits|zeros [--seeds 5] [--steps 600]
+    python benchmarks/few_bits.py digits [--seeds 5] [--steps 600]
     python benchmarks/few_bits.py FOLDER [--steps 150] [--rows 1000] --recipe '[...]' ...
 
 `digits`: a perceptron of 64-128-128-10 on 600 rows of scikit-learn's digits, measured on the 1,197
-that nothing has seen, with 95 % intervals (t) of the difference on the same seed. `zeros`: the same
-made sparse with and without `penalty`. FOLDER holds a
+that nothing has seen, with 95 % intervals (t) of the difference on the same seed. FOLDER holds a
 trained model.onnx and its eval.npz (build/resnet18, build/minilm); recipes are lists of JSON as in
 a spec, measured on the first rows of the search part. A training is of `--steps` steps of 64 rows
 at `effort` 1, more for a network of fewer multiply-accumulates.
@@ -45,7 +44,7 @@ def built(model: Model, bench: LocalBench, entries: Entries) -> Model:
 
 
 def digits() -> dict[str, Entries]:
-    tune, fast = step("tune", effort=1.0), step("tune", effort=1.0, rate=0.02)
+    tune, fast = step("tune", effort=1.0), step("tune", effort=1.0, rate=0.03)
     found = {}
     for name, how in {
         "4 bits, blocks of 128": step("weight-only", matmul=4, block=128),
@@ -55,16 +54,6 @@ def digits() -> dict[str, Entries]:
         found[name] = [how]
         found[f"{name}, trained"] = [how, tune if name.startswith("4") else fast]
     return found
-
-
-def zeros() -> dict[str, Entries]:
-    return {
-        f"density {density}, penalty {penalty}": [
-            step("gradual-prune", density=density, penalty=penalty, effort=1.0)
-        ]
-        for density in (0.1, 0.05)
-        for penalty in (0.0, 0.1)
-    }
 
 
 def perceptron(place: Path, seed: int, recipes: dict[str, Entries], steps: int) -> dict[str, Any]:
@@ -85,19 +74,12 @@ def perceptron(place: Path, seed: int, recipes: dict[str, Entries], steps: int) 
     }
 
 
-def seeds(which: str, given: argparse.Namespace) -> None:
-    recipes = digits() if which == "digits" else zeros()
-    runs = []
+def seeds(given: argparse.Namespace) -> None:
+    recipes, runs = digits(), []
     for seed in range(given.seeds):
         with tempfile.TemporaryDirectory() as place:
             runs.append(perceptron(Path(place), seed, recipes, given.steps or 600))
-    names = list(recipes)
-    if which == "digits":
-        pairs = [(name, f"{name}, trained") for name in names if f"{name}, trained" in names]
-    else:
-        plain = [name for name in names if name.endswith("penalty 0.0")]
-        pairs = [(p, n) for p in plain for n in names if n.split(",")[0] == p.split(",")[0] != n]
-        pairs = [(before, after) for before, after in pairs if before != after]
+    pairs = [(name, f"{name}, trained") for name in recipes if f"{name}, trained" in recipes]
     print("\n".join(summary(runs, pairs)), flush=True)
 
 
@@ -119,8 +101,8 @@ def folder(source: Path, given: argparse.Namespace) -> None:
                     found = session({n.name: batch[n.name] for n in model.signature.inputs})
                     right += list(found[ready.task.output].argmax(1) == batch["label"])
             title = describe(recipe("onnx", entries))
-            print(f"{title}: {np.mean(right):.4f} of {len(right)} rows, {size(model) / 1e6:.3f} MB, "
-                  f"{took:.0f} s", flush=True)  # fmt: skip
+            told = f"{np.mean(right):.4f} of {len(right)} rows, {size(model) / 1e6:.3f} MB"
+            print(f"{title}: {told}, {took:.0f} s", flush=True)
 
 
 def main() -> None:
@@ -131,8 +113,8 @@ def main() -> None:
     options.add_argument("--rows", type=int, default=1000)
     options.add_argument("--recipe", action="append", default=[])
     given = options.parse_args()
-    if given.what in ("digits", "zeros"):
-        seeds(given.what, given)
+    if given.what == "digits":
+        seeds(given)
     else:
         folder(Path(given.what), given)
 

@@ -286,7 +286,9 @@ def test_what_crossed_a_threshold_is_written_as_another_value(values, tmp_path):
     with torch.no_grad():
         for name, weight in zip(net.names, net.weights, strict=True):
             if name in net.rounded:
-                weight.add_(torch.from_numpy(RNG.standard_normal(weight.shape, np.float32)), alpha=0.1)
+                weight.add_(
+                    torch.from_numpy(RNG.standard_normal(weight.shape, np.float32)), alpha=0.1
+                )
     before = constants(graph)
     net.write(graph)
     changed = {name for name, value in constants(graph).items() if value != before[name]}

@@ -46,8 +46,8 @@ _WEIGHTS: Mapping[str, tuple[int, ...] | None] = {
     "Einsum": None, "Gather": (0,), "GatherBlockQuantized": (0,), "Gemm": (1, 2),
     "GroupNormalization": (1, 2),
     "InstanceNormalization": (1, 2), "LSTM": (1, 2, 3), "LayerNormalization": (1, 2),
-    "MatMul": (0, 1), "MatMulNBits": (1, 5), "Mul": None, "PRelu": (1,), "SimplifiedLayerNormalization": (1,),
-    "Sub": None,
+    "MatMul": (0, 1), "MatMulNBits": (1, 5), "Mul": None, "PRelu": (1,),
+    "SimplifiedLayerNormalization": (1,), "Sub": None,
 }  # fmt: skip
 _MOVING = (3, 4)  # inputs of a BatchNormalization that follow the data in training
 # Operators between a stored weight and the layer that reads it.
@@ -81,20 +81,20 @@ class _Rounded:
 
     def written(self, weight: Tensor) -> dict[str, np.ndarray]:
         """The constants that are stored for this weight, by their names."""
-        shape = [1] * weight.ndim
-        if self.axis is not None:
-            shape[self.axis] = -1
-        scale, zero = self.scale.reshape(shape), self.zero.reshape(shape)
-        if self.axis is None:
-            scale, zero = self.scale.reshape(()), self.zero.reshape(())
-        made = (torch.round(weight / scale) + zero).clamp(self.low, self.high)
+        steps = torch.round(weight / self._spread(self.scale, weight))
+        made = (steps + self._spread(self.zero, weight)).clamp(self.low, self.high)
         return {self.stored: made.contiguous().numpy()}
 
     def beside_zero(self, weight: Tensor) -> float:
         """The share of the weights that stand one step beside zero."""
-        shape = [-1 if at == self.axis else 1 for at in range(weight.ndim)]
-        steps = weight.detach() / self.scale.reshape(shape if self.axis is not None else ())
+        steps = weight.detach() / self._spread(self.scale, weight)
         return float((steps.round().abs() == 1).float().mean())
+
+    def _spread(self, values: Tensor, weight: Tensor) -> Tensor:
+        shape = [1] * weight.ndim
+        if self.axis is not None:
+            shape[self.axis] = -1
+        return values.reshape(shape if self.axis is not None else ())
 
 
 Stored = _Rounded | Blockwise | Levels

@@ -1,11 +1,11 @@
-"""Weights in blocks, each with a scale of its own, as training sees them: the floats that they stand
-for, rounded in every pass, and the bytes that are written back.
+"""Weights in blocks, each with a scale of its own, as training sees them: the floats that they
+stand for, rounded in every pass, and the bytes that are written back.
 
     how, weight = of_operator(graph, node)       a MatMulNBits or GatherBlockQuantized
     how.rounded(weight), how.written(weight)
 
-The operators compute as ONNX Runtime does, a MatMulNBits of accuracy level 4 with its activations in
-eight bits, block by block.
+The operators compute as ONNX Runtime does, a MatMulNBits of accuracy level 4 with its activations
+in eight bits, block by block.
 """
 
 from __future__ import annotations
@@ -49,8 +49,10 @@ class Blockwise:
         zero, scale = self._of_blocks(self.zero), self._of_blocks(self.scale)
         steps = (self._cut(weight) / scale).clamp(self.low - zero, self.high - zero)
         steps = steps + (steps.round() - steps).detach()
-        return (steps * scale).flatten(self.axis, self.axis + 1).narrow(
-            self.axis, 0, weight.shape[self.axis]
+        return (
+            (steps * scale)
+            .flatten(self.axis, self.axis + 1)
+            .narrow(self.axis, 0, weight.shape[self.axis])
         )
 
     def written(self, weight: Tensor) -> dict[str, np.ndarray]:
@@ -79,7 +81,11 @@ class Blockwise:
         if short:
             behind = [0, 0] * (weight.ndim - 1 - self.axis)
             weight = F.pad(weight, [*behind, 0, short])
-        return weight.unflatten(self.axis, (-1, self.block))
+        return _in_blocks(weight, self.axis, self.block)
+
+
+def _in_blocks(values: Tensor, axis: int, block: int) -> Tensor:
+    return values.reshape([*values.shape[:axis], -1, block, *values.shape[axis + 1 :]])
 
 
 def of_operator(graph: Graph, node: onnx.NodeProto) -> tuple[Blockwise, np.ndarray]:
@@ -88,7 +94,8 @@ def of_operator(graph: Graph, node: onnx.NodeProto) -> tuple[Blockwise, np.ndarr
 
     Raises Failed with a sentence for forms that cannot be trained."""
     product = node.op_type == "MatMulNBits"
-    stored, scale, *others = [*(node.input[1:5] if product else (node.input[0], *node.input[2:4]))]
+    names: list[str] = list(node.input[1:5] if product else [node.input[0], *node.input[2:4]])
+    (stored, scale), others = names[:2], names[2:]
     data, scales = graph.constant(stored), graph.constant(scale)
     bits, block = attribute(node, "bits", 4), attribute(node, "block_size", 128)
     plain = data is not None and scales is not None and data.dtype == np.uint8
@@ -119,8 +126,8 @@ def of_operator(graph: Graph, node: onnx.NodeProto) -> tuple[Blockwise, np.ndarr
 def of_dequantized(
     stored: str, integers: np.ndarray, scale: np.ndarray, zero: np.ndarray, facts: Mapping[str, int]
 ) -> tuple[Blockwise, np.ndarray]:
-    """How the weight behind a DequantizeLinear with scales in blocks is held, and the weight. `facts`:
-    its axis and block, the lowest and the highest integer."""
+    """How the weight behind a DequantizeLinear with scales in blocks is held, and the weight.
+    `facts`: its axis and block, the lowest and the highest integer."""
     axis, block = facts["axis"] % integers.ndim, facts["block"]
     spread = [np.repeat(each, block, axis) for each in (scale, zero)]
     ends = tuple(slice(size) for size in integers.shape)
@@ -153,7 +160,8 @@ def _product(c: Call) -> Tensor:
 
 def _in_eight_bits(x: Tensor, block: int) -> Tensor:
     """Rounded as MatMulNBits does, each block by its largest number; the gradient passes on."""
-    cut = F.pad(x.detach(), [0, -x.shape[-1] % block]).unflatten(-1, (-1, block))
+    padded = F.pad(x.detach(), [0, -x.shape[-1] % block])
+    cut = _in_blocks(padded, padded.ndim - 1, block)
     scale = (cut.abs().amax(-1, keepdim=True) / 127).clamp_min(_TINY)
     rounded = ((cut / scale).round() * scale).flatten(-2)[..., : x.shape[-1]]
     return x + (rounded - x.detach())

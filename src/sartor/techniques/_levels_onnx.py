@@ -1,8 +1,8 @@
 """Weights of two or three values a channel: how they are stored, found again and trained.
 
 A weight is (code - middle) * scale, with a code of one or two bits for each number and a scale for
-each index of one axis. A few nodes unpack it, which ONNX Runtime folds into a plain constant when it
-loads the model.
+each index of one axis. A few nodes unpack it, which ONNX Runtime folds into a plain constant when
+it loads the model.
 
     store(graph, "w", 0, binary)                  in place of the constant
     how, weight = found(graph, maker)             of the node that makes a weight, or None
@@ -28,9 +28,10 @@ _PRUNED = 2 / 3  # share of zeros in a ternary weight beyond which they were the
 def levels(weight: Any, axis: int, binary: bool) -> tuple[Any, Any]:
     """Signs (-1, 0, 1) and their scales, of an array or a tensor, in their own kind.
 
-    `axis`: of the channels, -1 where there is one scale for all. Ternary: zero below 0.7 of the channel's mean magnitude, the mean magnitude of the others as the
-    scale (Li, Zhang and Liu, "Ternary weight networks", 2016); binary: the sign and the mean
-    magnitude of all (Rastegari and others, "XNOR-Net", ECCV 2016). Done twice it changes nothing."""
+    `axis`: of the channels, -1 where there is one scale for all. Ternary: zero below 0.7 of the
+    channel's mean magnitude, the mean magnitude of the others as the scale (Li, Zhang and Liu,
+    "Ternary weight networks", 2016); binary: the sign and the mean magnitude of all (Rastegari and
+    others, "XNOR-Net", ECCV 2016). Done twice it changes nothing."""
     others = tuple(at for at in range(weight.ndim) if at != axis)
     size = abs(weight)
     kept = size >= 0
@@ -90,23 +91,27 @@ def store(graph: Graph, name: str, axis: int, binary: bool) -> None:
 
 
 def found(graph: Graph, maker: onnx.NodeProto | None) -> tuple[Levels, np.ndarray] | None:
-    """How the weight that this node makes is stored, and the weight; None where it is not."""
-    chain, node = [], maker
+    """How the weight that this node makes is stored, and the weight; None where `store` did not
+    store it."""
+    chain: list[onnx.NodeProto] = []
+    node = maker
     while node is not None and len(chain) < len(_UNPACKING):
         chain.append(node)
         node = graph.producer(node.input[0]) if node.input else None
     if [each.op_type for each in chain] != _UNPACKING:
         return None
-    shape, middle, scale = (graph.constant(chain[at].input[1]) for at in (1, 2, 0))
     while node is not None and node.op_type != "BitShift":
         node = graph.producer(node.input[0]) if node.input else None
-    codes = graph.constant(node.input[0]) if node is not None else None
-    if shape is None or middle is None or scale is None or codes is None:
+    if node is None:
         return None
-    width = 1 if middle.item() == 0.5 else 2
-    shifts = np.arange(8 - width, -1, -width, dtype=np.uint8)
+    scale, shape, middle = (graph.constant(each.input[1]) for each in chain[:3])
+    codes, shifts = (graph.constant(name) for name in node.input)
+    if scale is None or shape is None or middle is None or codes is None or shifts is None:
+        return None
+    width = {0.5: 1, 1.0: 2}.get(float(middle.ravel()[0]))
+    if width is None or not np.array_equal(shifts.ravel(), np.arange(8 - width, -1, -width)):
+        return None
     fields = ((codes >> shifts) % (1 << width)).ravel()[: int(np.prod(shape))]
     axis = int(np.argmax(scale.shape)) if scale.size > 1 else -1
-    assert maker is not None and node is not None
-    how = Levels(node.input[0], maker.input[1], axis, width == 1)
+    how = Levels(node.input[0], chain[0].input[1], axis, width == 1)
     return how, ((fields.reshape(shape) - middle) * scale).astype(np.float32)

@@ -32,9 +32,9 @@ class FewLevels(Technique):
     weight networks", 2016), or of two, {-a, a} (Rastegari and others, "XNOR-Net", ECCV 2016; the
     activations stay floats). Much is lost until `tune` trains them behind it.
 
-    At rest two bits or one for each weight. ONNX Runtime unpacks them once, when it loads the model:
-    no gain of speed or memory. `spared` is the share of the weights that stay float32, in the layers
-    that change the answer most. Parts are products and convolutions."""
+    At rest two bits or one for each weight. ONNX Runtime unpacks them once, when it loads the
+    model: no gain of speed or memory. `spared` is the share of the weights that stay float32, in
+    the layers that change the answer most. Parts are products and convolutions."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     stage: ClassVar[str] = "storage"
@@ -77,9 +77,7 @@ class FewLevels(Technique):
             raise Unneeded(f"nothing to store in few values: {told.most_frequent_reason()}")
         return finish(model, self, graph, bench, told)
 
-    def _chosen(
-        self, graph: Graph, nodes: dict[str, onnx.NodeProto], bench: Bench
-    ) -> list[str]:
+    def _chosen(self, graph: Graph, nodes: dict[str, onnx.NodeProto], bench: Bench) -> list[str]:
         """The layers that do least harm, up to the share that is not spared; one at least."""
         if not self.spared or not nodes:
             return list(nodes)
@@ -92,9 +90,7 @@ class FewLevels(Technique):
                 left -= sizes[name]
         return chosen
 
-    def _worst(
-        self, graph: Graph, nodes: dict[str, onnx.NodeProto], bench: Bench
-    ) -> list[str]:
+    def _worst(self, graph: Graph, nodes: dict[str, onnx.NodeProto], bench: Bench) -> list[str]:
         roundings = {}
         for name, node in nodes.items():
             axis = channel_axes(node)[0]
