@@ -301,11 +301,12 @@ def test_what_crossed_a_threshold_is_written_as_another_value(values, tmp_path):
 
 def test_what_harms_most_is_spared(tmp_path):
     made = bench("mlp", tmp_path)
-    stored = FewLevels().apply(made.toy.model, made)
+    stored = FewLevels(spared=0.3).apply(made.toy.model, made)
     assert len(stored.lineage[-1].touched) == 1
     assert any("spared" in reason for _, reason in stored.lineage[-1].skipped)
     whole = FewLevels(spared=0.0).apply(made.toy.model, made)
     assert gap(made, stored) < gap(made, whole)
+    assert "more than what spared=0.9 leaves" in FewLevels().refuse(made.toy.model, made)
 
 
 def test_the_search_takes_it_only_where_it_is_named():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,6 +56,9 @@ class FewLevels(Technique):
         parts = consider(graph, _against)
         if not parts.touched:
             return f"nothing to store in few values: {parts.most_frequent_reason()}"
+        sizes = [count_weights(graph, node) for node in graph.nodes if node.name in parts.touched]
+        if min(sizes) > self._most(sizes):
+            return f"each layer holds more than what spared={self.spared:g} leaves: lower it"
         return no_examples(bench, "spared") if self.spared else None
 
     def apply(self, model: Model, bench: Bench) -> Model:
@@ -78,17 +82,20 @@ class FewLevels(Technique):
         return finish(model, self, graph, bench, told)
 
     def _chosen(self, graph: Graph, nodes: dict[str, onnx.NodeProto], bench: Bench) -> list[str]:
-        """The layers that do least harm, up to the share that is not spared; one at least."""
+        """The layers that do least harm, up to the share that is not spared."""
         if not self.spared or not nodes:
             return list(nodes)
         sizes = {name: count_weights(graph, node) for name, node in nodes.items()}
-        left = (1 - self.spared) * sum(sizes.values())
+        left = self._most(sizes.values())
         chosen: list[str] = []
         for name in reversed(self._worst(graph, nodes, bench)):
-            if not chosen or sizes[name] <= left:
+            if sizes[name] <= left:
                 chosen.append(name)
                 left -= sizes[name]
         return chosen
+
+    def _most(self, sizes: Iterable[int]) -> int:
+        return round((1 - self.spared) * sum(sizes))
 
     def _worst(self, graph: Graph, nodes: dict[str, onnx.NodeProto], bench: Bench) -> list[str]:
         roundings = {}
