@@ -44,7 +44,7 @@ class FewLevels(Technique):
     experimental: ClassVar[bool] = True
 
     values: str = choice("ternary", "binary")
-    spared: float = span(0.9, 0.0, 0.95)
+    spared: float = span(0.95, 0.0, 0.99)
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
         reason = foreign(self, model)
