@@ -273,6 +273,7 @@ def _floats(graph: Graph, rounded: dict[str, Stored]) -> Iterator[tuple[str, np.
                 continue
             seen.add(source)
             maker = graph.producer(source)
+            value: np.ndarray | None
             if blockwise(node) and at != _BIAS:
                 rounded[source], value = of_operator(graph, node)
             elif few := levels_found(graph, maker):
