@@ -207,7 +207,9 @@ def test_answers_as_long_as_their_batch_teach() -> None:
             return {"y": np.zeros((*batch["x"].shape, 9), np.float32)}
 
     rows = np.array([0, 40, 63])
-    made = Tokens(TAGS, np.zeros((64, 80), np.int64), shape=(None, None, 9), lengths=np.arange(4, 68))
+    made = Tokens(
+        TAGS, np.zeros((64, 80), np.int64), shape=(None, None, 9), lengths=np.arange(4, 68)
+    )
     loss = Loss(Plan(1, batch=8, teacher=0.5), made)  # type: ignore[arg-type]
     for each in (rows, rows[:2]):
         batch = made.pick("train", each)

@@ -26,13 +26,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from sartor.contracts import Arrays, Bench, Failed, Model
 from sartor.pace import Pace
 from sartor.techniques._agreement_onnx import agree
-from sartor.techniques._autograd_onnx import GraphModule, Stored, followed, weighs
+from sartor.techniques._autograd_onnx import GraphModule, followed
 from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
 from sartor.techniques._loss_onnx import Loss, Plan, without_classes, without_gradient
 from sartor.techniques._norms_onnx import Norms
 from sartor.techniques._operators_onnx import called
 from sartor.techniques._sparsity_onnx import Sparse, Sparsity, sparsifiable
+from sartor.techniques._weights_onnx import Stored, weighs
 
 _WARM = 0.1  # share of the steps in which the rate rises
 _CLIP = 5.0  # the largest norm of a step's gradient
