@@ -29,13 +29,13 @@ from sartor.techniques.convert_torch import ToOnnx
 
 L = keras.layers
 
-SOURCE = '''
+SOURCE = """
 import keras
 
 
 def make():
     return keras.saving.load_model("digits.keras")
-'''
+"""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,9 @@ def test_the_program_calls_nothing_that_does_nothing(trained: Digits, tmp_path: 
     archive = opened(Path(model.payload))
     calls = [each.target for each in program(archive).block.calls]
     assert not [each for each in calls if "aten.to." in each or "_assert" in each]
-    stored = sum(e.file_size for n, e in archive.entries.items() if "/weight_" in n or "/tensor_" in n)
+    stored = sum(
+        e.file_size for n, e in archive.entries.items() if "/weight_" in n or "/tensor_" in n
+    )
     assert stored <= 1.05 * sum(each.nbytes for each in trained.model.get_weights())
 
 
@@ -202,7 +204,9 @@ def test_classes_of_the_users_and_sequential_models(tmp_path: Path) -> None:
     own(rows(2, 6))
     model = adopt(own, tmp_path / "own", look=look(x=rows(9, 6)))
     same(model, own, x=rows(9, 6))
-    line = keras.Sequential([keras.Input((6,)), L.Normalization(mean=1.0, variance=4.0), L.Dense(3)])
+    line = keras.Sequential(
+        [keras.Input((6,)), L.Normalization(mean=1.0, variance=4.0), L.Dense(3)]
+    )
     model = adopt(line, tmp_path / "line", look=look(pixels=rows(9, 6)))
     assert model.signature.inputs[0].name == "pixels"
     same(model, line, pixels=rows(9, 6))

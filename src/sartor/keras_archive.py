@@ -1,4 +1,4 @@
-"""The archives that Keras writes (`.keras`), read as data: what is in them, and what could run code.
+"""The archives that Keras writes (`.keras`), read as data, and what in them could run code.
 
 A `.keras` file is a zip archive: the model's layers as JSON, each named by its class and module,
 and the weights as HDF5. Keras imports what the JSON names; so it is given the JSON again only after
@@ -25,6 +25,7 @@ _MODULES = re.compile(
     r"keras(\.(activations|constraints|dtype_policies|initializers|layers|models|quantizers"
     r"|regularizers))?|keras\.src\.(layers|models|ops)(\.\w+)*"
 )
+_FUNCTIONS = (None, "builtins", "keras.activations", "keras.ops")
 _OF_KERAS = {"DTypePolicy", "Functional", "InputSpec", "Model", "Sequential"}  # in `keras` itself
 _DATA = {"__bytes__", "__ellipsis__", "__keras_tensor__", "__numpy__", "__slice__", "__tensor__"}
 _CODE = {
@@ -49,8 +50,12 @@ def members(path: Path) -> dict[str, bytes]:
         each.pop("compile_config", None)  # losses, metrics and optimizers are not looked for
     for each in _objects(config):
         _check(each, path)
+    try:
+        written = json.dumps(config).encode()
+    except RecursionError:
+        raise WrongRequest(f"{path} is damaged ({CONFIG} is nested too deep)") from None
     return {
-        CONFIG: json.dumps(config).encode(),
+        CONFIG: written,
         METADATA: archive.read(METADATA),
         WEIGHTS: archive.read(WEIGHTS),
     }
@@ -94,13 +99,15 @@ def _check(named: dict[str, Any], path: Path) -> None:
             f"{path} holds a {name}, which reads words: leave it out of the model, and give the "
             "numbers that it makes as data"
         )
-    allowed = module is None or (module == "builtins" and named["class_name"] == "function")
-    allowed |= module == "keras" and name in _OF_KERAS
-    allowed |= module is not None and module != "keras" and bool(_MODULES.fullmatch(module))
+    if named["class_name"] == "function":
+        allowed = module in _FUNCTIONS
+    elif module is None or module == "keras":
+        allowed = module is None or name in _OF_KERAS
+    else:
+        allowed = name[:1].isupper() and _MODULES.fullmatch(module) is not None
     if not allowed or registered not in (None, "function", name):
         raise WrongRequest(
             f"{path} names {'.'.join(filter(None, (module, name)))}, which is no part of Keras "
             "that computes: a class or function of your own is not in the file; write a function "
             "that returns the model and pass file.py:function"
         )
-

@@ -159,6 +159,11 @@ FILES: dict[str, tuple[Make, str]] = {
     "system": (_layer(module="os", class_name="system", registered_name=None), "names os.system"),
     "exec": (_function("builtins", "exec"), "Could not locate function 'exec'"),
     "download": (_function("keras.utils", "get_file"), "names keras.utils.get_file"),
+    "other loader": (_function("keras.models", "load_model"), "names keras.models.load_model"),
+    "loader as a layer": (
+        _layer(module="keras.models", class_name="load_model"),
+        "names keras.models.load_model",
+    ),
     "loader": (_function("keras.saving", "load_model"), "names keras.saving.load_model"),
     "unsafe": (
         _function("keras.config", "enable_unsafe_deserialization"),

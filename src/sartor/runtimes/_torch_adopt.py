@@ -54,11 +54,13 @@ def fed(module: nn.Module, glimpse: Glimpse) -> list[Fed]:
 def _fed(module: nn.Module, found: Mapping[str, tuple[str, np.ndarray]]) -> list[Fed]:
     floats = [p.dtype for p in module.parameters() if p.is_floating_point()]
     wanted = floats[0] if floats else torch.float32
-    return fed_rows({key: (name, tensor(name, array, wanted)) for key, (name, array) in found.items()})
+    return fed_rows(
+        {key: (name, tensor(name, array, wanted)) for key, (name, array) in found.items()}
+    )
 
 
 def fed_rows(found: Mapping[str, tuple[str, Tensor]]) -> list[Fed]:
-    """Parameter -> an array's name and its known rows: as many of each as an export is made with."""
+    """Of each parameter's array, its name and known rows, as many as an export is made with."""
     rows = _count([each for _, each in found.values()])
     return [
         Fed(parameter, name, more[torch.arange(rows) % len(more)], more)

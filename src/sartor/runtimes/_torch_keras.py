@@ -280,7 +280,9 @@ def unrolled(model: Any) -> Iterator[None]:
     """Recurrent layers under a mask take their steps one by one for a while: Keras' loop for them
     goes through the rows of a batch, and exports for as many rows as there were alone."""
     parts = list(model.modules())
-    masked = any(getattr(e, "mask_zero", False) or isinstance(e, keras.layers.Masking) for e in parts)
+    masked = any(
+        getattr(e, "mask_zero", False) or isinstance(e, keras.layers.Masking) for e in parts
+    )
     looped = [e for e in parts if isinstance(e, keras.layers.RNN) and not e.unroll]
     changed = [each for each in looped if masked and not each.go_backwards]
     for each in changed:
