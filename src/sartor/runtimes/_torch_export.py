@@ -22,12 +22,11 @@ from sartor import torch_archive as archives
 from sartor.contracts import Port, Signature, WrongRequest
 from sartor.nearness import gap, spread
 from sartor.runtimes._torch_live import Fed, answered, called, outputs
+from sartor.runtimes._torch_tidy import tidy
 from sartor.torch_graph import Graph, load, quietly, short
 from sartor.torch_program import DTYPES, distinct, unfit
 from sartor.torch_script import read_members
 
-_aten = torch.ops.aten
-_CONVERSIONS = (_aten.to.dtype_layout, _aten.to.dtype)
 PROGRAM, SCRIPT = "model.pt2", "model.ts"
 _WHOLE = (torch.int64, torch.int32)
 NEAR = 1e-4  # of the answers' spread: how far an export may be from its module
@@ -195,26 +194,9 @@ def _program(module: nn.Module, inputs: Sequence[Fed], form: Form, folder: Path)
     keywords = {each.parameter: each.rows for each in inputs if each.parameter != "*"}
     dynamic = {"args": tuple(shapes.values())} if given else shapes
     made = torch.export.export(module, given, keywords, dynamic_shapes=dynamic, strict=False)
-    _drop_what_does_nothing(made.graph_module)
+    tidy(made)
     names = {each.parameter: each.name for each in inputs}
     return write_program(made, folder, names, form.names, form.remarks())
-
-
-def _drop_what_does_nothing(module: torch.fx.GraphModule) -> None:
-    """Checks of types, and conversions to the type and the device that a tensor has: Keras' own
-    code asks for one before each of its operators."""
-    for node in list(module.graph.nodes):
-        if node.target == _aten._assert_tensor_metadata.default:
-            module.graph.erase_node(node)
-        elif node.target in _CONVERSIONS and all(each.op != "output" for each in node.users):
-            source = node.args[0]
-            one, two = source.meta["val"], node.meta["val"]
-            told = (node.kwargs.get("copy"), node.kwargs.get("memory_format"), *node.args[2:])
-            same = (one.dtype, one.device, one.layout) == (two.dtype, two.device, two.layout)
-            if same and not any(told):
-                node.replace_all_uses_with(source)
-                module.graph.erase_node(node)
-    module.recompile()
 
 
 def write_program(
