@@ -1,5 +1,5 @@
-"""Exported programs without calls that compute nothing: Keras' own code asks for a type and a device
-before each operator, and turns its kernels around at each call.
+"""Exported programs without calls that compute nothing: Keras' own code asks for a type and a
+device before each operator, and turns its kernels around at each call.
 
 What is left gives the same numbers to the last bit.
 """
