@@ -7,19 +7,28 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 
-from sartor.contracts import STAGES, Failed, Recipe, Technique, technique_name, to_json
+from sartor.contracts import (
+    STAGES,
+    Bench,
+    Failed,
+    Model,
+    Recipe,
+    Technique,
+    technique_name,
+    to_json,
+)
 from sartor.fake_model import Facts
 from sartor.proposals import SLOTS, belief, sample
 from sartor.records import Journal, Trial, Verdict, trial_from_json
 from sartor.registry import recipe as recipe_from_json
 from sartor.registry import techniques
 from sartor.search import GuidedSearch, key_of
-from sartor.space import domains
+from sartor.space import choice, domains
 from sartor.testing_fake import fake_model
 
 TOYS = dict(techniques("fake"))
@@ -253,6 +262,52 @@ def test_what_breaks_a_count_is_not_repaired() -> None:
     asked = searcher.ask()
     assert asked is not None
     assert [technique_name(each) for each in asked[0]] != ["round"]
+
+
+@dataclass(frozen=True)
+class Train(Technique):
+    """Trains: the more, the less is lost."""
+
+    kinds: ClassVar[frozenset[str]] = frozenset({"fake"})
+    stage: ClassVar[str] = "tuning"
+    needs: ClassVar[frozenset[str]] = frozenset({"training"})
+    repair: ClassVar[str | None] = "effort"
+    width: int = choice(1, values=(1, 2, 3))
+    effort: float = choice(0.1, values=(0.1, 0.3, 1.0))
+
+    def refuse(self, model: Model, bench: Bench) -> str | None:
+        return None
+
+    def apply(self, model: Model, bench: Bench) -> Model:
+        return model
+
+
+def trained(number: int, recipe: Recipe) -> Trial:
+    """Thinner is faster and loses more: at 2 wide only the longest training wins it back."""
+    lost, ratio = 0.0, 1.0
+    for each in recipe:
+        assert isinstance(each, Train)
+        lost, ratio = {1: 9.0, 2: 0.1, 3: 0.2}[each.width] / each.effort / 10, each.width / 4
+    p = 0.999 if lost > 0.01 else 0.001
+    verdict = Verdict(LIMIT, "broken" if p > 0.5 else "met", 0.9 - lost, 0, 1, 0.89, p, "score", 99)
+    figures = {"objective": ratio}
+    return Trial(number, tuple(map(to_json, recipe)), "done", "", figures, (verdict,), p, 1.0)
+
+
+def test_a_little_training_decides_what_is_trained_longer() -> None:
+    """All of the portfolio is trained a little first; then what came nearest, again and again."""
+    searcher = GuidedSearch("fake", {"train": Train}, [(Train(each),) for each in (1, 2, 3)])
+    asked = []
+    for number in range(7):
+        recipe, _ = searcher.ask() or pytest.fail("nothing is asked")
+        if number == 4:
+            (ahead,) = searcher.upcoming(1)
+            assert ahead != recipe
+        asked += [(each.width, each.effort) for each in recipe]  # type: ignore[attr-defined]
+        searcher.tell(trained(number, recipe))
+    assert asked[:5] == [(1, 0.1), (2, 0.1), (3, 0.1), (2, 0.3), (2, 1.0)]
+    # 3 wide would gain less than what was found; what is 1 wide is worth it yet.
+    assert asked[5] == (1, 0.3)
 
 
 def random_recipe(rng: np.random.Generator) -> Recipe:

@@ -30,6 +30,7 @@ from sartor.trials import Laboratory
 from sartor.workers import Pool
 
 SHORTEST = 300.0  # seconds of budget below which the search asks for no training of its own
+MOST = 0.8  # of what is left, that one training may take
 LEAST = 15.0  # seconds that any one step of a trial may take, however little time is left
 
 
@@ -122,6 +123,7 @@ def search(
     known = _in_time(allowed(spec, kind), lab)
     # Half of what is left at most: a hang takes its share of the time, not all of it.
     lab.patience = lambda: min(spec.deadline, max((clock.left() - answering.reserve()) / 2, LEAST))
+    lab.longest = lambda: MOST * (clock.left() - answering.reserve())
     first = [recipe(kind, entries) for entries in spec.recipes]
     own = _features(lab, folder) if spec.learn_from else {}
     lessons = learned(spec.learn_from, kind, own, spec.objective, folder.root)

@@ -1,5 +1,6 @@
 """Which recipe to try next: the original, what is known to be good, repairs of what came close,
-then whatever a model of what was seen expects most of.
+then longer trainings of what a short one brought nearest to its limits, then whatever a model of
+what was seen expects most of.
 
 Ask and tell: the caller owns the loop. The same seed and the same answers give the same questions,
 so a run that was killed is continued by telling the journal's trials again.
@@ -15,6 +16,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from sartor.contracts import Recipe, Technique, technique_name
+from sartor.evidence import EXACT
 from sartor.priors import DONE, Lesson, objective_of, observed
 from sartor.proposals import (
     Points,
@@ -65,6 +67,7 @@ class GuidedSearch:
         self.known = dict(sorted(known.items()))
         self.waiting: list[Recipe] = [(), *requested, *portfolio]
         self.trials = trials
+        self.longer: list[tuple[Trial, Recipe]] = []  # what was trained, to be trained for longer
         self.told: dict[str, Trial] = {}
         self.pending: set[str] = set()
         self.useless: Counter[str] = Counter()
@@ -90,6 +93,8 @@ class GuidedSearch:
             recipe = self.waiting.pop(0)
             if key_of(recipe) not in self.told and self._allowed(recipe):
                 return self._asked(recipe)
+        if longer := self._worth_training():
+            return self._asked(longer)
         if self.opened is None:
             self.opened = len(self.told)
         pool = self._pool()
@@ -111,7 +116,9 @@ class GuidedSearch:
             self.useful |= {entry["technique"] for entry in trial.recipe}
         recipe = rebuilt(self.known, trial.recipe)
         milder = self.repairs.after(trial, recipe, self._best()) if recipe else None
-        if milder is not None:
+        if recipe and milder and _trains_longer(recipe, milder):
+            self.longer.append((trial, milder))
+        elif milder:
             self.waiting.insert(0, milder)
 
     def upcoming(self, n: int) -> list[Recipe]:
@@ -119,6 +126,7 @@ class GuidedSearch:
         change of state: what would be asked if no answer changed the plan."""
         ahead = copy.copy(self)
         ahead.waiting, ahead.pending = list(self.waiting), set(self.pending)
+        ahead.longer = list(self.longer)
         ahead.rng, ahead.points = copy.deepcopy(self.rng), self.points.copied()
         ahead.trials = None
         found: list[Recipe] = []
@@ -128,6 +136,21 @@ class GuidedSearch:
                 break
             found.append(asked[0])
         return found
+
+    def _worth_training(self) -> Recipe | None:
+        """Of what would gain if it lost less, what a short training brought nearest to its limits:
+        little training decides what gets more."""
+        best = self._best()
+        self.longer = [
+            (trial, recipe)
+            for trial, recipe in self.longer
+            if objective_of(trial) < best
+            and not {key_of(recipe)} & (self.told.keys() | self.pending)
+        ]
+        if not self.longer:
+            return None
+        at = min(range(len(self.longer)), key=lambda at: _shortfall(self.longer[at][0]))
+        return self.longer.pop(at)[1]
 
     # -- what may be asked --------------------------------------------------------------------
 
@@ -234,6 +257,24 @@ def feasible(trial: Trial) -> bool:
     """Whether its limits rather hold than not."""
     sound = trial.state == "done" or trial.same
     return sound and trial.p_value <= 0.5 and math.isfinite(objective_of(trial))
+
+
+def _trains_longer(recipe: Recipe, milder: Recipe) -> bool:
+    changed = [new for old, new in zip(recipe, milder, strict=True) if new != old]
+    return any("training" in each.needs for each in changed)
+
+
+def _shortfall(trial: Trial) -> float:
+    """By what share of its bound the quality is off that is off most; how many examples were seen
+    is not asked, as a p-value would."""
+    return max(
+        (
+            abs(each.estimate - each.bound) / max(abs(each.bound), 1e-9)
+            for each in trial.verdicts
+            if each.p_value > 0.5 and each.method not in ("", EXACT)
+        ),
+        default=0.0,
+    )
 
 
 def _worst_margin(trial: Trial) -> float:

@@ -117,6 +117,7 @@ class Laboratory:
         self.timings, self.replayed = journaled(journal), journaled(replay)
         self.pace = paces(journal)  # model digest -> examples a second, while not timed
         self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
+        self.longest: Callable[[], float] = lambda: math.inf  # seconds a training may take
         self.slowness = SLOWNESS  # how much longer a training takes than its steps were reckoned
         self.enough: Callable[[Trial], bool] = lambda _: False  # whether to see no more examples
         # What workers did ahead (see `ahead`), and what keeps them still while something is timed.
@@ -177,15 +178,18 @@ class Laboratory:
             return self._made(technique, model, key)
 
     def _made(self, technique: Technique, model: Model, key: str) -> Model | str:
-        scratch, patience, began = self.store.scratch(), self.patience(), time.monotonic()
+        scratch, began = self.store.scratch(), time.monotonic()
+        patience, nominal = self.patience(), 0.0
+        if "training" in technique.needs:  # it is known how long that takes: no hang
+            nominal = self.bench.training.takes(getattr(technique, "effort", 1.0))
+            patience = max(patience, min(2 * self.slowness * nominal, self.longest()))
         try:
             made: Model | str = self.pool.call(
                 apply_step, technique, model,
                 self.bench.on(model, scratch, patience / self.slowness),
                 self.store.folder, key, timeout=patience,
             )  # fmt: skip
-            nominal = self.bench.training.takes(getattr(technique, "effort", 1.0))
-            if "training" in technique.needs and isinstance(made, Model) and nominal:
+            if isinstance(made, Model) and nominal:
                 self.slowness = max((time.monotonic() - began) / nominal, 1.0)
             return made
         finally:
