@@ -3,8 +3,8 @@ does."""
 
 from __future__ import annotations
 
+import importlib.util
 import sys
-import zipfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("keras", reason="the extra `keras` is not installed")
+if importlib.util.find_spec("keras") is None:  # Keras itself is imported by the runtime alone
+    pytest.skip("the extra `keras` is not installed", allow_module_level=True)
 
 from hostile import keras_files
 
 from sartor.contracts import Glimpse, Model, Target, WrongRequest
-from sartor.keras_archive import CONFIG, WEIGHTS
 from sartor.lab import Lab, Toy
 from sartor.records import Journal
 from sartor.registry import adopt, kind_of, open_model, runtime
@@ -27,6 +27,8 @@ from sartor.runtimes._torch_keras import keras
 from sartor.techniques.convert_torch import ToOnnx
 
 L = keras.layers
+
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
 SOURCE = """
 import keras
@@ -64,20 +66,24 @@ def _digits(folder: Path, epochs: int) -> Digits:
     model.compile(
         keras.optimizers.Adam(5e-3), "sparse_categorical_crossentropy", metrics=["accuracy"]
     )
-    model.fit(pixels[fit], label[fit], epochs=epochs, batch_size=50, verbose=0)
+    if epochs:
+        model.fit(pixels[fit], label[fit], epochs=epochs, batch_size=50, verbose=0)
+    else:
+        rng = np.random.default_rng(0)
+        model.get_layer("norm").set_weights(list(rng.uniform(0.5, 2, (4, 32))))
     model.save(folder / "digits.keras")
     taken = [{"image": pixels[each], "label": label[each]} for each in (rest, fresh)]
     return Digits(model, folder / "digits.keras", *taken)
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> Digits:
-    """Ten steps, for what needs no good answers."""
-    return _digits(tmp_path_factory.mktemp("net"), 1)
+def untrained(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+    """For what needs no good answers; its batch norm is as if it had seen data."""
+    return _digits(tmp_path_factory.mktemp("net"), 0)
 
 
 @pytest.fixture(scope="module")
-def well_trained(tmp_path_factory: pytest.TempPathFactory) -> Digits:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Digits:
     return _digits(tmp_path_factory.mktemp("good"), 20)
 
 
@@ -117,36 +123,36 @@ def same(model: Model, live: Any, **arrays: Any) -> None:
 # -- what comes in ------------------------------------------------------------------------------
 
 
-def test_a_file_and_a_live_model_are_the_same_model(trained: Digits, tmp_path: Path) -> None:
-    weights = trained.model.get_weights()
-    seen = look(**trained.rows)
-    live = adopt(trained.model, tmp_path / "live", look=seen)
-    file = adopt(str(trained.path), tmp_path / "file", look=seen)
+def test_a_file_and_a_live_model_are_the_same_model(untrained: Digits, tmp_path: Path) -> None:
+    weights = untrained.model.get_weights()
+    seen = look(**untrained.rows)
+    live = adopt(untrained.model, tmp_path / "live", look=seen)
+    file = adopt(str(untrained.path), tmp_path / "file", look=seen)
     assert live.signature == file.signature
     assert live.signature.inputs[0].shape == (None, 8, 8, 1)
     assert runtime("torch").digest(live) == runtime("torch").digest(file)
-    same(live, trained.model, image=trained.fresh["image"])
-    after = trained.model.get_weights()
+    same(live, untrained.model, image=untrained.fresh["image"])
+    after = untrained.model.get_weights()
     assert all(np.array_equal(one, two) for one, two in zip(weights, after, strict=True))
-    assert trained.model.optimizer is not None
-    assert kind_of(trained.path) == "torch"
+    assert untrained.model.optimizer is not None
+    assert kind_of(untrained.path) == "torch"
     names = {part.name for part in runtime("torch").parts(live, {"image": rows(1, 8, 8, 1)})}
     assert {"first", "second", "head"} <= names
 
 
-def test_the_program_calls_nothing_that_does_nothing(trained: Digits, tmp_path: Path) -> None:
+def test_the_program_calls_nothing_that_does_nothing(untrained: Digits, tmp_path: Path) -> None:
     """Keras asks for a type and a device before each operator; weights are stored once."""
     from sartor.torch_archive import opened
     from sartor.torch_program import program
 
-    model = adopt(trained.model, tmp_path, look=look(**trained.rows))
+    model = adopt(untrained.model, tmp_path, look=look(**untrained.rows))
     archive = opened(Path(model.payload))
     calls = [each.target for each in program(archive).block.calls]
     assert not [each for each in calls if "aten.to." in each or "_assert" in each]
     stored = sum(
         e.file_size for n, e in archive.entries.items() if "/weight_" in n or "/tensor_" in n
     )
-    assert stored <= 1.05 * sum(each.nbytes for each in trained.model.get_weights())
+    assert stored <= 1.05 * sum(each.nbytes for each in untrained.model.get_weights())
 
 
 def several() -> Any:
@@ -156,7 +162,7 @@ def several() -> Any:
     return keras.Model({"left": left, "right": right}, out)
 
 
-def sentences(layer: Any, mask: bool = False, length: int | None = 12) -> Any:
+def sentences(layer: Any, mask: bool = False, length: int | None = 6) -> Any:
     ids = keras.Input((length,), dtype="int32", name="ids")
     x = layer(L.Embedding(50, 8, mask_zero=mask)(ids))
     return keras.Model(ids, L.Dense(3)(x))
@@ -191,20 +197,23 @@ def test_several_inputs_and_outputs_keep_their_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("live", "shape"),
     [
-        (lambda: sentences(L.LSTM(6)), (None, 12)),
-        (lambda: sentences(L.GRU(6), mask=True), (None, 12)),
+        (lambda: sentences(L.LSTM(6)), (None, 6)),
+        pytest.param(lambda: sentences(L.GRU(6), mask=True), (None, 6), marks=pytest.mark.slow),
+        pytest.param(
+            lambda: sentences(L.Bidirectional(L.LSTM(6)), mask=True), (1, 6), marks=pytest.mark.slow
+        ),
         (attending, (None, None)),
     ],
-    ids=["lstm", "gru under a mask", "attention of free length"],
+    ids=["lstm", "gru under a mask", "both ways under a mask", "attention of free length"],
 )
 def test_models_of_tokens(live: Callable[[], Any], shape: Any, tmp_path: Path) -> None:
-    made, ids = live(), numbers(50, 9, 12)
-    ids[2:, 7:] = 0
+    made, ids = live(), numbers(50, 9, 6)
+    ids[2:, 4:] = 0
     model = adopt(made, tmp_path, look=look(ids=ids))
     assert model.signature.inputs[0].dtype == "int32"
     assert model.signature.inputs[0].shape == shape
-    same(model, made, ids=ids)
-    same(model, made, ids=ids[:, : shape[1] or 5])
+    same(model, made, ids=ids[: shape[0] or 9])
+    same(model, made, ids=ids[: shape[0] or 9, : shape[1] or 5])
 
 
 def test_classes_of_the_users_and_sequential_models(tmp_path: Path) -> None:
@@ -227,18 +236,18 @@ def test_a_column_of_numbers_is_an_input_of_width_one(tmp_path: Path) -> None:
     assert [(p.dtype, p.shape) for p in model.signature.inputs] == [("float32", (None, 1))] * 2
 
 
-def test_what_follows_takes_it(trained: Digits, tmp_path: Path) -> None:
+def test_what_follows_takes_it(untrained: Digits, tmp_path: Path) -> None:
     """The conversion to ONNX keeps the batch free and the answers."""
-    model = adopt(trained.model, tmp_path / "in", look=look(**trained.rows))
-    given = {"image": trained.fresh["image"]}
-    toy = Toy("digits", model, lambda n, seed: {"image": trained.rows["image"][seed : seed + n]})
+    model = adopt(untrained.model, tmp_path / "in", look=look(**untrained.rows))
+    given = {"image": untrained.fresh["image"]}
+    toy = Toy("digits", model, lambda n, seed: {"image": untrained.rows["image"][seed : seed + n]})
     with Lab([toy], tmp_path / "lab") as lab:
         made = lab.make(toy, (ToOnnx(),))
         assert isinstance(made, Model), made
         assert made.kind == "onnx"
         assert made.signature == model.signature
         found = lab.answers(made, given)["output"]
-    assert np.allclose(found, trained.model.predict(given["image"], verbose=0), atol=1e-5)
+    assert np.allclose(found, untrained.model.predict(given["image"], verbose=0), atol=1e-5)
 
 
 # -- what is refused ----------------------------------------------------------------------------
@@ -272,43 +281,43 @@ def test_code_in_a_file_runs_with_trust_alone(tmp_path: Path) -> None:
     live = keras.Sequential([keras.Input((6,)), L.Lambda(lambda x: x * 2), L.Dense(3)])
     path = tmp_path / "model.keras"
     live.save(path)
-    with pytest.raises(WrongRequest, match="holds a Lambda, which is code"):
+    with pytest.raises(WrongRequest, match=r"(?i)holds a lambda, which is code"):
         adopt(str(path), tmp_path / "in", look=look(x=rows(9, 6)))
     model = adopt(str(path), tmp_path / "in", look=look(x=rows(9, 6)), trust=True)
     same(model, live, x=rows(9, 6))
 
 
 def test_models_that_cannot_be_run_are_one_sentence(
-    trained: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    untrained: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wrong: dict[str, tuple[Any, Any]] = {
         "no weights yet": (keras.Sequential([L.Dense(3)]), look(x=rows(9, 6))),
         "is no Keras model": (L.Dense(3), look(x=rows(9, 6))),
-        "takes image and the data have": (trained.model, look(a=rows(9, 3), b=rows(9, 4))),
-        "does not run on rows of the data": (trained.model, look(image=rows(9, 4, 8, 8))),
-        "it needs data": (trained.model, None),
+        "takes image and the data have": (untrained.model, look(a=rows(9, 3), b=rows(9, 4))),
+        "does not run on rows of the data": (untrained.model, look(image=rows(9, 4, 8, 8))),
+        "it needs data": (untrained.model, None),
     }
     for words, (given, seen) in wrong.items():
         with pytest.raises(WrongRequest, match=words) as refusal:
             adopt(given, tmp_path / "in", look=seen)
         assert "\n" not in str(refusal.value)
     with pytest.raises(WrongRequest, match=r"\.keras file is taken in with data"):
-        open_model(trained.path)
+        open_model(untrained.path)
     monkeypatch.setattr(keras.backend, "backend", lambda: "jax")
     with pytest.raises(WrongRequest, match="KERAS_BACKEND=torch before `import keras`"):
-        adopt(trained.model, tmp_path / "in", look=look(**trained.rows))
+        adopt(untrained.model, tmp_path / "in", look=look(**untrained.rows))
 
 
 def test_a_model_that_answers_otherwise_is_refused(
-    trained: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    untrained: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Held against Keras' own predict, not against what was exported."""
-    real = type(trained.model).predict_on_batch
+    real = type(untrained.model).predict_on_batch
     monkeypatch.setattr(
-        type(trained.model), "predict_on_batch", lambda self, x: real(self, x)[:, ::-1]
+        type(untrained.model), "predict_on_batch", lambda self, x: real(self, x)[:, ::-1]
     )
     with pytest.raises(WrongRequest, match="answers otherwise as PyTorch's graph"):
-        adopt(trained.model, tmp_path, look=look(**trained.rows))
+        adopt(untrained.model, tmp_path, look=look(**untrained.rows))
 
 
 def test_keras_is_asked_for_pytorch_and_for_no_folder(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,7 +340,7 @@ def test_keras_is_asked_for_pytorch_and_for_no_folder(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("package", ["keras", "h5py"])
 def test_without_the_extra_it_says_how_to_get_it(
-    package: str, trained: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    package: str, untrained: Digits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from sartor import runtimes
 
@@ -339,17 +348,7 @@ def test_without_the_extra_it_says_how_to_get_it(
     monkeypatch.delitem(sys.modules, "sartor.runtimes._torch_keras")
     monkeypatch.delattr(runtimes, "_torch_keras")
     with pytest.raises(WrongRequest, match=rf"needs {package}; write: pip install 'sartor\[keras"):
-        adopt(str(trained.path), tmp_path, look=look(**trained.rows))
-
-
-def test_weights_that_are_missing_are_not_made_up(trained: Digits, tmp_path: Path) -> None:
-    with zipfile.ZipFile(trained.path) as file:
-        members = {name: file.read(name) for name in file.namelist()}
-    members[WEIGHTS] = zipfile.ZipFile(trained.path).read(WEIGHTS)[:5000]
-    assert CONFIG in members
-    (tmp_path / "short.keras").write_bytes(keras_files.zipped(members))
-    with pytest.raises(WrongRequest, match="damaged"):
-        adopt(str(tmp_path / "short.keras"), tmp_path, look=look(**trained.rows))
+        adopt(str(untrained.path), tmp_path, look=look(**untrained.rows))
 
 
 # -- whole runs ---------------------------------------------------------------------------------
@@ -357,12 +356,11 @@ def test_weights_that_are_missing_are_not_made_up(trained: Digits, tmp_path: Pat
 
 @pytest.mark.slow
 def test_a_run_on_a_file_and_on_a_live_model(
-    well_trained: Digits, tmp_path: Path, sartor: Any, monkeypatch: pytest.MonkeyPatch
+    trained: Digits, tmp_path: Path, sartor: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The command on the file and on a factory: certified, verified, and nothing in the home."""
     import sartor as package
 
-    trained = well_trained
     home = tmp_path / "home"
     home.mkdir()
     monkeypatch.setenv("HOME", str(home))
@@ -394,7 +392,7 @@ def test_a_run_on_a_file_and_on_a_live_model(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0", "ResNet50"])
+@pytest.mark.parametrize("name", ["MobileNetV2", "EfficientNetB0"])
 def test_applications_of_keras(name: str, tmp_path: Path) -> None:
     """Their architectures, with weights that were never trained: files are read, answers kept."""
     live = getattr(keras.applications, name)(input_shape=(32, 32, 3), weights=None, classes=10)

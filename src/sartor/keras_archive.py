@@ -23,7 +23,7 @@ SAVED = "model.save('model.keras')"
 # other modules of its.
 _MODULES = re.compile(
     r"keras(\.(activations|constraints|dtype_policies|initializers|layers|models|quantizers"
-    r"|regularizers))?|keras\.src\.(layers|models|ops)(\.\w+)*"
+    r"|regularizers))?|keras\.src\.(applications|layers|models|ops)(\.\w+)*"
 )
 _FUNCTIONS = (None, "builtins", "keras.activations", "keras.ops")
 _OF_KERAS = {"DTypePolicy", "Functional", "InputSpec", "Model", "Sequential"}  # in `keras` itself
@@ -46,6 +46,8 @@ def members(path: Path) -> dict[str, bytes]:
                 f"files out of the model and save it again with {SAVED}"
             )
     config = archive.json(CONFIG)
+    if not isinstance(config, dict):
+        raise WrongRequest(f"{path} holds no model: {CONFIG} is no mapping")
     for each in _objects(config):
         each.pop("compile_config", None)  # losses, metrics and optimizers are not looked for
     for each in _objects(config):

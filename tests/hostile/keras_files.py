@@ -95,7 +95,7 @@ def _link(link: Any) -> Make:
 
 def _virtual(file: Any) -> None:
     layout = h5py.VirtualLayout((4,), "f4")
-    layout[:] = h5py.VirtualSource("/etc/passwd", "data", (4,))
+    layout[:] = h5py.VirtualSource("/nowhere/secret.h5", "data", (4,))
     file.create_virtual_dataset("other", layout)
 
 
@@ -104,11 +104,11 @@ def _circle(file: Any) -> None:
 
 
 def _outside(file: Any) -> None:
-    file.create_dataset("other", (4,), "f4", external=[("/etc/passwd", 0, 16)])
+    file.create_dataset("other", (4,), "f4", external=[("/nowhere/secret", 0, 16)])
 
 
 def _wide(config: Config) -> None:
-    """Two layers of a million units: four terabytes of weights."""
+    """A layer of a million times a million weights: four terabytes."""
     layers = config["config"]["layers"]
     for each in layers[1:]:
         each["config"]["units"] = 10**6
@@ -130,7 +130,7 @@ LAMBDA = {"class_name": "__lambda__", "config": {"value": "4wAAAA==", "defaults"
 FILES: dict[str, tuple[Make, str]] = {
     "empty": (lambda: b"", "is empty"),
     "random": (lambda: os.urandom(4096), "no archive of Keras's"),
-    "cut": (lambda: zipped(_good())[:-90], "no archive of Keras's"),
+    "cut": (lambda: zipped(_good())[:-90], "cut short"),
     "packed": (lambda: zipped(_good(), zipfile.ZIP_BZIP2), "packed otherwise"),
     "bomb": (_claims, "packed otherwise"),
     "twice": (
@@ -157,7 +157,7 @@ FILES: dict[str, tuple[Make, str]] = {
     "pickled module": (_layer(class_name="TorchModuleWrapper"), "which is code"),
     "saved graph": (_layer(class_name="TFSMLayer"), "which is code"),
     "system": (_layer(module="os", class_name="system", registered_name=None), "names os.system"),
-    "exec": (_function("builtins", "exec"), "Could not locate function 'exec'"),
+    "exec": (_function("builtins", "exec"), "cannot be read by Keras"),
     "download": (_function("keras.utils", "get_file"), "names keras.utils.get_file"),
     "other loader": (_function("keras.models", "load_model"), "names keras.models.load_model"),
     "loader as a layer": (
@@ -174,11 +174,14 @@ FILES: dict[str, tuple[Make, str]] = {
     "beside": (_layer(module="keras.layers.x", class_name="y"), "names keras.layers.x.y"),
     "own class": (_layer(registered_name="mine>Dense"), "a class or function of your own"),
     "words": (
-        _layer(class_name="StringLookup", config={"vocabulary": "/etc/passwd"}),
+        _layer(class_name="StringLookup", config={"vocabulary": "/nowhere/secret"}),
         "which reads words",
     ),
     "wide": (_config(_wide), "describes a model of"),
-    "another file": (_link(h5py.ExternalLink("/etc/passwd", "/")), "refers to another place"),
+    "another file": (
+        _link(h5py.ExternalLink("/nowhere/secret.h5", "/")),
+        "refers to another place",
+    ),
     "a link": (_link(h5py.SoftLink("/layers")), "refers to another place"),
     "outside": (_weights(_outside), "no plain array"),
     "virtual": (_weights(_virtual), "no plain array"),

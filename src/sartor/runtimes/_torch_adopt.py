@@ -342,8 +342,10 @@ def _keras() -> ModuleType:
 def _from_keras(model: Any, folder: Path, look: Look | None) -> Path:
     if look is None:
         raise WrongRequest("a Keras model is compared with its export on rows: it needs data")
-    module, inputs = _keras().taken(model, look())
-    with _keras().unrolled(model):
-        made = exported(module, inputs, folder)
-    _keras().compare(model, made, inputs)
+    seen = look()
+    with quietly():  # Keras' own code warns of itself
+        module, inputs = _keras().taken(model, seen)
+        with _keras().unrolled(model):
+            made = exported(module, inputs, folder)
+        _keras().compare(model, made, inputs)
     return made

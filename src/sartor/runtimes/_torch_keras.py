@@ -10,13 +10,14 @@ from __future__ import annotations
 import inspect
 import io
 import json
+import keyword
 import math
 import os
 import sys
 import tempfile
 import warnings
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,7 @@ from sartor.contracts import Glimpse, WrongRequest
 from sartor.keras_archive import CONFIG, SAVED, WEIGHTS, members
 from sartor.nearness import gap, spread
 from sartor.runtimes._torch_adopt import fed_rows, matched, tensor
-from sartor.runtimes._torch_live import Fed
+from sartor.runtimes._torch_live import Fed, outputs
 from sartor.torch_graph import load, quietly, short
 
 NEAR = 1e-4  # of the answers' spread
@@ -101,14 +102,18 @@ def _loaded(path: Path, seen: Path, trust: bool) -> Any:
             f"{path} cannot be read by Keras {keras.__version__}: {type(error).__name__}: "
             f"{short(error)}"
         ) from None
-    if not isinstance(found, keras.Model):
-        raise WrongRequest(f"{path} holds a {type(found).__name__}, which is no model")
+    _check_model(path, found)
     if any("freshly-initialized" in str(each.message) for each in told):
         raise WrongRequest(
             f"{path} has no weights for some of its layers, which would be random numbers: save it "
             f"again with {SAVED} of a newer Keras"
         )
     return found
+
+
+def _check_model(path: Path, found: Any) -> None:
+    if not isinstance(found, keras.Model):
+        raise WrongRequest(f"{path} holds a {type(found).__name__}, which is no model")
 
 
 def _check_weights(path: Path, data: bytes) -> int:
@@ -159,10 +164,10 @@ def _check_room(path: Path, config: bytes, held: int) -> None:
     try:
         with quietly(), keras.device("meta"):  # sizes without numbers
             made = keras.saving.deserialize_keras_object(json.loads(config), safe_mode=True)
-        wanted = sum(
-            math.prod(each.shape) * each.value.element_size()
-            for each in getattr(made, "variables", ())
-        )
+        _check_model(path, made)
+        wanted = sum(math.prod(each.shape) * each.value.element_size() for each in made.variables)
+    except WrongRequest:
+        raise
     except Exception as error:  # whatever its many classes raise
         raise WrongRequest(
             f"{path} cannot be read by Keras {keras.__version__}: {type(error).__name__}: "
@@ -261,7 +266,8 @@ def _fed(model: Any, glimpse: Glimpse) -> list[Fed]:
         name, array = found[port.name]
         rows = tensor(name, array, torch.float32).to(_type(port))
         flat = len(port.shape) == rows.ndim + 1 and port.shape[-1] == 1
-        given[f"input_{at}"] = (name, rows[..., None] if flat else rows)
+        plain = port.name.isidentifier() and not keyword.iskeyword(port.name)
+        given[port.name if plain else f"input_{at}"] = (name, rows[..., None] if flat else rows)
     return fed_rows(given)
 
 
@@ -279,7 +285,7 @@ def _type(port: Any) -> torch.dtype:
 def unrolled(model: Any) -> Iterator[None]:
     """Recurrent layers under a mask take their steps one by one for a while: Keras' loop for them
     goes through the rows of a batch, and exports for as many rows as there were alone."""
-    parts = list(model.modules())
+    parts = list(model._flatten_layers())
     masked = any(
         getattr(e, "mask_zero", False) or isinstance(e, keras.layers.Masking) for e in parts
     )
@@ -324,31 +330,24 @@ def compare(model: Any, file: Path, inputs: Sequence[Fed]) -> None:
     that are known."""
     if len(inputs) > 1 and not getattr(model, "inputs", None):
         return  # `predict` takes but one argument; `exported` compared with the call
-    arrays = [each.more.numpy() for each in inputs]
-    rows = min(map(len, arrays))
-    arrays = [each[:rows] for each in arrays]
+    rows = min(len(each.more) for each in inputs)
+    arrays = [each.more[:rows].numpy() for each in inputs]
     with quietly():
-        found = model.predict_on_batch(_arguments(model, arrays)[0])
-    right = [np.asarray(each) for each in keras.tree.flatten(found)]
-    made = load(file)
-    got = [np.concatenate(each) for each in zip(*_answers(made, arrays), strict=True)]
-    order = _order(model, found)
-    for one, at in zip(got, order, strict=True):
-        if not gap(one, right[at]) <= NEAR * spread([right[at]]):
+        predicted = model.predict_on_batch(_arguments(model, arrays)[0])
+        predicted = keras.tree.map_structure(torch.from_numpy, predicted)
+        with torch.inference_mode():
+            called = _called(model, [torch.from_numpy(each[:1]) for each in arrays])
+    right = {name: each.numpy() for name, each in outputs(_named(model, predicted))}
+    names = [name for name, _ in outputs(_named(model, called))]
+    got = [np.concatenate(each) for each in zip(*_answers(load(file), arrays), strict=True)]
+    for name, found in zip(names, got, strict=True):
+        off = gap(found, right[name]) / spread([right[name]])
+        if not off <= NEAR:
             raise WrongRequest(
                 f"the model answers otherwise as PyTorch's graph than Keras' predict does, by "
-                f"{gap(one, right[at]) / spread([right[at]]):.1e} of its spread: export it to ONNX "
-                "yourself with model.export('model.onnx', format='onnx')"
+                f"{off:.1e} of its spread in {name}: export it to ONNX yourself with "
+                "model.export('model.onnx', format='onnx')"
             )
-
-
-def _order(model: Any, found: Any) -> list[int]:
-    """Where the outputs stand in the flattened answers, in the order in which the call gives
-    them: Keras sorts the keys of mappings when it flattens."""
-    if not isinstance(found, Mapping):
-        return list(range(len(keras.tree.flatten(found))))
-    sorted_keys = sorted(found)
-    return [sorted_keys.index(key) for key in found]
 
 
 def _answers(made: nn.Module, arrays: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
@@ -357,7 +356,7 @@ def _answers(made: nn.Module, arrays: Sequence[np.ndarray]) -> list[list[np.ndar
     with torch.inference_mode():
         try:
             return [[each.numpy() for each in made(*tensors)]]
-        except RuntimeError:
+        except Exception:  # RuntimeError, ValueError: sizes that are not those of the export
             rows = range(len(arrays[0]))
             return [
                 [e.numpy() for e in made(*(each[at : at + 1] for each in tensors))] for at in rows
