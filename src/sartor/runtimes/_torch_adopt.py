@@ -343,7 +343,7 @@ def _from_keras(model: Any, folder: Path, look: Look | None) -> Path:
     if look is None:
         raise WrongRequest("a Keras model is compared with its export on rows: it needs data")
     seen = look()
-    with quietly():  # Keras' own code warns of itself
+    with quietly(), _keras().on_cpu():  # Keras' own code warns of itself
         module, inputs = _keras().taken(model, seen)
         with _keras().unrolled(model):
             made = exported(module, inputs, folder)

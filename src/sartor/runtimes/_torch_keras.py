@@ -82,6 +82,11 @@ def read(path: Path, trust: bool) -> Any:
         return _loaded(path, seen, trust)
 
 
+def on_cpu() -> Any:
+    """A context in which Keras computes on the CPU, where it would take a GPU that is there."""
+    return keras.device("cpu")
+
+
 def _check_backend() -> None:
     found = keras.backend.backend()
     if found != "torch":
@@ -94,7 +99,7 @@ def _check_backend() -> None:
 
 def _loaded(path: Path, seen: Path, trust: bool) -> Any:
     try:
-        with quietly(), warnings.catch_warnings(record=True) as told, keras.device("cpu"):
+        with quietly(), warnings.catch_warnings(record=True) as told, on_cpu():
             warnings.simplefilter("always")
             found = keras.saving.load_model(seen, compile=False, safe_mode=not trust)
     except Exception as error:  # whatever its many classes raise
@@ -332,11 +337,10 @@ def compare(model: Any, file: Path, inputs: Sequence[Fed]) -> None:
         return  # `predict` takes but one argument; `exported` compared with the call
     rows = min(len(each.more) for each in inputs)
     arrays = [each.more[:rows].numpy() for each in inputs]
-    with quietly():
-        predicted = model.predict_on_batch(_arguments(model, arrays)[0])
-        predicted = keras.tree.map_structure(torch.from_numpy, predicted)
-        with torch.inference_mode():
-            called = _called(model, [torch.from_numpy(each[:1]) for each in arrays])
+    predicted = model.predict_on_batch(_arguments(model, arrays)[0])
+    predicted = keras.tree.map_structure(torch.from_numpy, predicted)
+    with torch.inference_mode():
+        called = _called(model, [torch.from_numpy(each[:1]) for each in arrays])
     right = {name: each.numpy() for name, each in outputs(_named(model, predicted))}
     names = [name for name, _ in outputs(_named(model, called))]
     got = [np.concatenate(each) for each in zip(*_answers(load(file), arrays), strict=True)]
