@@ -88,7 +88,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Digits:
 
 
 def look(**arrays: Any) -> Callable[[], Glimpse]:
-    return lambda: Glimpse({name: np.asarray(each) for name, each in arrays.items()})
+    return lambda: Glimpse({name: np.asarray(each)[:32] for name, each in arrays.items()})
 
 
 def rows(*shape: int) -> np.ndarray:
@@ -314,7 +314,7 @@ def test_a_model_that_answers_otherwise_is_refused(
     """Held against Keras' own predict, not against what was exported."""
     real = type(untrained.model).predict_on_batch
     monkeypatch.setattr(
-        type(untrained.model), "predict_on_batch", lambda self, x: real(self, x)[:, ::-1]
+        type(untrained.model), "predict_on_batch", lambda self, x: real(self, x) + 0.01
     )
     with pytest.raises(WrongRequest, match="answers otherwise as PyTorch's graph"):
         adopt(untrained.model, tmp_path, look=look(**untrained.rows))
