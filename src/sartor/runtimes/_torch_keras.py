@@ -56,7 +56,9 @@ def _by_pytorch() -> Iterator[None]:
             yield
     finally:
         for name, value in before.items():
-            os.environ.pop(name) if value is None else os.environ.update({name: value})
+            os.environ.pop(name)
+            if value is not None:
+                os.environ[name] = value
 
 
 with _by_pytorch():
@@ -134,7 +136,8 @@ def _check_weights(path: Path, data: bytes) -> int:
 
 
 def _held(path: Path, file: Any, most: int) -> int:
-    waiting, seen, total = [file], set(), 0
+    waiting, total = [file], 0
+    seen: set[int] = set()
     while waiting:
         group = waiting.pop()
         address = h5py.h5o.get_info(group.id).addr

@@ -80,7 +80,7 @@ def _by_channel(
         return None
     at = 1 if node.input[0] == name else 0
     tensor = known.get(node.input[at])
-    if not _is_float(tensor) or (at == 0 and node.op_type in ("Sub", "Div")):
+    if tensor is None or not _is_float(tensor) or (at == 0 and node.op_type in ("Sub", "Div")):
         return None
     found = numpy_helper.to_array(tensor).astype(float)
     if found.ndim > rank:
