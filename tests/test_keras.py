@@ -149,6 +149,8 @@ def test_the_program_calls_nothing_that_does_nothing(untrained: Digits, tmp_path
     archive = opened(Path(model.payload))
     calls = [each.target for each in program(archive).block.calls]
     assert not [each for each in calls if "aten.to." in each or "_assert" in each]
+    parts = {e.name: e for e in runtime("torch").parts(model, {"image": rows(1, 8, 8, 1)})}
+    assert (parts["second"].operator, parts["second"].macs) == ("conv2d", 32 * 64 * 9 * 16)
     stored = sum(
         e.file_size for n, e in archive.entries.items() if "/weight_" in n or "/tensor_" in n
     )

@@ -46,7 +46,7 @@ def _is_plain(node: Any) -> bool:
     sizes = [e for each in node.args[1:] for e in (each if isinstance(each, list) else [each])]
     return (
         all(isinstance(each, int) for each in sizes)
-        and not node.kwargs
+        and set(node.kwargs) <= {"memory_format"}
         and len(node.args[0].users) == 1
         and not any(each.op == "output" or _writes(each) for each in node.users)
     )
@@ -59,9 +59,9 @@ def _writes(node: Any) -> bool:
 def _turn(made: torch.export.ExportedProgram, node: Any, name: str) -> None:
     source = node.args[0]
     old = made.state_dict[name]
-    turned = node.target(old, *node.args[1:]).detach().contiguous()
+    turned = node.target(old, *node.args[1:], **node.kwargs).detach()
     made.state_dict[name] = torch.nn.Parameter(turned, requires_grad=old.requires_grad)
-    source.meta["val"] = node.meta["val"].contiguous()
+    source.meta["val"] = node.meta["val"]
     _bypass(node)
 
 
