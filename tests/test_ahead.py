@@ -18,7 +18,7 @@ import pytest
 from sartor import trials
 from sartor.ahead import Crew, Hands, Lost, take
 from sartor.bench import LocalBench
-from sartor.contracts import Failed, Model, Target, Task
+from sartor.contracts import Failed, Model, Target, Task, Training
 from sartor.evaluate import digest
 from sartor.limits import parse, parse_objective
 from sartor.records import Journal, Trial
@@ -81,7 +81,7 @@ class FakeHands:
         shop.lab.pool = shop.pool
         return shop
 
-    def give(self, worker: int, entries: Entries) -> list[Any]:
+    def give(self, worker: int, entries: Entries, training: Training) -> list[Any]:
         return [self.shops[worker], entries]
 
     def ended(self, tickets: Sequence[Any], seconds: float) -> list[Any]:
@@ -90,7 +90,9 @@ class FakeHands:
             if len(ticket) == 2:
                 self.begun.append(ticket[1])
                 gone = len(self.begun) in self.fatal
-                ticket.append(Lost("killed") if gone else ticket[0].carry_out(ticket[1]))
+                ticket.append(
+                    Lost("killed") if gone else ticket[0].carry_out(ticket[1], Training())
+                )
         return [ticket for ticket in tickets if len(ticket) == 3]
 
     def check(self, ticket: Any) -> None:
@@ -130,7 +132,7 @@ def searched(lab: trials.Laboratory, crew: Crew | None, count: int = 12) -> list
     told = []
     while (asked := seeker.ask()) is not None:
         if crew is not None:
-            crew.foresee(seeker.upcoming(crew.width))
+            crew.foresee(seeker.upcoming(crew.width), Training())
             made = crew.bring(asked[0], 60.0)
             if made is not None:
                 take(lab, made)
@@ -185,7 +187,7 @@ def test_the_trials_are_the_same_with_workers_and_when_they_are_lost(
 def test_work_that_kills_two_workers_is_left_to_the_driver(tmp_path: Path) -> None:
     lab = laboratory(tmp_path)
     crew, hands = crewed(tmp_path, lab, 1, (1, 2))
-    crew.foresee([PORTFOLIO[0]])
+    crew.foresee([PORTFOLIO[0]], Training())
     assert crew.bring(PORTFOLIO[0], 60.0) is None
     told = [(each["tries"], each["again"]) for each in lab.journal.events("lost")]
     assert told == [(1, "its successor"), (2, "nobody: the driver does it")]
@@ -209,7 +211,7 @@ def test_models_answers_and_ends_come_from_the_worker(tmp_path: Path) -> None:
     lab.pool = Idle()  # type: ignore[assignment]
     told = [first]
     for number, each in enumerate(PORTFOLIO, 1):
-        crew.foresee(PORTFOLIO[number - 1 :])
+        crew.foresee(PORTFOLIO[number - 1 :], Training())
         made = crew.bring(each, 60.0)
         assert made is not None
         take(lab, made)
@@ -221,7 +223,7 @@ def test_workers_of_another_kind_are_not_believed(tmp_path: Path) -> None:
     lab = laboratory(tmp_path)
     crew, _ = crewed(tmp_path, lab, 1)
     crew.likeness = {**crew.likeness, "numpy": "1.0"}
-    crew.foresee([PORTFOLIO[0]])
+    crew.foresee([PORTFOLIO[0]], Training())
     assert crew.bring(PORTFOLIO[0], 60.0) is None
 
 
@@ -229,7 +231,7 @@ def test_what_waits_behind_something_else_is_done_by_the_driver(tmp_path: Path) 
     lab = laboratory(tmp_path)
     crew, hands = crewed(tmp_path, lab, 1)
     hands.ended = lambda tickets, seconds: []  # type: ignore[method-assign]
-    crew.foresee(PORTFOLIO)
+    crew.foresee(PORTFOLIO, Training())
     assert [unit.recipe for unit in crew.queues[0]] == PORTFOLIO[:2]
     assert crew.bring(PORTFOLIO[1], 60.0) is None
     assert [unit.recipe for unit in crew.queues[0]] == PORTFOLIO[:1]
@@ -287,7 +289,7 @@ def test_a_crash_is_the_trials_failure_and_the_worker_lives(
     try:
         with monkeypatch.context() as patch:
             patch.setattr(trials, "apply_step", step)
-            made = shop.carry_out(entries)
+            made = shop.carry_out(entries, Training())
         if told is None:
             assert made.stopped is None
         else:
@@ -295,7 +297,7 @@ def test_a_crash_is_the_trials_failure_and_the_worker_lives(
             assert made.stopped[1] == "failed"
             assert made.stopped[2].startswith(told)
         assert not made.models
-        made = shop.carry_out(entries)
+        made = shop.carry_out(entries, Training())
         assert made.stopped is None
         assert sum(len(each.values) for each in made.answers) == 600
     finally:

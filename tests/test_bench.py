@@ -54,6 +54,13 @@ def test_the_teacher_answers_labelled_batches(bench: LocalBench) -> None:
         assert np.array_equal(run(inputs)["logits"], taught)
 
 
+def test_what_was_granted_matters_to_what_trains_alone(bench: LocalBench) -> None:
+    """Else all that was made before the first training would have to be made again."""
+    more = dataclasses.replace(bench, training=Training(500, 0.1, 10**6))
+    assert more.facts() == bench.facts()
+    assert more.facts(trains=True) != bench.facts(trains=True)
+
+
 class Counted:
     """How often something was computed."""
 
@@ -107,7 +114,7 @@ def test_a_failed_computation_leaves_nothing(bench: LocalBench) -> None:
 
 
 def test_facts_are_json_and_hold_what_matters(bench: LocalBench) -> None:
-    facts = bench.facts()
+    facts = bench.facts(trains=True)
     assert json.loads(json.dumps(facts)) == facts
     for change in (
         {"seed": 1},
@@ -116,7 +123,8 @@ def test_facts_are_json_and_hold_what_matters(bench: LocalBench) -> None:
         {"train": None},
         {"task": dataclasses.replace(bench.task, metric="f1")},
     ):
-        assert dataclasses.replace(bench, **change).facts() != facts
-    assert bench.on(bench.model, Path("elsewhere"), 7.0).facts() == facts
+        assert dataclasses.replace(bench, **change).facts(trains=True) != facts
+    assert bench.on(bench.model, Path("elsewhere"), 7.0).facts(trains=True) == facts
     slower = Training(bench.training.steps, 9.0, bench.training.macs)
-    assert dataclasses.replace(bench, training=slower).facts() == facts  # the clock decides nothing
+    told = dataclasses.replace(bench, training=slower).facts(trains=True)
+    assert told == facts  # the clock decides nothing

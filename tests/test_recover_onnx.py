@@ -14,6 +14,7 @@ from toy_onnx import answer, bench_of, build
 
 from sartor.contracts import Failed, Model, Step, Training
 from sartor.lab import Toy, ToyBench
+from sartor.pace import Pace
 from sartor.registry import runtime
 from sartor.techniques._graph_onnx import Graph, read, write
 from sartor.techniques.cluster_onnx import ClusterWeights
@@ -158,6 +159,42 @@ def test_an_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch)
     assert cut.digest() == whole.digest()
 
 
+def test_a_loss_that_rises_is_given_up_and_counted_over_an_interruption(tmp_path, monkeypatch):
+    made = bench("mlp", tmp_path)
+    step = trainer._Training.step
+    stops: list[int] = []
+
+    def counted(self, at):
+        if at in stops:
+            raise KeyboardInterrupt
+        self.at = at
+        return step(self, at)
+
+    monkeypatch.setattr(trainer._Training, "step", counted)
+    monkeypatch.setattr(trainer._Training, "judged", lambda self: getattr(self, "at", -1) + 1.0)
+    whole = trainer.train(noisy(made), trainer.Plan(40), made)
+    assert (whole.steps, whole.before, whole.after) == (20, 0.0, 0.0)
+    monkeypatch.setattr(trainer, "_SAVE_SECONDS", 0.0)
+    stops.append(17)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train(noisy(made), trainer.Plan(40), made)
+    stops.clear()
+    assert trainer.train(noisy(made), trainer.Plan(40), made) == whole
+
+
+def test_a_training_that_is_too_slow_says_how_slow_and_leaves_nothing(tmp_path, monkeypatch):
+    made = bench("mlp", tmp_path, patience=0.0)
+    monkeypatch.setattr(trainer, "_TELL_SECONDS", 0.0)
+    monkeypatch.setattr(trainer, "_SAVE_SECONDS", 0.0)
+    with pytest.raises(Failed, match=r"s more, and -?0 s may go into it"):
+        trainer.train(noisy(made), trainer.Plan(40), made)
+    pace = Pace.read(made.scratch)
+    assert (pace.done, pace.steps) == (30, 40)
+    assert pace.seconds > 0
+    assert pace.left == pytest.approx(pace.seconds / 4)
+    assert not list(made.scratch.parent.rglob("*.partial"))
+
+
 def test_a_loss_that_is_no_number_is_said(tmp_path):
     made = bench("mlp", tmp_path)
     graph = read(made.toy.model)
@@ -242,7 +279,7 @@ def test_what_training_needs_is_said(tmp_path):
     made.training = Training()
     assert "too short" in Recover().refuse(pruned, made)
     made.training = Training(120, 100.0, 1)
-    assert "its training takes 3600 s, and there are 900 left" in Recover().refuse(pruned, made)
+    assert "its training takes 3600 s, and 900 s may go into it" in Recover().refuse(pruned, made)
     made.training, made.parts = Training(120, 0.01, 1), ("search",)
     assert "and there are 0" in Recover().refuse(pruned, made)
 

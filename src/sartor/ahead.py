@@ -18,7 +18,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sartor.contracts import Recipe, describe, to_json
+from sartor.contracts import Recipe, Training, describe, to_json
 from sartor.records import Journal
 from sartor.search import key_of
 from sartor.trials import Laboratory
@@ -54,7 +54,7 @@ class Hands(Protocol):
     @property
     def workers(self) -> Sequence[int]: ...
 
-    def give(self, worker: int, entries: Entries) -> Any:
+    def give(self, worker: int, entries: Entries, training: Training) -> Any:
         """Puts a recipe behind those that the worker has already; its ticket."""
 
     def ended(self, tickets: Sequence[Any], seconds: float) -> list[Any]:
@@ -88,6 +88,7 @@ class Unit:
     """A recipe in the hands of a worker."""
 
     recipe: Recipe
+    training: Training
     ticket: Any
     tries: int = 1
 
@@ -117,16 +118,16 @@ class Crew:
         """How many upcoming recipes are of use."""
         return DEEP * len(self.queues)
 
-    def foresee(self, recipes: Sequence[Recipe]) -> None:
-        """Gives out what is likely to be asked, the likeliest first."""
+    def foresee(self, recipes: Sequence[Recipe], training: Training) -> None:
+        """Gives out what is likely to be asked, the likeliest first, and how much it may train."""
         self._collect(0.0)
         for recipe in recipes:
             free = min(self.queues, key=lambda worker: len(self.queues[worker]), default=None)
             if free is None or len(self.queues[free]) >= DEEP:
                 return
             if recipe and not self._known(key_of(recipe)):
-                unit = Unit(recipe, None)
-                unit.ticket = self.hands.give(free, unit.entries)
+                unit = Unit(recipe, training, None)
+                unit.ticket = self.hands.give(free, unit.entries, training)
                 self.queues[free].append(unit)
                 self.given += 1
 
@@ -218,7 +219,7 @@ class Crew:
             return
         self.hands.replace(worker)
         for each in queue:
-            each.ticket = self.hands.give(worker, each.entries)
+            each.ticket = self.hands.give(worker, each.entries, each.training)
 
     def _note(self, unit: Unit, worker: int | None, again: str) -> None:
         where = {} if worker is None else {"worker": worker, **self.hands.about(worker)}

@@ -47,13 +47,20 @@ class LocalBench:
     budget: float = math.inf
     patience: float = math.inf
 
-    def on(self, model: Model, scratch: Path, patience: float = math.inf) -> LocalBench:
-        """The same bench for another model, with a folder of its own to write to."""
-        return dataclasses.replace(self, model=model, scratch=scratch, patience=patience)
+    def on(
+        self, model: Model, scratch: Path, patience: float = math.inf, slowness: float = 1.0
+    ) -> LocalBench:
+        """The same bench for another model, with a folder of its own to write to; its trainings
+        take `slowness` times as long as was measured."""
+        training = dataclasses.replace(self.training, seconds=self.training.seconds * slowness)
+        return dataclasses.replace(
+            self, model=model, scratch=scratch, patience=patience, training=training
+        )
 
-    def facts(self) -> dict[str, Any]:
+    def facts(self, trains: bool = False) -> dict[str, Any]:
         """Plain JSON of everything that decides what a technique makes here, besides the model
-        that it is applied to: part of the cache's key."""
+        that it is applied to: part of the cache's key. What was granted matters to one that
+        `trains`."""
         return {
             "teacher": _digest(self.teacher),
             "task": plain(self.task),
@@ -61,8 +68,8 @@ class LocalBench:
             "target": plain(self.target),
             "train": self.train.digest if self.train is not None else None,
             "search": self.search.digest,
-            "training": [self.training.steps, self.training.macs],
             "seed": self.seed,
+            **({"training": [self.training.steps, self.training.macs]} if trains else {}),
             **({"augment": self.augment.digest} if self.augment is not None else {}),
         }
 

@@ -29,7 +29,7 @@ import psutil
 
 from sartor import machine
 from sartor.ahead import Crew, Lost
-from sartor.contracts import HUNG, Failed, WrongRequest
+from sartor.contracts import HUNG, Failed, Training, WrongRequest
 from sartor.records import Journal
 from sartor.trials import Laboratory
 from sartor.workers import Pool
@@ -64,12 +64,12 @@ def check(address: str | None) -> None:
         raise _unreachable(address, error.strerror or str(error) or "no answer") from None
     # Whatever else may listen there: Ray's client ends or hangs a process that meets it.
     with Pool() as pool:
-        for last in (False, True):  # a busy head starts its first server of a client too late
+        for left in (2, 1, 0):  # a busy head starts its first servers of clients too late
             try:
                 pool.call(_knock, address, timeout=CONNECT_SECONDS)
                 return
             except Failed as failure:
-                if last or str(failure).startswith(HUNG):
+                if not left or str(failure).startswith(HUNG):
                     raise _unreachable(address, str(failure).splitlines()[0]) from None
 
 
@@ -213,9 +213,9 @@ class Hired:
             "pid": os.getpid(),
         }
 
-    def carry_out(self, entries: Entries) -> tuple[bool, Made]:
+    def carry_out(self, entries: Entries, training: Training) -> tuple[bool, Made]:
         """A receipt, which is little, and what was made, which stays where it is until fetched."""
-        return True, self.shop.carry_out(entries)
+        return True, self.shop.carry_out(entries, training)
 
     def hold(self) -> None:
         self.shop.pool.hold()
@@ -298,9 +298,9 @@ class RayHands:
     def workers(self) -> Sequence[int]:
         return list(self.actors)
 
-    def give(self, worker: int, entries: Entries) -> Any:
+    def give(self, worker: int, entries: Entries, training: Training) -> Any:
         method = self.actors[worker].carry_out.options(num_returns=2)
-        return tuple(method.remote(list(entries)))
+        return tuple(method.remote(list(entries), training))
 
     def ended(self, tickets: Sequence[Any], seconds: float) -> list[Any]:
         receipts = [ticket[0] for ticket in tickets]

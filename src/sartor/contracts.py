@@ -219,6 +219,7 @@ class Technique(ABC):
     `claims` names what it should lower: "size", "latency", "macs", "memory".
     `makes` is the kind of the model that comes out, where it is another one.
     `values_only`: size and speed are those of a recipe without it.
+    `experimental`: the search takes it only where a request names it.
     """
 
     kinds: ClassVar[frozenset[str]]
@@ -229,6 +230,7 @@ class Technique(ABC):
     claims: ClassVar[frozenset[str]] = frozenset()
     makes: ClassVar[str | None] = None
     values_only: ClassVar[bool] = False
+    experimental: ClassVar[bool] = False
 
     @abstractmethod
     def refuse(self, model: Model, bench: Bench) -> str | None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,8 +57,11 @@ def _measured(lab: Laboratory, budget: float, recipe: Recipe) -> dict[str, Any]:
         return {"steps": 0, "seconds": 0.0, "macs": 0, "why": "there are no training rows"}
     try:
         model: Model = lab.build(before(recipe))
-        bench = lab.bench.on(model, lab.store.scratch())
-        seconds, macs = lab.pool.call(training_cost, model, bench, timeout=MEASURE_SECONDS)
+        bench = lab.bench.on(model, scratch := lab.store.scratch())
+        patience = min(MEASURE_SECONDS, lab.patience())
+        with lab.quiet():
+            seconds, macs = lab.pool.call(training_cost, model, bench, timeout=patience)
+        shutil.rmtree(scratch, ignore_errors=True)
     except (Failed, WrongRequest) as failure:
         return {"steps": 0, "seconds": 0.0, "macs": 0, "why": str(failure)}
     if math.isfinite(budget):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,7 @@ from sartor.trials import Laboratory
 from sartor.workers import Pool
 
 SHORTEST = 300.0  # seconds of budget below which the search asks for no training of its own
+FOLLOW_SECONDS = 2.0
 MOST = 0.8  # of what is left, that one training may take
 LEAST = 15.0  # seconds that any one step of a trial may take, however little time is left
 
@@ -191,7 +194,10 @@ def _ahead(
 ) -> None:
     """Lets the workers go on with what comes next, and takes what they have of what is asked."""
     left = math.inf if spec.trials is None else spec.trials - number - 1
-    crew.foresee(seeker.upcoming(int(min(crew.width, left))))
+    coming = seeker.upcoming(int(min(crew.width, left)))
+    for each in (asked, *coming):
+        grant(lab, lab.journal, lab.bench.budget, each)
+    crew.foresee(coming, lab.bench.training)
     made = crew.bring(asked, lab.patience())
     if made is not None:
         take(lab, made)
@@ -208,7 +214,8 @@ def _try(
     progress.now(f"trying {describe(asked)}")
     grant(lab, folder.journal, lab.bench.budget, asked)
     known = dict(lab.pace)
-    trial = lab.try_recipe(number, asked)
+    with _followed(lab, progress, asked):
+        trial = lab.try_recipe(number, asked)
     folder.journal.add(
         "trial",
         title=describe(asked),
@@ -218,3 +225,24 @@ def _try(
         **vars(trial),
     )
     return trial
+
+
+@contextlib.contextmanager
+def _followed(lab: Laboratory, progress: Progress, asked: Recipe) -> Iterator[None]:
+    """Says how far the training is while it goes on, if one does."""
+    ended = threading.Event()
+
+    def follow() -> None:
+        while not ended.wait(FOLLOW_SECONDS):
+            if pace := lab.training():
+                left = f"{int(pace.left // 60)}:{int(pace.left % 60):02d}"
+                told = f"training, step {pace.done} of {pace.steps}, {left} left of it"
+                progress.now(f"{told}: {describe(asked)}")
+
+    thread = threading.Thread(target=follow, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()

@@ -171,8 +171,9 @@ def _request(
 
 def allowed(spec: Spec, kind: str) -> dict[str, Any]:
     """The techniques that the search may use; what converts a model stays where others are named,
-    since they may need it."""
+    since they may need it; what is experimental is left out unless it is named."""
     known = reachable(kind)
+    named = {each.get("technique") for entries in spec.recipes for each in entries}
     for name in (*spec.techniques, *spec.without):
         if name not in known:
             raise WrongRequest(f"no technique {name!r} for {kind}; there are: {', '.join(known)}")
@@ -181,6 +182,7 @@ def allowed(spec: Spec, kind: str) -> dict[str, Any]:
         for name, cls in known.items()
         if (not spec.techniques or name in spec.techniques or cls.makes)
         and name not in spec.without
+        and (not cls.experimental or name in {*spec.techniques, *named})
     }
 
 

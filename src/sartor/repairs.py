@@ -17,6 +17,7 @@ from sartor.proposals import key_of
 from sartor.records import Trial
 from sartor.space import domains
 
+SURE = 0.05  # doubt below which nothing is trained longer
 GRID = 16  # values of an interval that are told apart
 
 
@@ -40,8 +41,11 @@ class Repairs:
                        *recipe[at + 1 :]))  # fmt: skip
         low, high = self.between.get(root, (-1, _useful(values, trial, at)))
         place = _place(values, getattr(technique, name))
-        harmed = _harmed(trial)
-        if harmed and trial.figures.get("objective", 1.0) < best:
+        trains = "training" in technique.needs
+        harmed = _harmed(trial, SURE if trains else 0.5)
+        value = trial.figures.get("objective", 1.0)
+        # What trains gains nothing by training longer, but what is the best may become sure.
+        if harmed and (value < best or (trains and value == best)):
             low = max(low, place)
         elif root in self.between or not harmed:
             high = min(high, place)
@@ -77,11 +81,11 @@ def _useful(values: list[Any], trial: Trial, at: int) -> int:
     return sum(each < max(parts, 1) for each in values)
 
 
-def _harmed(trial: Trial) -> bool:
-    """Whether a limit on quality rather fails than holds."""
+def _harmed(trial: Trial, doubt: float) -> bool:
+    """Whether a limit on quality is in so much doubt; above a half it rather fails than holds."""
     if trial.state not in ("done", "dropped") or trial.same:
         return False
-    return any(v.p_value > 0.5 and v.method not in ("", "exact") for v in trial.verdicts)
+    return any(v.p_value > doubt and v.method not in ("", "exact") for v in trial.verdicts)
 
 
 def _values(technique: Technique, name: str) -> list[Any]:

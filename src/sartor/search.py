@@ -138,13 +138,13 @@ class GuidedSearch:
         return found
 
     def _worth_training(self) -> Recipe | None:
-        """Of what would gain if it lost less, what a short training brought nearest to its limits:
-        little training decides what gets more."""
+        """Of what would gain, or is the best but not surely, what a short training brought
+        nearest to its limits: little training decides what gets more."""
         best = self._best()
         self.longer = [
             (trial, recipe)
             for trial, recipe in self.longer
-            if objective_of(trial) < best
+            if objective_of(trial) <= best
             and not {key_of(recipe)} & (self.told.keys() | self.pending)
         ]
         if not self.longer:

@@ -39,6 +39,7 @@ from sartor.evaluate import Race, answers, digest, memory_pair
 from sartor.figures import figures_of, truth_of
 from sartor.finalists import SURE
 from sartor.limits import PERFORMANCE, Limit, Objective
+from sartor.pace import Pace
 from sartor.racing import SLOWER, looks, lost, outdone
 from sartor.records import Journal, State, Timing, Trial, Verdict, plain
 from sartor.registry import recipe as known_recipe
@@ -118,6 +119,7 @@ class Laboratory:
         self.pace = paces(journal)  # model digest -> examples a second, while not timed
         self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
         self.longest: Callable[[], float] = lambda: math.inf  # seconds a training may take
+        self.scratch: Path | None = None  # of the step that is being applied
         self.slowness = SLOWNESS  # how much longer a training takes than its steps were reckoned
         self.enough: Callable[[Trial], bool] = lambda _: False  # whether to see no more examples
         # What workers did ahead (see `ahead`), and what keeps them still while something is timed.
@@ -178,28 +180,31 @@ class Laboratory:
             return self._made(technique, model, key)
 
     def _made(self, technique: Technique, model: Model, key: str) -> Model | str:
-        scratch, began = self.store.scratch(), time.monotonic()
-        patience, nominal = self.patience(), 0.0
+        self.scratch, patience, nominal = self.store.scratch(), self.patience(), 0.0
         if "training" in technique.needs:  # it is known how long that takes: no hang
             nominal = self.bench.training.takes(getattr(technique, "effort", 1.0))
             patience = max(patience, min(2 * self.slowness * nominal, self.longest()))
         try:
+            bench = self.bench.on(model, self.scratch, patience, self.slowness)
             made: Model | str = self.pool.call(
-                apply_step, technique, model,
-                self.bench.on(model, scratch, patience / self.slowness),
-                self.store.folder, key, timeout=patience,
-            )  # fmt: skip
-            if isinstance(made, Model) and nominal:
-                self.slowness = max((time.monotonic() - began) / nominal, 1.0)
+                apply_step, technique, model, bench, self.store.folder, key, timeout=patience
+            )
             return made
         finally:
-            shutil.rmtree(scratch, ignore_errors=True)
+            told = self.training()
+            if told and nominal:  # also of one that was given up
+                self.slowness = max(told.seconds / nominal, 1.0)
+            shutil.rmtree(self.scratch, ignore_errors=True)
+
+    def training(self) -> Pace | None:
+        """How far the training is that goes on at this moment, if one does."""
+        return None if self.scratch is None else Pace.read(self.scratch)
 
     def key(self, model: Model, technique: Technique) -> str:
         return key_of(
             model=digest(model),
             technique=to_json(technique),
-            bench=self.bench.facts(),
+            bench=self.bench.facts("training" in technique.needs),
             versions=runtime(model.kind).versions(),
         )
 
@@ -321,16 +326,23 @@ class Laboratory:
         """A trial that is dropped before its long training, which changes neither size nor speed:
         without it the recipe makes a model that is too big or too slow."""
         sketch = tuple(each for each in recipe if not each.values_only)
-        efforts = sum(getattr(each, "effort", 0.0) for each in recipe if each.values_only)
-        if self.bench.training.takes(efforts) < LONG:
-            return None
-        try:
-            found, _ = self._performance(trial, self.build(sketch))
-        except Failed:  # so may the trial itself, which then says why
-            return None
+        seconds = self.slowness * self.bench.training.takes(self._efforts(recipe))
+        if not LONG <= seconds <= max(self.patience(), self.longest()):
+            return None  # too short to matter, or refused for want of time
+        found, _ = self._performance(trial, self.build(sketch))
         if found.state != "dropped":
             return None
         return dataclasses.replace(found, reason=f"{found.reason} (seen before it was trained)")
+
+    def _efforts(self, recipe: Recipe) -> float:
+        """Of the trainings that change values only, from the first step on that is not made yet."""
+        model = self.original
+        for at, technique in enumerate(recipe):
+            known = self.store.get(self.key(model, technique))
+            if known is None:
+                return sum(getattr(each, "effort", 0.0) for each in recipe[at:] if each.values_only)
+            model = known
+        return 0.0
 
     def _measure(self, trial: Trial, model: Model) -> Trial:
         trial, evidence = self._performance(trial, model)

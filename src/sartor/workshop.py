@@ -22,7 +22,7 @@ import psutil
 
 from sartor import machine
 from sartor.bench import LocalBench
-from sartor.contracts import HUNG, Failed, Model, Recipe
+from sartor.contracts import HUNG, Failed, Model, Recipe, Training
 from sartor.data import Part
 from sartor.evaluate import digest
 from sartor.limits import Objective
@@ -189,8 +189,10 @@ class Workshop:
         self.pool = GatedPool(job.ceiling)
         self.lab.pool = self.pool
 
-    def carry_out(self, entries: Entries) -> Made:
-        """Builds the recipe and answers the first rows of the search split."""
+    def carry_out(self, entries: Entries, training: Training) -> Made:
+        """Builds the recipe, with so much training granted, and answers the first rows of the
+        search split."""
+        self.lab.bench = dataclasses.replace(self.lab.bench, training=training)
         recipe, models = recipe_from_json(self.kind, entries), list[Model]()
         stopped: tuple[str, State, str] | None = None
         try:

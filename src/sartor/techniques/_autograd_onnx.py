@@ -7,10 +7,11 @@
 
 Names and layouts of the graph's constants stay, so that whatever changed its structure before
 (pruned channels, two thin layers for one) is trained as it is, and whatever is written back is
-again a model that every other technique takes. Eight-bit weights behind a DequantizeLinear are
-trained as the floats that they stand for and rounded in every pass, and a rounding of activations
-passes its gradient on where it does not clip (the straight-through estimator: Bengio et al. 2013;
-Jacob et al., CVPR 2018): training a quantized graph is quantization-aware training.
+again a model that every other technique takes. Weights in few bits, behind a DequantizeLinear or
+in blocks (see `_blockwise_onnx`), are trained as the floats that they stand for and rounded in
+every pass, and a rounding of activations passes its gradient on where it does not clip (the
+straight-through estimator: Bengio et al. 2013; Jacob et al., CVPR 2018): training a quantized
+graph is quantization-aware training.
 """
 
 from __future__ import annotations
@@ -26,22 +27,34 @@ from torch import Tensor, nn
 
 from sartor.contracts import Failed
 from sartor.techniques import _operators_shapes_onnx  # noqa: F401  (it adds to OPERATORS)
-from sartor.techniques._graph_onnx import Graph, first_line
+from sartor.techniques._blockwise_onnx import (
+    BLOCKWISE,
+    Blockwise,
+    blockwise,
+    of_dequantized,
+    of_operator,
+)
+from sartor.techniques._graph_onnx import Graph, attribute, first_line
+from sartor.techniques._levels_onnx import Levels
+from sartor.techniques._levels_onnx import found as levels_found
 from sartor.techniques._norms_onnx import Norms
 from sartor.techniques._operators_onnx import OPERATORS, Call
 
 # Operator -> the inputs whose float constants are weights; None: all of them.
 _WEIGHTS: Mapping[str, tuple[int, ...] | None] = {
     "Add": None, "BatchNormalization": (1, 2), "Conv": (1, 2), "ConvTranspose": (1, 2),
-    "Einsum": None, "Gather": (0,), "Gemm": (1, 2), "GroupNormalization": (1, 2),
+    "Einsum": None, "Gather": (0,), "GatherBlockQuantized": (0,), "Gemm": (1, 2),
+    "GroupNormalization": (1, 2),
     "InstanceNormalization": (1, 2), "LSTM": (1, 2, 3), "LayerNormalization": (1, 2),
-    "MatMul": (0, 1), "Mul": None, "PRelu": (1,), "SimplifiedLayerNormalization": (1,),
-    "Sub": None,
+    "MatMul": (0, 1), "MatMulNBits": (1, 5), "Mul": None, "PRelu": (1,),
+    "SimplifiedLayerNormalization": (1,), "Sub": None,
 }  # fmt: skip
 _MOVING = (3, 4)  # inputs of a BatchNormalization that follow the data in training
 # Operators between a stored weight and the layer that reads it.
 _PASSING = {"Identity", "Transpose", "Reshape", "Unsqueeze", "Squeeze"}
 _RANGES = {"int8": (-128, 127), "uint8": (0, 255), "int4": (-8, 7), "uint4": (0, 15)}
+_WIDE = (-(2**31), 2**31 - 1)
+_BIAS = 5  # input of a MatMulNBits
 
 
 @dataclass(frozen=True)
@@ -66,15 +79,25 @@ class _Rounded:
             weight, self.scale, self.zero, self.axis, self.low, self.high
         )
 
-    def integers(self, weight: Tensor) -> np.ndarray:
+    def written(self, weight: Tensor) -> dict[str, np.ndarray]:
+        """The constants that are stored for this weight, by their names."""
+        steps = torch.round(weight / self._spread(self.scale, weight))
+        made = (steps + self._spread(self.zero, weight)).clamp(self.low, self.high)
+        return {self.stored: made.contiguous().numpy()}
+
+    def beside_zero(self, weight: Tensor) -> float:
+        """The share of the weights that stand one step beside zero."""
+        steps = weight.detach() / self._spread(self.scale, weight)
+        return float((steps.round().abs() == 1).float().mean())
+
+    def _spread(self, values: Tensor, weight: Tensor) -> Tensor:
         shape = [1] * weight.ndim
         if self.axis is not None:
             shape[self.axis] = -1
-        scale, zero = self.scale.reshape(shape), self.zero.reshape(shape)
-        if self.axis is None:
-            scale, zero = self.scale.reshape(()), self.zero.reshape(())
-        made = (torch.round(weight / scale) + zero).clamp(self.low, self.high)
-        return np.asarray(made.contiguous().numpy())
+        return values.reshape(shape if self.axis is not None else ())
+
+
+Stored = _Rounded | Blockwise | Levels
 
 
 @dataclass(frozen=True)
@@ -103,14 +126,15 @@ class GraphModule(nn.Module):
         self.innermost = False
         self.inputs = tuple(port.name for port in graph.proto.graph.input)
         self.outputs = graph.outputs
-        self.rounded: dict[str, _Rounded] = {}
+        self.rounded: dict[str, Stored] = {}
         self.constants: dict[str, Tensor] = {}
         self.names: list[str] = []
         self.weights = nn.ParameterList()
         self.moving: list[str] = []
         found = dict(_floats(graph, self.rounded))
+        gone = {e.stored for e in self.rounded.values() if not isinstance(e, Levels)}
         for name, tensor in graph.constants():
-            if name in found or any(name == each.stored for each in self.rounded.values()):
+            if name in found or name in gone:
                 continue
             self.constants[name] = _tensor(tensor)
         for name, value in found.items():
@@ -141,6 +165,7 @@ class GraphModule(nn.Module):
         made = []
         for at, node in enumerate(nodes):
             run = _ROUNDINGS.get(node.op_type) or OPERATORS.get(node.op_type)
+            run = BLOCKWISE[node.op_type] if blockwise(node) else run
             if run is None or not followed(node):
                 raise Failed(
                     f"{node.op_type} ({node.name}) is an operator that cannot be trained through"
@@ -216,13 +241,12 @@ class GraphModule(nn.Module):
         """Puts the trained values into the constants of the graph that they came from."""
         with torch.no_grad():
             for name, weight in zip(self.names, self.weights, strict=True):
-                how = self.rounded.get(name)
-                if how is None:
-                    graph.set_constant(name, weight.detach().contiguous().numpy())
-                    continue
-                before = graph.constant(how.stored)
-                assert before is not None
-                graph.set_constant(how.stored, how.integers(weight.detach()).astype(before.dtype))
+                how, value = self.rounded.get(name), weight.detach().contiguous()
+                made = {name: value.numpy()} if how is None else how.written(value)
+                for each, array in made.items():
+                    before = graph.constant(each)
+                    assert before is not None
+                    graph.set_constant(each, array.astype(before.dtype))
             for name in self.moving:
                 graph.set_constant(name, self.constants[name].numpy())
             if self.norms is not None:
@@ -232,15 +256,15 @@ class GraphModule(nn.Module):
 def followed(node: onnx.NodeProto) -> bool:
     """Whether autograd can follow this operator."""
     known = node.op_type in OPERATORS or node.op_type in _ROUNDINGS
-    return known and node.domain in ("", "ai.onnx")
+    return blockwise(node) or (known and node.domain in ("", "ai.onnx"))
 
 
-def _floats(graph: Graph, rounded: dict[str, _Rounded]) -> Iterator[tuple[str, np.ndarray]]:
+def _floats(graph: Graph, rounded: dict[str, Stored]) -> Iterator[tuple[str, np.ndarray]]:
     """Name and value of each weight; for those stored in few bits the name of what the
-    DequantizeLinear makes, and how it is stored in `rounded`."""
+    DequantizeLinear makes or of what holds them, and how it is stored in `rounded`."""
     seen: set[str] = set()
     for node in graph.nodes:
-        places = _WEIGHTS.get(node.op_type, ())
+        places = () if levels_found(graph, node) else _WEIGHTS.get(node.op_type, ())
         for at, name in enumerate(node.input):
             if places is not None and at not in places:
                 continue
@@ -249,7 +273,12 @@ def _floats(graph: Graph, rounded: dict[str, _Rounded]) -> Iterator[tuple[str, n
                 continue
             seen.add(source)
             maker = graph.producer(source)
-            if maker is not None and maker.op_type == "DequantizeLinear":
+            value: np.ndarray | None
+            if blockwise(node) and at != _BIAS:
+                rounded[source], value = of_operator(graph, node)
+            elif few := levels_found(graph, maker):
+                rounded[source], value = few
+            elif maker is not None and maker.op_type == "DequantizeLinear":
                 value = _stored(graph, maker, rounded)
             else:
                 value = graph.constant(source)
@@ -269,26 +298,30 @@ def _source(graph: Graph, name: str) -> str:
     return name
 
 
-def _stored(graph: Graph, maker: onnx.NodeProto, rounded: dict[str, _Rounded]) -> np.ndarray | None:
+def _stored(graph: Graph, maker: onnx.NodeProto, rounded: dict[str, Stored]) -> np.ndarray | None:
     """The floats that a DequantizeLinear makes of a constant; None where it has no constant."""
     integers, scale = graph.constant(maker.input[0]), graph.constant(maker.input[1])
     if integers is None or scale is None:
         return None
     zero = graph.constant(maker.input[2]) if len(maker.input) > 2 else None
     zero = np.zeros_like(scale, dtype=np.int32) if zero is None else zero.astype(np.int32)
-    axis = next((a.i for a in maker.attribute if a.name == "axis"), 1)
+    axis, block = attribute(maker, "axis", 1), attribute(maker, "block_size", 0)
+    low, high = _RANGES.get(str(integers.dtype), _WIDE)
+    if block:
+        facts = {"axis": axis, "block": block, "low": low, "high": high}
+        how, value = of_dequantized(maker.input[0], integers, scale, zero, facts)
+        rounded[maker.output[0]] = how
+        return value
     shape = [1] * integers.ndim
     if scale.size > 1:
         shape[axis] = -1
     spread = scale.reshape(shape) if integers.ndim else scale.reshape(())
     value = ((integers.astype(np.float32) - zero.reshape(spread.shape)) * spread).astype(np.float32)
-    limits = _RANGES.get(str(integers.dtype))
-    low, high = limits or (-(2**31), 2**31 - 1)
     made = _Rounded(
         maker.input[0], torch.from_numpy(np.array(scale, np.float32)), torch.from_numpy(zero),
         axis if scale.size > 1 else None, low, high,
     )  # fmt: skip
-    rounded[maker.output[0]] = made if limits else _Wide(**vars(made))
+    rounded[maker.output[0]] = _Wide(**vars(made)) if (low, high) == _WIDE else made
     return np.asarray(value)
 
 
@@ -325,6 +358,8 @@ def _tensor(tensor: onnx.TensorProto) -> Tensor:
         raise Failed(f"the constant {tensor.name} holds text")
     if value.dtype.name in ("uint16", "uint32", "uint64"):
         value = value.astype(np.int64)
+    elif value.dtype.name in ("int2", "int4", "uint2", "uint4"):
+        value = value.astype(np.int8)
     try:
         return torch.from_numpy(np.array(value))
     except TypeError:

@@ -175,6 +175,23 @@ def rounded(weight: np.ndarray, axes: tuple[int, ...], levels: int = 127) -> np.
     return kept
 
 
+def pack_bits(numbers: np.ndarray, bits: int) -> np.ndarray:
+    """Numbers below 2^bits along the last axis, several in a byte, the first in its low bits."""
+    each = 8 // bits
+    wide = np.pad(numbers, [(0, 0)] * (numbers.ndim - 1) + [(0, -numbers.shape[-1] % each)])
+    fields = wide.reshape(*wide.shape[:-1], -1, each)
+    shifts = (np.arange(each) * bits).astype(np.uint8)
+    made: np.ndarray = np.bitwise_or.reduce(fields << shifts, axis=-1)
+    return made
+
+
+def unpack_bits(packed: np.ndarray, bits: int) -> np.ndarray:
+    """What `pack_bits` packed, with what filled the last byte up."""
+    shifts = (np.arange(8 // bits) * bits).astype(np.uint8)
+    fields = (packed[..., None] >> shifts) & np.uint8((1 << bits) - 1)
+    return fields.reshape(*packed.shape[:-1], -1)
+
+
 def without_lopsided(graph: Graph, parts: Parts) -> Parts:
     """The parts without nodes of which a few huge weights would be all that is left: most of the
     others would round to zero beside them, even with a scale for each channel."""

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -24,7 +24,8 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sartor.contracts import Arrays, Bench, Failed, Model
-from sartor.techniques._autograd_onnx import GraphModule, followed
+from sartor.pace import Pace
+from sartor.techniques._autograd_onnx import GraphModule, Stored, followed
 from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
 from sartor.techniques._loss_onnx import Loss, Plan, without_classes
@@ -36,10 +37,12 @@ _CLIP = 5.0  # the largest norm of a step's gradient
 _LEAST_SCALE = 1e-3  # of a weight's rate: a bias of zeros would never move
 _LOOKS = 6  # times that the search split is looked at
 _JUDGED = 1024  # rows of the search split that are looked at
-_PATIENCE = 3  # looks in a row without a gain after which nothing more is expected
+_DEAR = 20  # times as many rows are trained on, or fewer are looked at
+_PATIENCE = 3  # looks in a row, each worse than the one before, after which no gain is expected
 _UNPACED = 10  # first steps, in which the original's answers are computed
 _PACED = 20  # steps after which it is known how long the training takes
 _SAVE_SECONDS = 30.0
+_TELL_SECONDS = 2.0
 _FEWEST = 64  # rows without which nothing is trained
 _SHORTEST = 3  # steps
 _SEEN = 4  # batches by which norms begin
@@ -81,7 +84,12 @@ def train(graph: Graph, plan: Plan, bench: Bench, sparse: Sparse | None = None) 
 
     Raises Failed where the graph cannot be followed, the loss is no number, or nothing teaches."""
     with settings(bench.seed):
-        return _Training(graph, plan, bench, sparse).run()
+        training = _Training(graph, plan, bench, sparse)
+        try:
+            return training.run()
+        except Failed:
+            training.place.unlink(missing_ok=True)  # nobody goes on with it
+            raise
 
 
 def cost(graph: Graph, bench: Bench, batch: int = 64, steps: int = 3) -> tuple[float, int]:
@@ -130,7 +138,7 @@ def untrainable(model: Model, bench: Bench, effort: float, balance: str = "none"
         return f"{whole.steps * effort:.0f} steps are too few to train anything"
     seconds = whole.takes(effort)
     if seconds > bench.patience:
-        return f"its training takes {seconds:.0f} s, and there are {bench.patience:.0f} left for it"
+        return f"its training takes {seconds:.0f} s, and {bench.patience:.0f} s may go into it"
     for node in peek(model).nodes:
         if node.op_type != "Constant" and not followed(node):
             return f"{node.op_type} ({node.name}) is an operator that cannot be trained through"
@@ -142,6 +150,7 @@ class _Training:
         self, graph: Graph, plan: Plan, bench: Bench, sparse: Sparse | None = None
     ) -> None:
         self.graph, self.plan, self.bench = graph, plan, bench
+        self.until = time.monotonic() + bench.patience
         self.rows = min(bench.count("train"), plan.steps * plan.batch)
         if not self.rows:
             raise Failed("there are no training rows")
@@ -152,7 +161,8 @@ class _Training:
         self.hints = self._prepared(graph)
         self.loss = Loss(plan, bench)
         self.sparsity = self._sparsity(graph, sparse)
-        self.masks = [_zeros_kept(weight) for weight in self.net.weights]
+        stored = [self.net.rounded.get(name) for name in self.net.names]
+        self.masks = [_zeros_kept(*each) for each in zip(self.net.weights, stored, strict=True)]
         self.scales = [max(_scale(weight), _LEAST_SCALE) for weight in self._trained()]
         precision = "bf16-mixed" if "amx_bf16" in bench.target.features else "32-true"
         self.fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
@@ -208,40 +218,44 @@ class _Training:
         ]
         for group in groups:
             group["initial"] = group["lr"]
-        return torch.optim.AdamW(groups, betas=(0.9, 0.98), weight_decay=self.plan.decay)
+        return torch.optim.AdamW(
+            groups, betas=(0.9, 0.98), weight_decay=self.plan.decay, fused=True
+        )
 
     def run(self) -> Trained:
-        start, best, before = self._resumed()
-        saved = time.monotonic()
+        seen = self._resumed()
         looks = {round(self.plan.steps * (at + 1) / _LOOKS) for at in range(_LOOKS)}
-        at, worse, began = start - 1, 0, time.monotonic()
+        start, began = seen.done, time.monotonic()
+        saved = told = began
         for at in range(start, self.plan.steps):
             self.step(at)
+            seen.done, now = at + 1, time.monotonic()
             if at + 1 - start == _UNPACED:
-                began = time.monotonic()
-            elif at + 1 - start == _UNPACED + _PACED:
-                self._in_time((time.monotonic() - began) / _PACED * (self.plan.steps - at - 1))
+                began = now
+            if at + 1 - start >= _UNPACED + _PACED and now - told > _TELL_SECONDS:
+                self._tell(at + 1, (now - began) / (at + 1 - start - _UNPACED))
+                told = now
             if at + 1 in looks and (self.sparsity is None or at >= self.sparsity.last):
-                loss = self.judged()
-                worse = 0 if loss < best[0] else worse + 1
-                if loss < best[0]:
-                    best = (loss, self._values())
-                if worse == _PATIENCE:
+                seen.look(self.judged(), self._values)
+                if seen.rising == _PATIENCE:
                     break
-            if time.monotonic() - saved > _SAVE_SECONDS:
-                self._save(at + 1, best, before)
-                saved = time.monotonic()
-        self._put(best[1])
+            if now - saved > _SAVE_SECONDS:
+                self._save(seen)
+                saved = now
+        self._put(seen.values)
         self.net.write(self.graph)
         self.place.unlink(missing_ok=True)
-        return Trained(at + 1, before, best[0], tuple(self.net.names))
+        return Trained(seen.done, seen.before, seen.best, tuple(self.net.names))
 
-    def _in_time(self, seconds: float) -> None:
-        """Gives up at once what the clock would cut off at its end."""
-        if seconds > self.bench.patience:
+    def _tell(self, done: int, seconds: float) -> None:
+        """Says how far it is, a step taking so many seconds; gives up at once what the clock would
+        cut off at its end."""
+        pace = Pace(done, self.plan.steps, seconds * self.plan.steps)
+        pace.tell(self.bench.scratch)
+        left = self.until - time.monotonic()
+        if pace.left > left:
             raise Failed(
-                f"its training would take {seconds:.0f} s, and there are "
-                f"{self.bench.patience:.0f} left for it"
+                f"its training would take {pace.left:.0f} s more, and {left:.0f} s may go into it"
             )
 
     def step(self, at: int) -> None:
@@ -300,7 +314,8 @@ class _Training:
     def judged(self) -> float:
         """The mean loss on the first rows of the search split."""
         self.net.eval()
-        batches = self.bench.batches("search", self.plan.batch, _JUDGED)
+        fewer = max(self.plan.steps * self.plan.batch // _DEAR, self.plan.batch)
+        batches = self.bench.batches("search", self.plan.batch, min(_JUDGED, fewer))
         if batches is None:
             raise Failed("there are no search rows")
         total, seen = 0.0, 0
@@ -326,13 +341,11 @@ class _Training:
         for place, value in zip((*self._trained(), *self._moving()), values, strict=True):
             place.copy_(value)
 
-    def _save(self, done: int, best: tuple[float, list[Tensor]], before: float) -> None:
-        state: dict[str, Tensor] = {
-            "facts": torch.tensor([done, best[0], before], dtype=torch.float64)
-        }
+    def _save(self, seen: _Seen) -> None:
+        state: dict[str, Tensor] = {"facts": torch.tensor(seen.facts(), dtype=torch.float64)}
         for at, value in enumerate(self._values()):
             state[f"now {at}"] = value.contiguous()
-        for at, value in enumerate(best[1]):
+        for at, value in enumerate(seen.values):
             state[f"best {at}"] = value.contiguous()
         for at, mask in enumerate(self.sparsity.masks if self.sparsity else ()):
             state[f"mask {at}"] = mask.contiguous()
@@ -344,14 +357,15 @@ class _Training:
         safetensors.torch.save_file(state, making)
         os.replace(making, self.place)
 
-    def _resumed(self) -> tuple[int, tuple[float, list[Tensor]], float]:
-        """Steps done, the best loss with its weights, the loss before the first step. Weights that
-        are to be zeros and are not yet are never the best."""
+    def _resumed(self) -> _Seen:
+        """What was seen by the time it was stopped. Weights that are to be zeros and are not yet
+        are never the best."""
         if not self.place.exists():
             before = self.judged()
-            return 0, (math.inf if self.sparsity else before, self._values()), before
+            best = math.inf if self.sparsity else before
+            return _Seen(self._values(), 0, best, before, before)
         state = safetensors.torch.load_file(self.place)
-        done, lowest, before = state["facts"].tolist()
+        done, best, before, last, rising = state["facts"].tolist()
         count = len(self._values())
         self._put([state[f"now {at}"] for at in range(count)])
         for at, weight in enumerate(self._trained()):
@@ -364,7 +378,32 @@ class _Training:
                 self.optimizer.state[weight] = kept
         if self.sparsity:
             self.sparsity.masks = [state[f"mask {at}"] for at in range(len(self.sparsity.masks))]
-        return int(done), (lowest, [state[f"best {at}"] for at in range(count)]), before
+        values = [state[f"best {at}"] for at in range(count)]
+        return _Seen(values, int(done), best, before, last, int(rising))
+
+
+@dataclass
+class _Seen:
+    """What a training has come to: the best weights so far, steps done, the losses on the search
+    split (the best, the one before the first step, that of the last look), and how many looks in
+    a row were each worse than the one before."""
+
+    values: list[Tensor]
+    done: int
+    best: float
+    before: float
+    last: float
+    rising: int = 0
+
+    def look(self, loss: float, values: Callable[[], list[Tensor]]) -> None:
+        # The rate falls to the end, and the loss with it: only one that rises is given up.
+        self.rising = self.rising + 1 if loss >= self.last else 0
+        self.last = loss
+        if loss < self.best:
+            self.best, self.values = loss, values()
+
+    def facts(self) -> list[float]:
+        return [self.done, self.best, self.before, self.last, self.rising]
 
 
 def _schedule(at: int, steps: int) -> float:
@@ -379,7 +418,10 @@ def _scale(weight: Tensor) -> float:
     return float(weight.detach().square().mean().sqrt())
 
 
-def _zeros_kept(weight: nn.Parameter) -> Tensor | None:
-    """1 where a pruned weight is not zero; None for weights that were not pruned."""
+def _zeros_kept(weight: nn.Parameter, stored: Stored | None) -> Tensor | None:
+    """1 where a pruned weight is not zero; None for weights that were not pruned, such as a bias
+    that begins as zeros. Rounding to few bits makes zeros too, but fewer than stand a step to both
+    sides of zero."""
     zeros = weight.detach() == 0
-    return None if float(zeros.float().mean()) < 1 / 8 else (~zeros).float()
+    least = max(1 / 8, stored.beside_zero(weight) if stored is not None else 0.0)
+    return None if weight.ndim < 2 or float(zeros.float().mean()) < least else (~zeros).float()

@@ -55,11 +55,12 @@ class Recover(Technique):
 class Tune(Technique):
     """Trains a graph in the form in which it is stored.
 
-    After static-int8 this is quantization-aware training: every rounding is in place, and what
-    comes out is the same graph of integers with better values (Jacob et al., CVPR 2018); the scales
-    stay those of the calibration. After cluster-weights the centres of the clusters are trained,
-    each by the sum of its weights' gradients (Han et al., "Deep Compression", ICLR 2016). Settings
-    as in Recover. Parts are the weights."""
+    After static-int8, weight-only (8 or 4 bits) and few-levels this is quantization-aware training:
+    every rounding is in place, and what comes out is the same graph of integers with better values
+    (Jacob et al., CVPR 2018); the scales stay those of the calibration, but for few-levels, which
+    wants a `rate` of 0.03. After cluster-weights the centres of the clusters are trained, each by
+    the sum of its weights' gradients (Han et al., "Deep Compression", ICLR 2016). Settings as in
+    Recover. Parts are the weights."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     needs: ClassVar[frozenset[str]] = frozenset({"training"})
@@ -68,7 +69,7 @@ class Tune(Technique):
     values_only: ClassVar[bool] = True
 
     effort: float = choice(0.1, values=EFFORTS)
-    rate: float = span(0.003, 0.0003, 0.02, log=True)
+    rate: float = span(0.003, 0.0003, 0.05, log=True)
     teacher: float = choice(0.9, values=(0.0, 0.5, 0.9, 1.0))
     temperature: float = choice(2.0, values=(1.0, 2.0, 4.0))
     balance: str = choice("none", "inverse")
@@ -76,7 +77,10 @@ class Tune(Technique):
     def refuse(self, model: Model, bench: Bench) -> str | None:
         reason = foreign(self, model)
         if reason is None and not any(_stored(step.technique) for step in model.lineage):
-            reason = "nothing is stored in few bits: static-int8 or cluster-weights comes before it"
+            reason = (
+                "nothing is stored in few bits: static-int8, weight-only or cluster-weights comes "
+                "before it"
+            )
         return reason or _trainer().untrainable(model, bench, self.effort, self.balance)
 
     def apply(self, model: Model, bench: Bench) -> Model:

@@ -27,6 +27,7 @@ from sartor.techniques._integers_onnx import (
     lift_constants,
     no_examples,
     obstacle,
+    pack_bits,
     spare,
     split_gemms,
     tidy,
@@ -195,23 +196,15 @@ class Blocks:
 
     def packed(self) -> np.ndarray:
         """[rows, blocks, bytes]; in 4 bits two numbers a byte, the first in the low half."""
-        return _nibbles(self.numbers) if self.bits == 4 else self.numbers
+        return pack_bits(self.numbers, self.bits)
 
     def flat(self, columns: int) -> np.ndarray:
         """As `packed`, without the blocks and their padding: [rows, bytes]."""
         rows: np.ndarray = self.numbers.reshape(len(self.numbers), -1)[:, :columns]
-        return _nibbles(rows) if self.bits == 4 else rows
+        return pack_bits(rows, self.bits)
 
     def packed_zeros(self) -> np.ndarray:
-        zeros: np.ndarray = self.zeros
-        if self.bits == 8:
-            return zeros
-        return _nibbles(np.pad(zeros, ((0, 0), (0, zeros.shape[1] % 2))))
-
-
-def _nibbles(numbers: np.ndarray) -> np.ndarray:
-    packed: np.ndarray = numbers[..., ::2] | (numbers[..., 1::2] << 4)
-    return packed
+        return pack_bits(self.zeros, self.bits)
 
 
 def _store(graph: Graph, name: str, blocks: Blocks, packed: np.ndarray) -> list[str]:
