@@ -272,3 +272,43 @@ def test_a_small_space_is_gone_through_as_a_whole() -> None:
     assert found is not None
     assert () in found
     assert all(not each or isinstance(each[0], ToOnnx) for each in found)
+
+
+class Written(nn.Module):
+    """Batch norms as Keras writes them, channels last; a kernel that two convolutions share, and a
+    product by rows, which no convolution can take in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 8, 3, padding=1)
+        self.deep = nn.Conv2d(8, 8, 3, padding=1, groups=8, bias=False)
+        self.point = nn.Conv2d(8, 8, 1)
+        rest = torch.Generator().manual_seed(3)
+        for name, shape in {"mean": 8, "scale": 8, "shift": 8, "rows": (1, 16, 1, 1)}.items():
+            self.register_buffer(name, torch.rand(shape, generator=rest) + 0.5)
+
+    def forward(self, image: torch.Tensor) -> torch.Tensor:
+        x = (self.first(image).permute(0, 2, 3, 1) - self.mean) * self.scale + self.shift
+        x = torch.relu(x).permute(0, 3, 1, 2)
+        x = self.deep(x).permute(0, 2, 3, 1) / self.scale
+        x = self.point(x.permute(0, 3, 1, 2)) + self.point(torch.relu(x).permute(0, 3, 1, 2))
+        return (self.deep(x).permute(0, 2, 3, 1) * self.rows + self.shift).mean((1, 2))
+
+
+def test_sums_and_products_by_channel_go_into_convolutions(tmp_path: Path) -> None:
+    def batch(rows: int, seed: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng(seed)
+        return {"image": rng.standard_normal((rows, 3, 16, 16), np.float32)}
+
+    model = taken_in(Written().eval(), tmp_path / "in", batch)
+    with Lab([Toy("written", model, batch)], tmp_path / "lab") as own:
+        made = own.make(own.toys["written"], (ToOnnx(),))
+        assert isinstance(made, Model), made
+        given = batch(4, 9)
+        right, found = own.answers(model, given)["output"], own.answers(made, given)["output"]
+    assert np.allclose(found, right, atol=1e-4)
+    operators = [node.op_type for node in onnx.load(made.payload).graph.node]
+    assert not {"Sub", "Div"} & set(operators)
+    assert operators.count("Mul") == 1
+    assert operators.count("Add") == 2  # of the two branches, and behind the product by rows
+    assert operators.count("Conv") == 5

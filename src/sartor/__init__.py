@@ -36,9 +36,10 @@ def optimize(
 ) -> Run:
     """The best artifact that is shown to meet the limits.
 
-    `model` is a path (ONNX, .pt2, TorchScript, a folder of Hugging Face's), `file.py:factory`, or
-    a live object: a `torch.nn.Module`, the pair of one and a file of weights, an
-    `ExportedProgram`, an `onnx.ModelProto`. `data` is a path, a mapping of arrays, a data frame, a
+    `model` is a path (ONNX, .pt2, TorchScript, .keras, a folder of Hugging Face's),
+    `file.py:factory`, or a live object: a `torch.nn.Module`, the pair of one and a file of
+    weights, a `keras.Model`, an `ExportedProgram`, an `onnx.ModelProto`.
+    `data` is a path, a mapping of arrays, a data frame, a
     PyTorch `DataLoader` or `Dataset`, or such a source for each part ("train", "search",
     "holdout"); a module is exported with a few of its rows. `settings` are those of the command
     line (`threads`, `batch`, `trials`, `seed`, `metric`, `label`, `segments` ...); the budget is

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import traceback
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ STATUSES = (
 )
 MODEL = (
     "a model: .onnx, .pt2 (torch.export.save), TorchScript (.ts, .pt), a folder of Hugging Face's, "
-    "or file.py:factory, which returns a torch.nn.Module"
+    "a .keras file, or file.py:factory, which returns a torch.nn.Module or a keras.Model"
 )
 LIMITS = """\
 limits: METRIC[.STATISTIC][@SEGMENT] (<=|>=) VALUE, for instance
@@ -271,6 +272,7 @@ def _run(given: argparse.Namespace) -> int:
     # Imported here, so that --help and a mistyped flag answer at once.
     from sartor import commands
 
+    os.environ.setdefault("KERAS_BACKEND", "torch")  # for factories that import Keras
     values = {k: v for k, v in vars(given).items() if k not in ("command", "version")}
     answer = getattr(commands, given.command)(**values)
     if given.json:

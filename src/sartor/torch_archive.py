@@ -75,8 +75,11 @@ class Archive:
         return "script" if "constants.pkl" in self.entries else "pickle"
 
 
-def opened(path: Path) -> Archive:
-    """The archive in a file. Raises WrongRequest for anything that is none."""
+def opened(
+    path: Path, by: str = "PyTorch", saved: str = "torch.export.save", rooted: bool = True
+) -> Archive:
+    """The archive in a file, which `by` writes with `saved`, its members below one folder where it
+    is `rooted`. Raises WrongRequest for anything that is none."""
     if not path.exists():
         raise WrongRequest(f"{path}: no such file")
     if not path.is_file():
@@ -88,16 +91,15 @@ def opened(path: Path) -> Archive:
             listed = file.infolist()
     except _DAMAGE as error:
         raise WrongRequest(
-            f"{path} is no archive of PyTorch's or was cut short ({error}); save it again with "
-            "torch.export.save"
+            f"{path} is no archive of {by}'s or was cut short ({error}); save it again with {saved}"
         ) from None
-    entries = _below_root(path, listed)
+    entries = _by_name(path, listed, by, rooted)
     plain = [each for each in entries.values() if each.compress_type == zipfile.ZIP_STORED]
     packed = [each for each in entries.values() if each.compress_type == zipfile.ZIP_DEFLATED]
     honest = len(plain) + len(packed) == len(entries)
     honest &= sum(each.file_size for each in plain) <= path.stat().st_size
     if not honest or sum(each.file_size for each in packed) > LARGEST_TEXT:
-        raise WrongRequest(f"{path} was not written by PyTorch: its members are packed otherwise")
+        raise WrongRequest(f"{path} was not written by {by}: its members are packed otherwise")
     return Archive(path, entries)
 
 
@@ -118,12 +120,14 @@ def _content(path: Path, entry: zipfile.ZipInfo) -> bytes:
     return data
 
 
-def _below_root(path: Path, listed: list[zipfile.ZipInfo]) -> dict[str, zipfile.ZipInfo]:
+def _by_name(
+    path: Path, listed: list[zipfile.ZipInfo], by: str, rooted: bool
+) -> dict[str, zipfile.ZipInfo]:
     roots = {each.filename.partition("/")[0] for each in listed}
-    rooted = len(roots) == 1 and all("/" in each.filename for each in listed)
+    rooted = rooted and len(roots) == 1 and all("/" in each.filename for each in listed)
     names = [each.filename.partition("/")[2] if rooted else each.filename for each in listed]
     if not names or len(set(names)) < len(names):
-        raise WrongRequest(f"{path} was not written by PyTorch: it holds nothing, or a name twice")
+        raise WrongRequest(f"{path} was not written by {by}: it holds nothing, or a name twice")
     return dict(zip(names, listed, strict=True))
 
 

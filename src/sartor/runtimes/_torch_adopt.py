@@ -10,6 +10,7 @@ import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -52,12 +53,19 @@ def fed(module: nn.Module, glimpse: Glimpse) -> list[Fed]:
 
 def _fed(module: nn.Module, found: Mapping[str, tuple[str, np.ndarray]]) -> list[Fed]:
     floats = [p.dtype for p in module.parameters() if p.is_floating_point()]
-    rows = _count([array for _, array in found.values()])
-    made = []
-    for parameter, (name, array) in found.items():
-        more = _tensor(name, array, floats[0] if floats else torch.float32)
-        made.append(Fed(parameter, name, more[torch.arange(rows) % len(more)], more))
-    return made
+    wanted = floats[0] if floats else torch.float32
+    return fed_rows(
+        {key: (name, tensor(name, array, wanted)) for key, (name, array) in found.items()}
+    )
+
+
+def fed_rows(found: Mapping[str, tuple[str, Tensor]]) -> list[Fed]:
+    """Of each parameter's array, its name and known rows, as many as an export is made with."""
+    rows = _count([each for _, each in found.values()])
+    return [
+        Fed(parameter, name, more[torch.arange(rows) % len(more)], more)
+        for parameter, (name, more) in found.items()
+    ]
 
 
 def matched(
@@ -94,14 +102,15 @@ def _in_order(glimpse: Glimpse) -> Iterator[tuple[np.ndarray, ...]]:
         yield (*glimpse.unnamed, glimpse.last)
 
 
-def _count(arrays: Sequence[np.ndarray]) -> int:
+def _count(arrays: Sequence[Tensor]) -> int:
     """How many rows to export with: a number that no other axis has, so that none is taken for
     the batch."""
     sizes = {size for each in arrays for size in each.shape[1:]}
     return next((rows for rows in ROWS if rows not in sizes), ROWS[0])
 
 
-def _tensor(name: str, array: np.ndarray, floats: torch.dtype) -> Tensor:
+def tensor(name: str, array: np.ndarray, floats: torch.dtype) -> Tensor:
+    """Its rows, whole numbers as int64, other numbers as `floats`. Raises WrongRequest for text."""
     if array.dtype.kind in _TEXT:
         raise WrongRequest(f"array {name} holds text, which a PyTorch model does not take")
     if not len(array):
@@ -190,6 +199,8 @@ def adopt(given: Any, folder: Path, look: Look | None) -> Path:
     program, TorchScript. Raises WrongRequest with a sentence."""
     if isinstance(given, torch.export.ExportedProgram):
         return write_program(given, folder, {}, ())
+    if _of_keras(given):
+        return _from_keras(given, folder, look)
     module, weights = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not isinstance(module, nn.Module) or not isinstance(weights, (str, Path, type(None))):
         raise WrongRequest(
@@ -212,6 +223,8 @@ def bring(path: Path, folder: Path, look: Look | None, trust: bool) -> Path:
     """A file that can be opened as it is, or one in `folder` made of it."""
     if path.is_dir():
         return _from_folder(path, folder, look)
+    if path.suffix == ".keras":
+        return _from_keras(_keras().read(path, trust), folder, look)
     if path.is_file() and path.stat().st_size and not _is_archive(path):
         return _unpickled(path, folder, look, trust)
     archive = archives.opened(path)
@@ -310,3 +323,29 @@ def _from_folder(path: Path, folder: Path, look: Look | None) -> Path:
             f"{error.name}"
         ) from None
     return adopt(_torch_folder.model(path), folder, look)
+
+
+def _of_keras(given: Any) -> bool:
+    return any(cls.__module__.partition(".")[0] == "keras" for cls in type(given).__mro__)
+
+
+def _keras() -> ModuleType:
+    try:
+        from sartor.runtimes import _torch_keras
+    except ModuleNotFoundError as error:
+        raise WrongRequest(
+            f"a Keras model needs {error.name}; write: pip install 'sartor[keras]'"
+        ) from None
+    return _torch_keras
+
+
+def _from_keras(model: Any, folder: Path, look: Look | None) -> Path:
+    if look is None:
+        raise WrongRequest("a Keras model is compared with its export on rows: it needs data")
+    seen = look()
+    with quietly(), _keras().on_cpu():  # Keras' own code warns of itself
+        module, inputs = _keras().taken(model, seen)
+        with _keras().unrolled(model):
+            made = exported(module, inputs, folder)
+        _keras().compare(model, made, inputs)
+    return made

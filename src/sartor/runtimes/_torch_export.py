@@ -22,11 +22,13 @@ from sartor import torch_archive as archives
 from sartor.contracts import Port, Signature, WrongRequest
 from sartor.nearness import gap, spread
 from sartor.runtimes._torch_live import Fed, answered, called, outputs
+from sartor.runtimes._torch_tidy import tidy
 from sartor.torch_graph import Graph, load, quietly, short
 from sartor.torch_program import DTYPES, distinct, unfit
 from sartor.torch_script import read_members
 
 PROGRAM, SCRIPT = "model.pt2", "model.ts"
+_WHOLE = (torch.int64, torch.int32)
 NEAR = 1e-4  # of the answers' spread: how far an export may be from its module
 MIXED = (
     "a row's answer depends on the rows beside it, as with a batch norm in training: every other "
@@ -176,7 +178,7 @@ def _plans(module: nn.Module, inputs: Sequence[Fed], several: bool) -> list[Axes
 
 def _has_length(each: Fed, inputs: Sequence[Fed]) -> bool:
     """Whether its second axis counts tokens: whole numbers, or as many as those have."""
-    whole = [fed.rows for fed in inputs if fed.rows.ndim == 2 and fed.rows.dtype == torch.int64]
+    whole = [fed.rows for fed in inputs if fed.rows.ndim == 2 and fed.rows.dtype in _WHOLE]
     lengths = {rows.shape[1] for rows in whole if rows.shape[1] > 1}
     return each.rows.ndim > 1 and each.rows.shape[1] in lengths
 
@@ -192,6 +194,7 @@ def _program(module: nn.Module, inputs: Sequence[Fed], form: Form, folder: Path)
     keywords = {each.parameter: each.rows for each in inputs if each.parameter != "*"}
     dynamic = {"args": tuple(shapes.values())} if given else shapes
     made = torch.export.export(module, given, keywords, dynamic_shapes=dynamic, strict=False)
+    tidy(made)
     names = {each.parameter: each.name for each in inputs}
     return write_program(made, folder, names, form.names, form.remarks())
 

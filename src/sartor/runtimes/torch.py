@@ -43,13 +43,17 @@ class Torch:
     """The runtime of PyTorch's files. A model's payload is the absolute path of one."""
 
     kind: ClassVar[str] = "torch"
-    suffixes: ClassVar[tuple[str, ...]] = (".pt2", ".ts", ".pt", ".pth")
+    suffixes: ClassVar[tuple[str, ...]] = (".pt2", ".ts", ".pt", ".pth", ".keras")
     folders: ClassVar[tuple[str, ...]] = ("config.json",)
-    takes: ClassVar[tuple[str, ...]] = ("torch",)
+    takes: ClassVar[tuple[str, ...]] = ("torch", "keras")
 
     def open(self, path: Path, known: Signature | None = None) -> Model:
         """The model in a file. Raises WrongRequest with a sentence for anything unusable."""
         path = Path(path).absolute()
+        if path.suffix == ".keras" and path.is_file():
+            raise WrongRequest(
+                f"{path}: a .keras file is taken in with data: name the file with rows too"
+            )
         return Model(self.kind, path, known or _signature(path))
 
     def adopt(

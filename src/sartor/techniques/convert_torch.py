@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from sartor.contracts import Arrays, Bench, Failed, Model, Port, Signature, Step, Technique
 from sartor.nearness import gap, spread
 from sartor.space import choice
+from sartor.techniques._fold_torch import fold
 from sartor.torch_graph import Graph, Script, load, quietly, short
 
 OPSET = 17  # what ONNX Runtime's transformer optimizer and its quantizers know best
@@ -42,7 +43,8 @@ class ToOnnx(Technique):
     does. Whichever it is, ONNX Runtime's answers are held against PyTorch's on rows of the training
     data (else of the search part), and on one row alone; where they differ by more than 1e-3 of
     their spread, or more than one answer of a thousand is another, it fails. A model in
-    float64 computes in float32 where that answers alike. Parts are the calls of the graph;
+    float64 computes in float32 where that answers alike. Sums and products by channel go into the
+    convolution before them. Parts are the calls of the graph;
     TorchScript is one."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"torch"})
@@ -65,6 +67,7 @@ class ToOnnx(Technique):
         for exporter, narrow in itertools.product(exporters, (True, False) if wide else (False,)):
             try:
                 proto = _EXPORTERS[exporter](module, model, rows[0])
+                fold(proto)
                 if narrow:
                     _narrow(proto)
                 _settle(proto, model.signature)
