@@ -51,7 +51,6 @@ class Loss:
         self.share = plan.teacher if self.task.labelled else 1.0
         balanced = plan.balance != "none"
         self.weights = torch.from_numpy(class_weights(bench)) if balanced else None
-        self._remembered = True
         self._taught: dict[tuple[str, int], Mapping[str, np.ndarray]] = {}
 
     def __call__(
@@ -148,18 +147,18 @@ class Loss:
         """The original's answers to these rows, as they are remembered; anew where rows were
         changed, or where answers are as long as the longest row of their batch."""
         output = self.task.output
-        if rows is not None and self._remembered:
+        if rows is not None:
             chunks = {
                 int(each): self._chunk(part, int(each)) for each in np.unique(rows // _TAUGHT)
             }
             names = set.intersection(*(set(each) for each in chunks.values()))
-            self._remembered = output in names
-            known = {
-                name: np.stack([chunks[int(r // _TAUGHT)][name][r % _TAUGHT] for r in rows])
-                for name in sorted(names)
-            }
-            if self._remembered and known[output].shape[1:] == tuple(given.shape[1:]):
-                return known
+            sizes = {each[output].shape[1:] for each in chunks.values() if output in names}
+            if sizes == {tuple(given.shape[1:])}:
+                return {
+                    name: np.stack([chunks[int(r // _TAUGHT)][name][r % _TAUGHT] for r in rows])
+                    for name in sorted(names)
+                    if len({each[name].shape[1:] for each in chunks.values()}) == 1
+                }
         taught = self.bench.teach(batch)
         return {name: value for name, value in taught.items() if _by_row([value], [len(given)])}
 
@@ -216,7 +215,7 @@ def without_gradient(bench: Bench) -> str | None:
     """Why these answers cannot be trained; None where they can. Cheap."""
     task = bench.task
     port = _port(bench)
-    if task.form == "classes" or np.dtype(port.dtype).kind != "f":
+    if task.form == "classes" or np.dtype(port.dtype).kind in "biuOSU":
         return f"{task.output} holds classes or whole numbers, through which no gradient passes"
     if task.labelled and task.kind == "segmentation" and _class_axis(bench) is None:
         sizes = ", ".join("?" if each is None else str(each) for each in port.shape)

@@ -106,8 +106,8 @@ def _conv_transpose(c: Call) -> Tensor:
 
 def _windows(c: Call) -> tuple[list[int], list[int], list[int], list[int], list[int]]:
     """Of a pooling: window, strides, what is padded before, after, and behind that so that its
-    last window is whole. (Negative where rows are left over. No window starts behind the input
-    and its padding in front.)"""
+    last window is whole. (Negative where one goes: none starts behind the input and its padding
+    in front.)"""
     window = list(c.get("kernel_shape"))
     strides = list(c.get("strides") or [1] * len(window))
     dilations = list(c.get("dilations") or [1] * len(window))
@@ -117,10 +117,11 @@ def _windows(c: Call) -> tuple[list[int], list[int], list[int], list[int], list[
         size = c[0].shape[2 + at] + before[at] + after[at]
         reach = (window[at] - 1) * dilations[at] + 1
         count = (size - reach) / step
-        most = (math.ceil(count) if c.get("ceil_mode", 0) else math.floor(count)) + 1
-        if c.get("ceil_mode", 0) and (most - 1) * step >= c[0].shape[2 + at] + before[at]:
+        most = math.ceil(count) + 1
+        if (most - 1) * step >= c[0].shape[2 + at] + before[at]:
             most -= 1
-        past.append((most - 1) * step + reach - size)
+        whole = not c.get("ceil_mode", 0) or most == math.floor(count) + 1
+        past.append(0 if whole else (most - 1) * step + reach - size)
     return window, strides, before, after, past
 
 
