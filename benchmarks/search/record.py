@@ -34,12 +34,13 @@ sys.path.insert(0, str(ROOT / "benchmarks"))
 
 from laboratory import laboratory  # noqa: E402
 
+from sartor.building import Stopped  # noqa: E402
 from sartor.contracts import Failed, Model, WrongRequest, to_json  # noqa: E402
 from sartor.evaluate import digest  # noqa: E402
 from sartor.priors import features  # noqa: E402
 from sartor.records import Journal, Timing  # noqa: E402
 from sartor.registry import portfolio, recipe  # noqa: E402
-from sartor.trials import Laboratory, Stopped, size  # noqa: E402
+from sartor.trials import Laboratory, size  # noqa: E402
 
 HERE = Path(__file__).resolve().parent / "landscapes"
 SOURCES = {

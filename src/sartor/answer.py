@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sartor import bundle
+from sartor.building import APPLY_SECONDS
 from sartor.certify import BET, Certification, Certifier, Row
 from sartor.clock import Clock
 from sartor.contracts import Failed, Model, describe
@@ -27,7 +28,7 @@ from sartor.run import RunFolder
 from sartor.spec import Spec
 from sartor.store import discard
 from sartor.terminal import Progress
-from sartor.trials import APPLY_SECONDS, LOOK_SECONDS, Laboratory
+from sartor.trials import LOOK_SECONDS, Laboratory
 
 HURRIED = 512  # examples of the search split that are seen however little time is left
 STEP_ROWS = 512  # examples on which the contribution of a step is looked at

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from sartor import bundle
+from sartor.building import APPLY_SECONDS
 from sartor.card import card
 from sartor.certify import Certification, Row
 from sartor.contracts import Failed
@@ -18,7 +19,6 @@ from sartor.records import Trial, plain
 from sartor.registry import runtime
 from sartor.run import RunFolder
 from sartor.store import discard, publish, settle, step_to_json
-from sartor.trials import APPLY_SECONDS
 
 FRONTIER = 5
 

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from sartor import machine
+from sartor.building import APPLY_SECONDS
 from sartor.clock import Clock
 from sartor.contracts import Model
 from sartor.data import Part
@@ -28,7 +29,7 @@ from sartor.prepare import Prepared
 from sartor.records import Timing, Trial
 from sartor.spec import Spec
 from sartor.terminal import Progress
-from sartor.trials import APPLY_SECONDS, Laboratory
+from sartor.trials import Laboratory
 from sartor.verdicts import Evidence, improvement
 from sartor.workers import THREADS
 

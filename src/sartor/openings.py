@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sartor.building import Stopped
 from sartor.contracts import Recipe, Technique
 from sartor.registry import portfolio
-from sartor.trials import Laboratory, Stopped
+from sartor.trials import Laboratory
 
 
 def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Recipe]:

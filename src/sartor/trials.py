@@ -8,18 +8,15 @@ soon as the evidence is against the candidate (`racing`).
 from __future__ import annotations
 
 import dataclasses
-import errno
 import math
-import os
-import shutil
 import time
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 
 import numpy as np
 
 from sartor.bench import LocalBench
+from sartor.building import Builder, Stopped
 from sartor.certify import guards
 from sartor.contracts import (
     Failed,
@@ -27,11 +24,8 @@ from sartor.contracts import (
     Recipe,
     Target,
     Task,
-    Technique,
-    Unneeded,
     WrongRequest,
     describe,
-    technique_name,
     to_json,
 )
 from sartor.data import Part
@@ -39,41 +33,20 @@ from sartor.evaluate import Race, answers, digest, memory_pair
 from sartor.figures import figures_of, truth_of
 from sartor.finalists import SURE
 from sartor.limits import PERFORMANCE, Limit, Objective
-from sartor.pace import Pace
 from sartor.racing import SLOWER, looks, lost, outdone
-from sartor.records import Journal, State, Timing, Trial, Verdict, plain
+from sartor.records import Journal, Timing, Trial, Verdict, plain
 from sartor.registry import recipe as known_recipe
 from sartor.registry import runtime
 from sartor.report.text import figure, interval
-from sartor.store import Store, key_of, step_to_json
+from sartor.store import Store, step_to_json
 from sartor.timings import journaled, paces, timing_from_json, timing_to_json
 from sartor.verdicts import EXACT, Evidence, judge_all, objective_value, together
-from sartor.workers import DiskFull, Pool
+from sartor.workers import Pool
 
 SCREEN_ROUNDS, SCREEN_SECONDS = 10, 4.0
 LOOK_ROUNDS, LOOK_SECONDS = 5, 2.0
 ALIKE_ROWS = 256  # on which it is seen whether batching changes answers
-APPLY_SECONDS = 900.0
 LONG = 10.0  # seconds of training before which size and speed are looked at
-SLOWNESS = 1.5  # before one was seen: the first training computes the original's answers too
-
-
-class Stopped(Failed):
-    """A technique of the recipe refused, or failed; the trial ends as `state`."""
-
-    def __init__(self, state: State, technique: Technique, reason: str) -> None:
-        super().__init__(reason)
-        self.state, self.culprit, self.reason = state, technique_name(technique), reason
-
-
-def apply_step(
-    technique: Technique, model: Model, bench: LocalBench, store: Path, key: str
-) -> Model | str:
-    """In a child: the changed model out of the store, or the reason of a refusal."""
-    reason = technique.refuse(model, bench)
-    if reason is not None:
-        return reason
-    return Store(store).put(key, technique.apply(model, bench), bench.scratch)
 
 
 def count_flops(model: Model, part: Part) -> float:
@@ -84,7 +57,7 @@ def count_flops(model: Model, part: Part) -> float:
     return 2.0 * sum(known) if len(known) == len(counted) else math.nan
 
 
-class Laboratory:
+class Laboratory(Builder):
     """Everything that stays the same from trial to trial, and what was measured so far.
 
     `replay` is a journal whose latencies stand in for measuring; `ceiling` the bytes of address
@@ -103,27 +76,20 @@ class Laboratory:
         ceiling: int | None = None,
         pool: Pool | None = None,
     ) -> None:
-        self.original, self.bench, self.search = original, bench, search
-        self.limits, self.objective = limits, objective
-        self.store, self.journal, self.seed = store, journal, bench.seed
-        seed = bench.seed
+        super().__init__(original, bench, store, pool or Pool(ceiling))
+        self.search, self.limits, self.objective = search, limits, objective
+        self.journal, self.seed = journal, bench.seed
         self.target: Target = bench.target
         self.task: Task = bench.task
         self.ceiling = ceiling
-        self.pool = pool or Pool(ceiling)
-        self.race = Race(original, self.target, search, seed, memory=ceiling)
-        self.order = np.random.default_rng(seed).permutation(len(search))
+        self.race = Race(original, self.target, search, self.seed, memory=ceiling)
+        self.order = np.random.default_rng(self.seed).permutation(len(search))
         self.known: dict[str, np.ndarray] = {}  # model digest -> answers in `order`
         self.seen: dict[str, Trial] = {}  # model digest -> the trial that measured it
         self.timings, self.replayed = journaled(journal), journaled(replay)
         self.pace = paces(journal)  # model digest -> examples a second, while not timed
-        self.patience: Callable[[], float] = lambda: APPLY_SECONDS  # seconds one step may take
-        self.longest: Callable[[], float] = lambda: math.inf  # seconds a training may take
-        self.scratch: Path | None = None  # of the step that is being applied
-        self.slowness = SLOWNESS  # how much longer a training takes than its steps were reckoned
         self.enough: Callable[[Trial], bool] = lambda _: False  # whether to see no more examples
         # What workers did ahead (see `ahead`), and what keeps them still while something is timed.
-        self.stops: dict[str, tuple[State, str]] = {}  # key -> how the step ended, and why
         self.foreseen: dict[tuple[str, int, int], tuple[np.ndarray, float]] = {}
         self.quiet: Callable[[], AbstractContextManager[None]] = nullcontext
 
@@ -137,76 +103,11 @@ class Laboratory:
         self.race.close()
         self.pool.close()
 
-    # -- building -----------------------------------------------------------------------------
-
-    def build(self, recipe: Recipe, lineage: list[Model] | None = None) -> Model:
-        """The model that the recipe makes; shared beginnings come from the store. Raises Stopped.
-        `lineage`, where given, receives the model after each step."""
-        model = self.original
-        for technique in recipe:
-            key = self.key(model, technique)
-            if key in self.stops:
-                raise Stopped(self.stops[key][0], technique, self.stops[key][1])
-            model = self.store.get(key) or self._apply(technique, model, key)
-            if lineage is not None:
-                lineage.append(model)
-        return model
-
     def model_of(self, trial: Trial) -> Model:
         return self.build(known_recipe(self.original.kind, trial.recipe))
 
     def title(self, trial: Trial) -> str:
         return describe(known_recipe(self.original.kind, trial.recipe))
-
-    def _apply(self, technique: Technique, model: Model, key: str) -> Model:
-        try:
-            made = self._made_with_room(technique, model, key)
-        except Unneeded as nothing:
-            raise Stopped("refused", technique, str(nothing)) from None
-        except Failed as failure:
-            if not self.store.room():  # not its fault: somebody else filled the disk
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)) from failure
-            raise Stopped("failed", technique, str(failure)) from None
-        if isinstance(made, str):
-            raise Stopped("refused", technique, made)
-        return made
-
-    def _made_with_room(self, technique: Technique, model: Model, key: str) -> Model | str:
-        try:
-            return self._made(technique, model, key)
-        except DiskFull:  # by what was kept of earlier trials, perhaps
-            if not self.store.shrink(Path(str(model.payload))):
-                raise
-            return self._made(technique, model, key)
-
-    def _made(self, technique: Technique, model: Model, key: str) -> Model | str:
-        self.scratch, patience, nominal = self.store.scratch(), self.patience(), 0.0
-        if "training" in technique.needs:  # it is known how long that takes: no hang
-            nominal = self.bench.training.takes(getattr(technique, "effort", 1.0))
-            patience = max(patience, min(2 * self.slowness * nominal, self.longest()))
-        try:
-            bench = self.bench.on(model, self.scratch, patience, self.slowness)
-            made: Model | str = self.pool.call(
-                apply_step, technique, model, bench, self.store.folder, key, timeout=patience
-            )
-            return made
-        finally:
-            told = self.training()
-            if told and nominal:  # also of one that was given up
-                self.slowness = max(told.seconds / nominal, 1.0)
-            shutil.rmtree(self.scratch, ignore_errors=True)
-
-    def training(self) -> Pace | None:
-        """How far the training is that goes on at this moment, if one does."""
-        return None if self.scratch is None else Pace.read(self.scratch)
-
-    def key(self, model: Model, technique: Technique) -> str:
-        return key_of(
-            model=digest(model),
-            technique=to_json(technique),
-            bench=self.bench.facts("training" in technique.needs),
-            versions=runtime(model.kind).versions(),
-        )
 
     # -- measuring ----------------------------------------------------------------------------
 

@@ -22,6 +22,7 @@ import psutil
 
 from sartor import machine
 from sartor.bench import LocalBench
+from sartor.building import Stopped
 from sartor.contracts import HUNG, Failed, Model, Recipe, Training
 from sartor.data import Part
 from sartor.evaluate import digest
@@ -31,7 +32,7 @@ from sartor.records import Journal, State
 from sartor.registry import kinds, runtime
 from sartor.registry import recipe as recipe_from_json
 from sartor.store import Files, Store, files_of, read_model, write_files, write_model
-from sartor.trials import Laboratory, Stopped
+from sartor.trials import Laboratory
 from sartor.workers import Pool, Worker
 
 Result = TypeVar("Result")
