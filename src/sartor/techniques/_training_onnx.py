@@ -12,12 +12,11 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-import safetensors.torch
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -27,6 +26,7 @@ from sartor.contracts import Arrays, Bench, Failed, Model
 from sartor.pace import Pace
 from sartor.techniques._agreement_onnx import agree
 from sartor.techniques._autograd_onnx import GraphModule, followed
+from sartor.techniques._checkpoint_onnx import Checkpoint, Seen
 from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
 from sartor.techniques._loss_onnx import Loss, Plan, without_classes, without_gradient
@@ -262,7 +262,8 @@ class _Training:
         left = self.until - time.monotonic()
         if pace.left > left:
             raise Failed(
-                f"its training would take {pace.left:.0f} s more, and {left:.0f} s may go into it"
+                f"its training would take {pace.left:.0f} s more, and {max(left, 0):.0f} s may go "
+                "into it"
             )
 
     def step(self, at: int) -> None:
@@ -344,73 +345,30 @@ class _Training:
         return [*(self.net.constants[name] for name in self.net.moving), *self.norms.moving]
 
     @torch.no_grad()
-    def _put(self, values: list[Tensor]) -> None:
+    def _put(self, values: Sequence[Tensor]) -> None:
         for place, value in zip((*self._trained(), *self._moving()), values, strict=True):
             place.copy_(value)
 
-    def _save(self, seen: _Seen) -> None:
-        state: dict[str, Tensor] = {"facts": torch.tensor(seen.facts(), dtype=torch.float64)}
-        for at, value in enumerate(self._values()):
-            state[f"now {at}"] = value.contiguous()
-        for at, value in enumerate(seen.values):
-            state[f"best {at}"] = value.contiguous()
-        for at, mask in enumerate(self.sparsity.masks if self.sparsity else ()):
-            state[f"mask {at}"] = mask.contiguous()
-        for at, weight in enumerate(self._trained()):
-            for name, value in self.optimizer.state.get(weight, {}).items():
-                state[f"{name} {at}"] = value.contiguous()
-        self.place.parent.mkdir(parents=True, exist_ok=True)
-        making = self.place.with_suffix(".making")
-        safetensors.torch.save_file(state, making)
-        os.replace(making, self.place)
+    def _save(self, seen: Seen) -> None:
+        moments = [self.optimizer.state.get(each, {}) for each in self._trained()]
+        masks = self.sparsity.masks if self.sparsity else []
+        Checkpoint(seen, self._values(), masks, moments).save(self.place)
 
-    def _resumed(self) -> _Seen:
+    def _resumed(self) -> Seen:
         """What was seen by the time it was stopped. Weights that are to be zeros and are not yet
         are never the best."""
         if not self.place.exists():
             before = self.judged()
             best = math.inf if self.sparsity else before
-            return _Seen(self._values(), 0, best, before, before)
-        state = safetensors.torch.load_file(self.place)
-        done, best, before, last, rising = state["facts"].tolist()
-        count = len(self._values())
-        self._put([state[f"now {at}"] for at in range(count)])
-        for at, weight in enumerate(self._trained()):
-            kept = {
-                n: state[f"{n} {at}"]
-                for n in ("step", "exp_avg", "exp_avg_sq")
-                if f"{n} {at}" in state
-            }
-            if kept:
-                self.optimizer.state[weight] = kept
+            return Seen(self._values(), 0, best, before, before)
+        kept = Checkpoint.load(self.place)
+        self._put(kept.values)
+        for weight, moments in zip(self._trained(), kept.moments, strict=True):
+            if moments:
+                self.optimizer.state[weight] = dict(moments)
         if self.sparsity:
-            self.sparsity.masks = [state[f"mask {at}"] for at in range(len(self.sparsity.masks))]
-        values = [state[f"best {at}"] for at in range(count)]
-        return _Seen(values, int(done), best, before, last, int(rising))
-
-
-@dataclass
-class _Seen:
-    """What a training has come to: the best weights so far, steps done, the losses on the search
-    split (the best, the one before the first step, that of the last look), and how many looks in
-    a row were each worse than the one before."""
-
-    values: list[Tensor]
-    done: int
-    best: float
-    before: float
-    last: float
-    rising: int = 0
-
-    def look(self, loss: float, values: Callable[[], list[Tensor]]) -> None:
-        # The rate falls to the end, and the loss with it: only one that rises is given up.
-        self.rising = self.rising + 1 if loss >= self.last else 0
-        self.last = loss
-        if loss < self.best:
-            self.best, self.values = loss, values()
-
-    def facts(self) -> list[float]:
-        return [self.done, self.best, self.before, self.last, self.rising]
+            self.sparsity.masks = list(kept.masks)
+        return kept.seen
 
 
 def _schedule(at: int, steps: int) -> float:
