@@ -32,6 +32,7 @@ from sartor.trials import LOOK_SECONDS, Laboratory
 
 HURRIED = 512  # examples of the search split that are seen however little time is left
 STEP_ROWS = 512  # examples on which the contribution of a step is looked at
+SOON = 8  # trials, by which a run should have shown something: an early answer is in haste then
 
 
 class Answering:
@@ -105,10 +106,11 @@ class Answering:
         )
 
     def _enough(self, trial: Trial) -> bool:
-        """Whether the trial needs no more examples of the search split: the holdout is to judge
-        it now, or there is little more time than that will take."""
+        """Whether the trial needs no more examples of the search split: it is among the first, and
+        the holdout is to judge it now; or there is little more time than that will take."""
         hurried = self.clock.left() < self.measuring.test_seconds(1)
-        return self._promising(trial) or (hurried and trial.examples >= HURRIED)
+        soon = len(self.trials) < SOON and self._promising(trial)
+        return soon or (hurried and trial.examples >= HURRIED)
 
     def frozen(self) -> int | None:
         """After how many trials an earlier session of this run froze its finalists: the holdout
