@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 
-from sartor import trials
+from sartor import building, trials
 from sartor.ahead import Crew, Hands, Lost, take
 from sartor.bench import LocalBench
 from sartor.contracts import Failed, Model, Target, Task, Training
@@ -288,7 +288,7 @@ def test_a_crash_is_the_trials_failure_and_the_worker_lives(
     entries = [{"technique": "fuse"}]
     try:
         with monkeypatch.context() as patch:
-            patch.setattr(trials, "apply_step", step)
+            patch.setattr(building, "apply_step", step)
             made = shop.carry_out(entries, Training())
         if told is None:
             assert made.stopped is None
