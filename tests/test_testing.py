@@ -169,7 +169,7 @@ class Fickle(Good):
 
 class Reseeds(Good):
     def edit(self, proto: onnx.ModelProto, bench: Bench) -> None:
-        np.random.seed(0)
+        np.random.seed(48_611)  # which no test before it has left behind, as one may a 0
 
 
 class Environment(Good):
