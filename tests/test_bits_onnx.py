@@ -70,6 +70,18 @@ def gap(made: ToyBench, model: Model) -> float:
     return float(np.abs(answer(model, batch)["logits"] - right).mean())
 
 
+def answered(made: ToyBench, stored: Model):
+    """The graph and the module of a model that answers as ONNX Runtime, gradients taken; the rows,
+    and its answers to them."""
+    graph = read(stored)
+    net = GraphModule(graph).eval()
+    batch = made.toy.batch(5, 3)
+    found = net({key: torch.from_numpy(value) for key, value in batch.items()})["logits"]
+    assert found.detach().numpy() == pytest.approx(answer(stored, batch)["logits"], abs=1e-4)
+    found.sum().backward()
+    return graph, net, batch, found.detach().numpy()
+
+
 # -- blocks ----------------------------------------------------------------------------------------
 
 
@@ -94,12 +106,7 @@ def test_what_was_packed_comes_back(bits):
 def test_blocks_answer_as_onnx_runtime_and_are_written_as_they_were(name, how, tmp_path):
     made = bench(name, tmp_path)
     stored = how.apply(made.toy.model, made)
-    graph = read(stored)
-    net = GraphModule(graph).eval()
-    batch = made.toy.batch(5, 3)
-    found = net({key: torch.from_numpy(value) for key, value in batch.items()})["logits"]
-    assert found.detach().numpy() == pytest.approx(answer(stored, batch)["logits"], abs=1e-4)
-    found.sum().backward()
+    graph, net, _, _ = answered(made, stored)
     blocks = [weight for n, weight in zip(net.names, net.weights, strict=True) if n in net.rounded]
     assert len(blocks) == len(stored.lineage[-1].touched)
     assert all(weight.grad.abs().sum() > 0 for weight in blocks)
@@ -244,19 +251,14 @@ def test_few_values_take_few_bits_and_load_as_a_plain_graph(values, bits, tmp_pa
 def test_few_values_answer_as_onnx_runtime_and_are_written_as_they_were(name, values, tmp_path):
     made = bench(name, tmp_path)
     stored = FewLevels(values=values, spared=0.0).apply(made.toy.model, made)
-    graph = read(stored)
-    net = GraphModule(graph).eval()
-    batch = made.toy.batch(5, 3)
-    found = net({key: torch.from_numpy(value) for key, value in batch.items()})["logits"]
-    assert found.detach().numpy() == pytest.approx(answer(stored, batch)["logits"], abs=1e-4)
-    found.sum().backward()
+    graph, net, batch, found = answered(made, stored)
     assert len(net.rounded) == len(stored.lineage[-1].touched)
     assert all(weight.grad is not None for weight in net.weights)
     before = constants(graph)
     net.write(graph)
     after = constants(graph)
     assert all(after[name] == before[name] for name in before if "scale" not in name)
-    assert answer(stored, batch)["logits"] == pytest.approx(found.detach().numpy(), abs=1e-4)
+    assert answer(stored, batch)["logits"] == pytest.approx(found, abs=1e-4)
 
 
 @pytest.mark.parametrize("values", ["ternary", "binary"])

@@ -7,8 +7,8 @@ import pytest
 
 import sartor
 from sartor import trials
-from sartor.contracts import Training
-from sartor.granting import EPOCHS, FEWEST, before, granted, trains
+from sartor.contracts import Training, trains
+from sartor.granting import EPOCHS, FEWEST, before, granted
 from sartor.records import Journal
 from sartor.registry import recipe
 

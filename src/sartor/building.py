@@ -14,7 +14,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sartor.bench import LocalBench
-from sartor.contracts import Failed, Model, Recipe, Technique, Unneeded, technique_name, to_json
+from sartor.contracts import (
+    Failed,
+    Model,
+    Recipe,
+    Technique,
+    Unneeded,
+    technique_name,
+    to_json,
+    trains,
+)
 from sartor.evaluate import digest
 from sartor.pace import Pace
 from sartor.records import State
@@ -91,7 +100,7 @@ class Builder:
 
     def _made(self, technique: Technique, model: Model, key: str) -> Model | str:
         self.scratch, patience, nominal = self.store.scratch(), self.patience(), 0.0
-        if "training" in technique.needs:  # it is known how long that takes: no hang
+        if trains(technique):  # it is known how long that takes: no hang
             nominal = self.bench.training.takes(getattr(technique, "effort", 1.0))
             patience = max(patience, min(2 * self.slowness * nominal, self.longest()))
         try:
@@ -114,6 +123,6 @@ class Builder:
         return key_of(
             model=digest(model),
             technique=to_json(technique),
-            bench=self.bench.facts("training" in technique.needs),
+            bench=self.bench.facts(trains(technique)),
             versions=runtime(model.kind).versions(),
         )

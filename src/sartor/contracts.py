@@ -342,6 +342,11 @@ def to_json(technique: Technique) -> dict[str, Any]:
     return {"technique": technique_name(technique), **dataclasses.asdict(technique)}
 
 
+def trains(technique: Technique | type[Technique]) -> bool:
+    """Whether it trains, and so wants some of what a run grants."""
+    return "training" in technique.needs
+
+
 def describe(recipe: Recipe) -> str:
     """A recipe in words: names, and the settings that differ from their defaults."""
     return " > ".join(_describe(each) for each in recipe) or "original"

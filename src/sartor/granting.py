@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sartor import machine
-from sartor.contracts import Failed, Model, Recipe, Technique, Training, WrongRequest
+from sartor.contracts import Failed, Model, Recipe, Training, WrongRequest, trains
 from sartor.records import Journal
 from sartor.registry import training_cost
 from sartor.trials import Laboratory
@@ -23,10 +23,6 @@ FEWEST = 300  # steps of the original without which no training is worth its tim
 EPOCHS = 3  # where trials are counted and not time
 BATCH = 64
 MEASURE_SECONDS = 180.0
-
-
-def trains(technique: Technique | type[Technique]) -> bool:
-    return "training" in technique.needs
 
 
 def before(recipe: Recipe) -> Recipe:

@@ -15,8 +15,8 @@ from sartor.ahead import Crew, take
 from sartor.answer import Answering
 from sartor.bench import LocalBench
 from sartor.clock import Clock
-from sartor.contracts import Failed, Recipe, Training, WrongRequest, describe
-from sartor.granting import grant, granted, trains
+from sartor.contracts import Failed, Recipe, Training, WrongRequest, describe, trains
+from sartor.granting import grant, granted
 from sartor.openings import openings
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.priors import features, learned
@@ -27,7 +27,7 @@ from sartor.run import Run, RunFolder
 from sartor.search import GuidedSearch, key_of
 from sartor.spec import Spec
 from sartor.store import Store
-from sartor.terminal import Progress
+from sartor.terminal import Progress, minutes
 from sartor.trials import Laboratory
 from sartor.workers import Pool
 
@@ -230,12 +230,15 @@ def _try(
 @contextlib.contextmanager
 def _followed(lab: Laboratory, progress: Progress, asked: Recipe) -> Iterator[None]:
     """Says how far the training is while it goes on, if one does."""
+    if not any(map(trains, asked)):
+        yield
+        return
     ended = threading.Event()
 
     def follow() -> None:
         while not ended.wait(FOLLOW_SECONDS):
             if pace := lab.training():
-                left = f"{int(pace.left // 60)}:{int(pace.left % 60):02d}"
+                left = minutes(pace.left)
                 told = f"training, step {pace.done} of {pace.steps}, {left} left of it"
                 progress.now(f"{told}: {describe(asked)}")
 

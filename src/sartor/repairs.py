@@ -12,9 +12,10 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from sartor.contracts import Recipe, Technique
+from sartor.contracts import Recipe, Technique, trains
+from sartor.evidence import EXACT
 from sartor.proposals import key_of
-from sartor.records import Trial
+from sartor.records import Trial, Verdict
 from sartor.space import domains
 
 SURE = 0.05  # doubt below which nothing is trained longer
@@ -41,11 +42,11 @@ class Repairs:
                        *recipe[at + 1 :]))  # fmt: skip
         low, high = self.between.get(root, (-1, _useful(values, trial, at)))
         place = _place(values, getattr(technique, name))
-        trains = "training" in technique.needs
-        harmed = _harmed(trial, SURE if trains else 0.5)
+        longer = trains(technique)
+        harmed = _harmed(trial, SURE if longer else 0.5)
         value = trial.figures.get("objective", 1.0)
         # What trains gains nothing by training longer, but what is the best may become sure.
-        if harmed and (value < best or (trains and value == best)):
+        if harmed and (value < best or (longer and value == best)):
             low = max(low, place)
         elif root in self.between or not harmed:
             high = min(high, place)
@@ -61,7 +62,7 @@ def _place_of_repair(recipe: Recipe) -> int | None:
     """Which step to make milder: one that could train longer, since that costs no gain, else the
     last one that can be."""
     able = [at for at, step in enumerate(recipe) if step.repair]
-    more = [at for at in able if "training" in recipe[at].needs and not _at_its_end(recipe[at])]
+    more = [at for at in able if trains(recipe[at]) and not _at_its_end(recipe[at])]
     return max(more or able, default=None)
 
 
@@ -85,7 +86,12 @@ def _harmed(trial: Trial, doubt: float) -> bool:
     """Whether a limit on quality is in so much doubt; above a half it rather fails than holds."""
     if trial.state not in ("done", "dropped") or trial.same:
         return False
-    return any(v.p_value > doubt and v.method not in ("", "exact") for v in trial.verdicts)
+    return bool(doubtful(trial, doubt))
+
+
+def doubtful(trial: Trial, doubt: float = 0.5) -> list[Verdict]:
+    """The limits on quality that are in so much doubt: those that are estimated, not counted."""
+    return [v for v in trial.verdicts if v.p_value > doubt and v.method not in ("", EXACT)]
 
 
 def _values(technique: Technique, name: str) -> list[Any]:

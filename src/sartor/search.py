@@ -15,8 +15,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from sartor.contracts import Recipe, Technique, technique_name
-from sartor.evidence import EXACT
+from sartor.contracts import Recipe, Technique, technique_name, trains
 from sartor.priors import DONE, Lesson, objective_of, observed
 from sartor.proposals import (
     Points,
@@ -30,7 +29,7 @@ from sartor.proposals import (
     singles,
 )
 from sartor.records import Trial
-from sartor.repairs import Repairs
+from sartor.repairs import Repairs, doubtful
 from sartor.surrogate import Observed, expected_improvement, holds, predict, stacked
 
 __all__ = ["GuidedSearch", "key_of"]
@@ -144,13 +143,13 @@ class GuidedSearch:
         self.longer = [
             (trial, recipe)
             for trial, recipe in self.longer
-            if objective_of(trial) <= best
-            and not {key_of(recipe)} & (self.told.keys() | self.pending)
+            if objective_of(trial) <= best and not self._known(recipe)
         ]
         if not self.longer:
             return None
-        at = min(range(len(self.longer)), key=lambda at: _shortfall(self.longer[at][0]))
-        return self.longer.pop(at)[1]
+        nearest = min(self.longer, key=lambda each: _shortfall(each[0]))
+        self.longer.remove(nearest)
+        return nearest[1]
 
     # -- what may be asked --------------------------------------------------------------------
 
@@ -194,10 +193,13 @@ class GuidedSearch:
     def _new(self, recipes: Sequence[Recipe]) -> list[Recipe]:
         found: dict[str, Recipe] = {}
         for each in recipes:
-            key = key_of(each)
-            if key not in self.told and key not in self.pending and self._worth(each):
-                found.setdefault(key, each)
+            if not self._known(each) and self._worth(each):
+                found.setdefault(key_of(each), each)
         return list(found.values())
+
+    def _known(self, recipe: Recipe) -> bool:
+        key = key_of(recipe)
+        return key in self.told or key in self.pending
 
     # -- what to expect of it -----------------------------------------------------------------
 
@@ -261,20 +263,14 @@ def feasible(trial: Trial) -> bool:
 
 def _trains_longer(recipe: Recipe, milder: Recipe) -> bool:
     changed = [new for old, new in zip(recipe, milder, strict=True) if new != old]
-    return any("training" in each.needs for each in changed)
+    return any(map(trains, changed))
 
 
 def _shortfall(trial: Trial) -> float:
     """By what share of its bound the quality is off that is off most; how many examples were seen
     is not asked, as a p-value would."""
-    return max(
-        (
-            abs(each.estimate - each.bound) / max(abs(each.bound), 1e-9)
-            for each in trial.verdicts
-            if each.p_value > 0.5 and each.method not in ("", EXACT)
-        ),
-        default=0.0,
-    )
+    off = [abs(v.estimate - v.bound) / max(abs(v.bound), 1e-9) for v in doubtful(trial)]
+    return max(off, default=0.0)
 
 
 def _worst_margin(trial: Trial) -> float:

@@ -54,7 +54,7 @@ class Progress:
             left = f"trial {self.tried} of {self.trials}"
         elif self.deadline is not None:
             seconds = max(self.deadline - time.monotonic(), 0.0)
-            left = f"{int(seconds // 60)}:{int(seconds % 60):02d} left"
+            left = f"{minutes(seconds)} left"
         return " | ".join(each for each in (self.doing, self.best, left) if each)
 
     def trial(self, trial: Trial, title: str, metric: str) -> None:
@@ -80,6 +80,11 @@ class Progress:
     def best_so_far(self, text: str) -> None:
         self.best = f"best: {text}"
         self.now(self.doing)
+
+
+def minutes(seconds: float) -> str:
+    """Such as 1:05."""
+    return f"{int(seconds // 60)}:{int(seconds % 60):02d}"
 
 
 def _signed(figures: Any, metric: str) -> str:

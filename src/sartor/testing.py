@@ -31,6 +31,7 @@ from sartor.contracts import (
     describe,
     technique_name,
     to_json,
+    trains,
 )
 from sartor.lab import Broken, Lab, Toy, ToyBench, alike, apply
 from sartor.registry import from_json, runtime, techniques
@@ -373,7 +374,7 @@ def extremes(lab: Lab, cls: type[Technique]) -> None:
 
 def _turns(lab: Lab, most: int, *several: type[Technique]) -> int:
     """Each how many toys one is tried, where one of the techniques trains."""
-    return min(most, len(lab.toys)) if any("training" in each.needs for each in several) else 1
+    return min(most, len(lab.toys)) if any(map(trains, several)) else 1
 
 
 Law = Callable[..., None]

@@ -227,6 +227,8 @@ class Laboratory(Builder):
         """A trial that is dropped before its long training, which changes neither size nor speed:
         without it the recipe makes a model that is too big or too slow."""
         sketch = tuple(each for each in recipe if not each.values_only)
+        if sketch == recipe:
+            return None
         seconds = self.slowness * self.bench.training.takes(self._efforts(recipe))
         if not LONG <= seconds <= max(self.patience(), self.longest()):
             return None  # too short to matter, or refused for want of time

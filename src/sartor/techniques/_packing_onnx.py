@@ -22,6 +22,13 @@ def weights(
             yield name, int(np.prod(tensor.dims, dtype=np.int64))
 
 
+def too_old(graph: Graph, what: str) -> str | None:
+    """Why `what` cannot be unpacked in this graph; None where it can."""
+    if graph.opset < 11:
+        return f"opset {graph.opset} lacks the operators to unpack {what}; it takes 11"
+    return None
+
+
 class Unpacking:
     """Nodes under construction that make the tensor `name` out of packed constants."""
 

@@ -164,6 +164,7 @@ class _Training:
             raise Failed("it has no weights in floats of 32 bits to train")
         self.net.channels_last()
         agree(self.net, graph, bench)
+        self.lengths = bench.lengths("train")
         self._begin()
         self.hints = self._prepared(graph)
         self.loss = Loss(plan, bench)
@@ -174,7 +175,6 @@ class _Training:
         precision = "bf16-mixed" if "amx_bf16" in bench.target.features else "32-true"
         self.fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
         self.module, self.optimizer = self.fabric.setup(self.net, self._optimizer())
-        self.lengths = bench.lengths("train")
         facts = f"{dataclasses.asdict(plan)} {threads()} {precision} {sparse}"
         self.place = bench.keeping(f"training {graph.digest()} {facts}")
 
@@ -186,7 +186,6 @@ class _Training:
                 batch = self.bench.pick("train", self._rows(at))
                 yield self.net(self._feeds(batch), tuple(self.norms.tensors))
 
-        self.lengths = self.bench.lengths("train")
         if self.norms.tensors:
             with torch.no_grad():
                 self.net.eval()

@@ -99,50 +99,50 @@ Stored = _Rounded | Blockwise | Levels
 def weighs(graph: Graph) -> bool:
     """Whether it has weights that can be trained: floats of 32 bits, or integers that stand for
     such. Cheap: values are not looked at."""
+    for _, _, source in _read(graph):
+        maker, tensor = graph.producer(source), graph.constant_tensor(source)
+        if maker is not None and maker.op_type == "DequantizeLinear":
+            return True
+        if tensor is not None and tensor.data_type in _STORED and np.prod(tensor.dims) > 1:
+            return True
+    return False
+
+
+def _read(graph: Graph) -> Iterator[tuple[onnx.NodeProto, int, str]]:
+    """Each node that may read weights, which of its inputs would be one, and where that comes
+    from."""
     for node in graph.nodes:
         places = _WEIGHTS.get(node.op_type, ())
         for at, name in enumerate(node.input):
-            if places is not None and at not in places:
-                continue
-            source = source_of(graph, name)
-            maker, tensor = graph.producer(source), graph.constant_tensor(source)
-            if maker is not None and maker.op_type == "DequantizeLinear":
-                return True
-            if tensor is not None and tensor.data_type in _STORED and np.prod(tensor.dims) > 1:
-                return True
-    return False
+            if places is None or at in places:
+                yield node, at, source_of(graph, name)
 
 
 def weights(graph: Graph, rounded: dict[str, Stored]) -> Iterator[tuple[str, np.ndarray]]:
     """Name and value of each weight; for those stored in few bits the name of what the
     DequantizeLinear makes or of what holds them, and how it is stored in `rounded`."""
     seen: set[str] = set()
-    for node in graph.nodes:
-        places = () if levels_found(graph, node) else _WEIGHTS.get(node.op_type, ())
-        for at, name in enumerate(node.input):
-            if places is not None and at not in places:
-                continue
-            source = source_of(graph, name)
-            if source in seen or not source:
-                continue
-            seen.add(source)
-            maker = graph.producer(source)
-            value: np.ndarray | None
-            if blockwise(node) and at != _BIAS:
-                rounded[source], value = of_operator(graph, node)
-            elif few := levels_found(graph, maker):
-                rounded[source], value = few
-            elif maker is not None and maker.op_type == "DequantizeLinear":
-                value = _stored(graph, maker, rounded)
-            else:
-                value = graph.constant(source)
-            # Numbers on their own are part of a formula: 0.5 in a GELU is no weight.
-            numbers = value is not None and value.dtype == np.float32 and value.size > 1
-            mixed = node.op_type in _MIXED and not isinstance(rounded.get(source), Levels)
-            if value is not None and numbers and not (mixed and _mask(value)):
-                yield source, np.array(value)
-            else:
-                rounded.pop(source, None)
+    for node, at, source in _read(graph):
+        if not source or source in seen or levels_found(graph, node):
+            continue
+        seen.add(source)
+        maker = graph.producer(source)
+        value: np.ndarray | None
+        if blockwise(node) and at != _BIAS:
+            rounded[source], value = of_operator(graph, node)
+        elif few := levels_found(graph, maker):
+            rounded[source], value = few
+        elif maker is not None and maker.op_type == "DequantizeLinear":
+            value = _stored(graph, maker, rounded)
+        else:
+            value = graph.constant(source)
+        # Numbers on their own are part of a formula: 0.5 in a GELU is no weight.
+        numbers = value is not None and value.dtype == np.float32 and value.size > 1
+        mixed = node.op_type in _MIXED and not isinstance(rounded.get(source), Levels)
+        if value is not None and numbers and not (mixed and _mask(value)):
+            yield source, np.array(value)
+        else:
+            rounded.pop(source, None)
 
 
 def _mask(value: np.ndarray) -> bool:

@@ -11,7 +11,7 @@ import onnx
 from sartor.contracts import Bench, Failed, Model, Technique
 from sartor.space import choice, span
 from sartor.techniques._graph_onnx import Graph, Parts, finish, foreign, peek, read
-from sartor.techniques._packing_onnx import Unpacking, pack, weights
+from sartor.techniques._packing_onnx import Unpacking, pack, too_old, weights
 
 _ROUNDS = 300
 
@@ -40,8 +40,8 @@ class ClusterWeights(Technique):
         if reason:
             return reason
         graph = peek(model)
-        if graph.opset < 11:
-            return f"opset {graph.opset} lacks the operators to unpack indices; it takes 11"
+        if reason := too_old(graph, "indices"):
+            return reason
         sizes = [size for _, size in weights(graph, axes=2)]
         if max(sizes, default=0) < self.smallest:
             return f"no float32 tensor of two or more axes has {self.smallest} numbers or more"

@@ -21,6 +21,7 @@ from sartor.techniques._integers_onnx import (
     obstacle,
 )
 from sartor.techniques._levels_onnx import levels, store
+from sartor.techniques._packing_onnx import too_old
 from sartor.techniques._sensitivity_onnx import Rounding, worst
 
 _FEWEST = 1024  # weights, fewer than which the nodes that unpack them would outweigh
@@ -51,8 +52,8 @@ class FewLevels(Technique):
         if reason:
             return reason
         graph = peek(model)
-        if graph.opset < 11:
-            return f"opset {graph.opset} lacks the operators to unpack weights; it takes 11"
+        if reason := too_old(graph, "weights"):
+            return reason
         parts = consider(graph, _against)
         if not parts.touched:
             return f"nothing to store in few values: {parts.most_frequent_reason()}"

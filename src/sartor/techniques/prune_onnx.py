@@ -14,7 +14,7 @@ from onnx import TensorProto
 from sartor.contracts import Bench, Failed, Model, Technique
 from sartor.space import choice, span
 from sartor.techniques._graph_onnx import Graph, Parts, finish, foreign, peek, read, unchanged
-from sartor.techniques._packing_onnx import Unpacking, pack, weights
+from sartor.techniques._packing_onnx import Unpacking, pack, too_old, weights
 
 # Operator -> which of its inputs are weights.
 _WEIGHTS = {
@@ -116,8 +116,8 @@ class SparseStorage(Technique):
         if reason:
             return reason
         graph = read(model)
-        if graph.opset < 11:
-            return f"opset {graph.opset} lacks the operators to unpack bits; it takes 11"
+        if reason := too_old(graph, "bits"):
+            return reason
         if not any(_saves(graph, name) for name, _ in weights(graph, 2, _TYPES)):
             return "no tensor has so many zeros that storing it by a bit mask would be smaller"
         return None
