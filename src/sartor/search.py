@@ -29,7 +29,7 @@ from sartor.proposals import (
     singles,
 )
 from sartor.records import Trial
-from sartor.repairs import Repairs, doubtful
+from sartor.repairs import SURE, Repairs, doubtful
 from sartor.surrogate import Observed, expected_improvement, holds, predict, stacked
 
 __all__ = ["GuidedSearch", "key_of"]
@@ -267,9 +267,12 @@ def _trains_longer(recipe: Recipe, milder: Recipe) -> bool:
 
 
 def _shortfall(trial: Trial) -> float:
-    """By what share of its bound the quality is off that is off most; how many examples were seen
-    is not asked, as a p-value would."""
-    off = [abs(v.estimate - v.bound) / max(abs(v.bound), 1e-9) for v in doubtful(trial)]
+    """By what share of its bound the quality is off that is off most, less than none where it
+    rather holds; how many examples were seen is not asked, as a p-value would."""
+    off = [
+        math.copysign(v.estimate - v.bound, v.p_value - 0.5) / max(abs(v.bound), 1e-9)
+        for v in doubtful(trial, SURE)
+    ]
     return max(off, default=0.0)
 
 

@@ -142,8 +142,12 @@ def _transformer(bench: Bench) -> list[list[dict[str, Any]]]:
     ]
     brief = _step("recover", effort=EFFORTS[0], rate=0.003, teacher=0.9)
     words, thin = _step("trim-vocabulary"), _step("structured-prune", share=0.5)
-    smaller = [*(_step("drop-layers", keep=keep) for keep in (0.7, 0.5, 0.35)), thin]
-    return [[words, each, brief, *fast, rows] for each in smaller for rows in tables]
+    smaller = [
+        [words, thin],
+        [_step("low-rank", share=0.9), words, thin],
+        *([words, _step("drop-layers", keep=keep)] for keep in (0.7, 0.5, 0.35)),
+    ]
+    return [[*each, brief, *fast, rows] for each in smaller for rows in tables]
 
 
 def _step(technique: str, **settings: Any) -> dict[str, Any]:
