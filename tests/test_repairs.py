@@ -10,8 +10,8 @@ import pytest
 
 from sartor.contracts import Bench, Model, Technique, to_json
 from sartor.records import Trial, Verdict
-from sartor.repairs import Repairs
-from sartor.space import choice
+from sartor.repairs import Repairs, bolder
+from sartor.space import choice, span
 
 VALUES = (0, 1, 2, 3, 4, 6, 8, 12, 16, 24, 32)
 
@@ -75,3 +75,49 @@ def test_no_more_parts_are_spared_than_there_are() -> None:
 
 def test_what_gains_no_more_than_the_best_is_not_repaired() -> None:
     assert repaired(4, best=0.4) == [0]
+
+
+@dataclass(frozen=True)
+class Thin(Spare):
+    """Keeps a share of the network."""
+
+    stage: ClassVar[str] = "structure"
+    repair: ClassVar[str | None] = "share"
+    share: float = span(1.0, 0.1, 1.0)
+
+
+def sized(share: float, fixed: float, limit: str = "size <= 20 MB") -> Trial:
+    """A network of which `fixed` MB stay whatever becomes of the other 100."""
+    size = (fixed + 100 * share) * 1e6
+    outcome: Any = "met" if size <= 20e6 else "broken"
+    p = 0.0 if size <= 20e6 else 1.0
+    verdict = Verdict(limit, outcome, size, size, size, 20e6, p, "exact", 0)
+    return Trial(1, (to_json(Thin(share=share)),), "dropped", verdicts=(verdict,), p_value=p)
+
+
+@pytest.mark.parametrize("fixed", [0.0, 1.0, 5.0, 8.0])
+def test_what_is_too_big_is_made_thinner_until_it_fits(fixed: float) -> None:
+    share, tried = 0.9, 0
+    while found := bolder(sized(share, fixed), (Thin(share=share), Spare())):
+        assert isinstance(found[0], Thin)
+        assert found[1] == Spare()
+        assert found[0].share < share
+        share, tried = found[0].share, tried + 1
+    assert share * 100 + fixed <= 20
+    assert share * 100 + fixed > 12  # and not much thinner than it must be
+    assert tried <= 4
+
+
+def test_what_does_not_fit_at_its_thinnest_is_given_up() -> None:
+    assert bolder(sized(0.1, 90.0), (Thin(share=0.1),)) is None
+
+
+def test_what_lost_its_quality_is_not_made_thinner() -> None:
+    assert bolder(sized(0.9, 0.0, "accuracy >= 0.9"), (Thin(share=0.9),)) is None
+
+
+def test_what_is_too_slow_is_not_made_milder() -> None:
+    slow = Verdict("latency.p95 <= 1 ms", "broken", 2.0, 1.9, 2.1, 1.0, 0.999, "ranks", 99)
+    told = Trial(1, (to_json(Thin()),), "done", figures={"objective": 0.5}, verdicts=(slow,))
+    assert Repairs({"thin": Thin}).after(told, (Thin(share=0.5),), 1.0) is None
+    assert bolder(told, (Thin(share=0.5),)) is not None

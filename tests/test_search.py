@@ -23,7 +23,7 @@ from sartor.contracts import (
     to_json,
 )
 from sartor.fake_model import Facts
-from sartor.proposals import SLOTS, belief, sample
+from sartor.proposals import SLOTS, Points, belief, legal, sample
 from sartor.records import Journal, Trial, Verdict, trial_from_json
 from sartor.registry import recipe as recipe_from_json
 from sartor.registry import techniques
@@ -308,6 +308,50 @@ def test_a_little_training_decides_what_is_trained_longer() -> None:
     assert asked[:5] == [(1, 0.1), (2, 0.1), (3, 0.1), (2, 0.3), (2, 1.0)]
     # 3 wide would gain less than what was found; what is 1 wide is worth it yet.
     assert asked[5] == (1, 0.3)
+
+
+@dataclass(frozen=True)
+class Thin(Train):
+    stage: ClassVar[str] = "structure"
+    needs: ClassVar[frozenset[str]] = frozenset()
+
+
+@dataclass(frozen=True)
+class Recover(Train):
+    stage: ClassVar[str] = "weights"
+
+
+def test_structure_may_be_changed_in_rounds_that_end_in_training() -> None:
+    thin, train, last = Thin(), Recover(), Train()
+    assert legal((thin, train, Thin(width=2), Recover(effort=1.0), last), "fake")
+    assert not legal((thin, train, thin, last), "fake")  # its last thinning is not trained
+    assert not legal((thin, thin, train), "fake")
+    assert not legal((thin, train) * 4, "fake")
+    assert not legal((thin, train, last, thin, train), "fake")
+
+
+def test_rounds_are_other_points_than_their_last() -> None:
+    known = {"thin": Thin, "recover": Recover, "train": Train}
+    milder, bolder = (Thin(width=1), Recover()), (Thin(width=3), Recover())
+    points = Points(known)
+    made = points.of([milder, (*milder, *bolder), (*bolder, *bolder), bolder])
+    made = points.of([milder, (*milder, *bolder), (*bolder, *bolder), bolder])
+    assert len({tuple(row) for row in made}) == 4
+    assert math.isfinite(belief((*milder, *bolder, *bolder), known))
+
+
+def test_what_rather_holds_is_trained_longer_before_what_comes_nearer() -> None:
+    """Half a point above the bound, in doubt, is nearer to a certificate than a tenth below it."""
+    searcher = GuidedSearch("fake", {"train": Train}, [(Train(each),) for each in (1, 2)])
+    for number, off in ((0, 0.0), (1, 0.001), (2, -0.005)):
+        recipe, _ = searcher.ask() or pytest.fail("nothing is asked")
+        p = 0.6 if off > 0 else 0.2
+        verdict = Verdict(LIMIT, "undecided", 0.89 - off, 0, 1, 0.89, p, "score", 99)
+        figures = {"objective": (1.0, 0.5, 0.75)[number]}
+        entries = tuple(map(to_json, recipe))
+        searcher.tell(Trial(number, entries, "done", "", figures, (verdict,), p, 1.0))
+    recipe, _ = searcher.ask() or pytest.fail("nothing is asked")
+    assert recipe == (Train(2, 0.3),)
 
 
 def random_recipe(rng: np.random.Generator) -> Recipe:

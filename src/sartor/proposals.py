@@ -6,12 +6,13 @@ import dataclasses
 import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from sartor.contracts import STAGES, Recipe, Technique, technique_name, to_json
+from sartor.contracts import STAGES, Recipe, Technique, technique_name, to_json, trains
 from sartor.space import Choice, Domain, domains
 
 Known = Mapping[str, type[Technique]]
@@ -21,6 +22,7 @@ Entry = Mapping[str, Any]
 # graph be fused, rewritten and folded; elsewhere one technique a stage is enough.
 MOST = {"structure": 3, "weights": 2, "graph": 3}
 SLOTS = tuple(stage for stage in STAGES for _ in range(MOST.get(stage, 1)))
+ROUNDS = 3  # in which structure is changed and trained
 FEW = 1000  # a space of at most so many recipes is looked at as a whole
 GRID = 12  # values of an interval that count as its neighbours' lattice and in a small space
 
@@ -50,16 +52,37 @@ def _value(value: Any) -> Any:
 
 def legal(recipe: Recipe, kind: str) -> bool:
     """In the order of the stages, none twice, and no more of a stage than there are slots; each
-    takes the kind of model that the one before it makes."""
+    takes the kind of model that the one before it makes. In rounds (structure changed, trained,
+    changed again, trained again) this holds for each round."""
     for each in recipe:
         if kind not in each.kinds:
             return False
         kind = each.makes or kind
-    stages = [STAGES.index(each.stage) for each in recipe]
-    names = {technique_name(each) for each in recipe}
-    if stages != sorted(stages) or len(names) < len(recipe):
+    return all(map(_ordered, rounds(recipe)))
+
+
+def _ordered(steps: Recipe) -> bool:
+    stages = [STAGES.index(each.stage) for each in steps]
+    names = {technique_name(each) for each in steps}
+    if stages != sorted(stages) or len(names) < len(steps):
         return False
     return all(stages.count(at) <= SLOTS.count(stage) for at, stage in enumerate(STAGES))
+
+
+def rounds(recipe: Recipe) -> list[Recipe]:
+    """The recipe cut wherever its structure is changed again right after a training; what changes
+    it last must be trained too, or the recipe is one round, which is in no order."""
+    cuts = [
+        at
+        for at in range(1, len(recipe))
+        if recipe[at].stage == "structure" and _retrains(recipe[at - 1])
+    ]
+    parts = [recipe[a:b] for a, b in itertools.pairwise([0, *cuts, len(recipe)])]
+    return parts if len(parts) <= ROUNDS and any(map(_retrains, parts[-1])) else [recipe]
+
+
+def _retrains(technique: Technique) -> bool:
+    return technique.stage == "weights" and trains(technique)
 
 
 # -- what may be asked -------------------------------------------------------------------------
@@ -149,7 +172,8 @@ def belief(recipe: Recipe, known: Known) -> float:
         slots = min(SLOTS.count(stage), names)
         held = sum(each.stage == stage for each in recipe)
         if slots:
-            ways = math.comb(slots, held) * 2 ** (slots - held) / 3**slots
+            once = min(held, slots)  # in rounds there may be more
+            ways = math.comb(slots, once) * 2 ** (slots - once) / 3**slots
             steps += math.log(ways) - held * math.log(names)
     for technique in recipe:
         usual = {field.name: field.default for field in dataclasses.fields(technique)}
@@ -234,10 +258,12 @@ class Points:
     def _row(self, entries: Sequence[Entry]) -> dict[int, float]:
         row: dict[int, float] = {}
         stages: dict[str, list[str]] = {}
+        held: Counter[str] = Counter()
         for entry in entries:
-            name = entry["technique"]
+            cls = self.known.get(entry["technique"])
+            held[entry["technique"]] += 1
+            name = entry["technique"] + "'" * (held[entry["technique"]] - 1)  # of a later round
             row[self._axis(name)] = 1.0
-            cls = self.known.get(name)
             for setting, domain in domains(cls).items() if cls else ():
                 key, value = _coordinate(domain, _value(entry.get(setting)))
                 if value:

@@ -4,16 +4,20 @@ A technique's `repair` setting buys quality back as it grows, and costs some of 
 smallest value that meets the limits is found by bisection over the values of its domain: in as many
 trials as the logarithm of their number, since the order in which parts are spared is measured
 (the most sensitive first) and every value spares what the one before it spared.
+
+What is too big or too slow goes the other way: the share that a structure keeps is lowered by as
+much as its limit is missed, until it is met.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from sartor.contracts import Recipe, Technique, trains
-from sartor.evidence import EXACT
+from sartor.limits import PERFORMANCE
 from sartor.proposals import key_of
 from sartor.records import Trial, Verdict
 from sartor.space import domains
@@ -58,6 +62,26 @@ class Repairs:
         return (*recipe[:at], milder, *recipe[at + 1 :])
 
 
+def bolder(trial: Trial, recipe: Recipe) -> Recipe | None:
+    """The recipe with the last of its shares lowered to where size, multiply-accumulates or latency
+    would meet their limits if they fell as it does; at least by one of its values."""
+    missed = [v for v in trial.verdicts if v.method and v.p_value > 0.5 and not _of_answers(v)]
+    if not missed or trial.same or doubtful(trial):
+        return None
+    part = min(min(v.bound, v.estimate) / max(v.bound, v.estimate) for v in missed)
+    for at in reversed(range(len(recipe))):
+        technique, name = recipe[at], recipe[at].repair
+        if technique.stage != "structure" or name is None:
+            continue
+        now = getattr(technique, name)
+        lower = [each for each in _values(technique, name) if 0 < each < now]
+        if lower:
+            wanted = max((each for each in lower if each <= now * part), default=lower[0])
+            lowered = dataclasses.replace(technique, **{name: wanted})
+            return (*recipe[:at], lowered, *recipe[at + 1 :])
+    return None
+
+
 def _place_of_repair(recipe: Recipe) -> int | None:
     """Which step to make milder: one that could train longer, since that costs no gain, else the
     last one that can be."""
@@ -91,7 +115,12 @@ def _harmed(trial: Trial, doubt: float) -> bool:
 
 def doubtful(trial: Trial, doubt: float = 0.5) -> list[Verdict]:
     """The limits on quality that are in so much doubt: those that are estimated, not counted."""
-    return [v for v in trial.verdicts if v.p_value > doubt and v.method not in ("", EXACT)]
+    return [v for v in trial.verdicts if v.p_value > doubt and _of_answers(v) and v.method]
+
+
+def _of_answers(verdict: Verdict) -> bool:
+    """Whether it is on quality, and not on the artifact's size or speed."""
+    return re.split(r"[.@\[]", verdict.limit.split()[0])[0] not in PERFORMANCE
 
 
 def _values(technique: Technique, name: str) -> list[Any]:

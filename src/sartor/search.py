@@ -29,7 +29,7 @@ from sartor.proposals import (
     singles,
 )
 from sartor.records import Trial
-from sartor.repairs import SURE, Repairs, doubtful
+from sartor.repairs import SURE, Repairs, bolder, doubtful
 from sartor.surrogate import Observed, expected_improvement, holds, predict, stacked
 
 __all__ = ["GuidedSearch", "key_of"]
@@ -119,6 +119,8 @@ class GuidedSearch:
             self.longer.append((trial, milder))
         elif milder:
             self.waiting.insert(0, milder)
+        elif recipe and (bold := bolder(trial, recipe)):
+            self.waiting.append(bold)
 
     def upcoming(self, n: int) -> list[Recipe]:
         """At most `n` recipes that are likely to be asked next, the likeliest first, without a

@@ -225,8 +225,10 @@ class Laboratory(Builder):
 
     def _in_vain(self, trial: Trial, recipe: Recipe) -> Trial | None:
         """A trial that is dropped before its long training, which changes neither size nor speed:
-        without it the recipe makes a model that is too big or too slow."""
-        sketch = tuple(each for each in recipe if not each.values_only)
+        without it the recipe makes a model that is too big or too slow. What is thinned after a
+        training is thinned by its values."""
+        last = max((at for at, each in enumerate(recipe) if each.stage == "structure"), default=0)
+        sketch = (*recipe[:last], *(each for each in recipe[last:] if not each.values_only))
         if sketch == recipe:
             return None
         seconds = self.slowness * self.bench.training.takes(self._efforts(recipe))
