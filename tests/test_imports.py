@@ -24,6 +24,8 @@ LAYERS = [
     ["bootstrap", "melded"],
     ["contracts"],
     ["limits", "spec", "data", "metrics"],
+    ["openvino_ir"],
+    ["openvino_core"],
     ["techniques.*", "runtimes.*"],
     ["registry"],
     ["keeper"],
@@ -49,6 +51,7 @@ MAY = {
     "cluster": {"ray"},
     "torch_graph": {"torch"},  # shared by the runtime and the technique of that kind
     "torch_operators": {"torch"},
+    "openvino_core": {"openvino"},
 }
 
 
