@@ -77,6 +77,11 @@ def signature(path: Path) -> Signature:
     return _looked_through(path, *_marks(path))
 
 
+def layers(path: Path) -> tuple[Layer, ...]:
+    """The layers of the graph itself, in their order in the file."""
+    return tuple(_read(path).layers)
+
+
 def digest(path: Path, settings: Mapping[str, object]) -> str:
     """sha256 over the graph, the weights and the settings."""
     whole = hashlib.sha256()

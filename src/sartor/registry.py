@@ -283,12 +283,17 @@ def reachable(kind: str) -> Mapping[str, type[Technique]]:
 
 
 def conversion(kind: str, name: str) -> Recipe:
-    """What must come before the technique of this name on a model of `kind`: nothing as a rule."""
-    if name in techniques(kind):
-        return ()
-    for cls in techniques(kind).values():
-        if cls.makes and name in techniques(cls.makes):
-            return (cls(),)
+    """What must come before the technique of this name on a model of `kind`: nothing as a rule,
+    else the fewest conversions."""
+    ways: dict[str, Recipe] = {kind: ()}
+    waiting = [kind]
+    for each in waiting:  # grows while it is gone through
+        if name in techniques(each):
+            return ways[each]
+        for cls in techniques(each).values():
+            if cls.makes and cls.makes not in ways:
+                ways[cls.makes] = (*ways[each], cls())
+                waiting.append(cls.makes)
     return ()
 
 
