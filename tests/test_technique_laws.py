@@ -50,7 +50,22 @@ def torch_toys(folder: Path) -> list[Toy]:
     return [Toy(n, m, functools.partial(testing_torch.toy_batch, n)) for n, m in models.items()]
 
 
-TOYS = {"onnx": onnx_toys, "fake": fake_toys, "torch": torch_toys}
+def openvino_toys(folder: Path) -> list[Toy]:
+    """Two: NNCF takes a second for each, and many laws ask it many times."""
+    from sartor import testing_openvino
+
+    models = testing_openvino.save_toys(folder, ("mlp", "cnn"))
+    return [Toy(n, m, functools.partial(toy_batch, n)) for n, m in models.items()]
+
+
+TOYS = {"onnx": onnx_toys, "fake": fake_toys, "torch": torch_toys, "openvino": openvino_toys}
+MISSING = {
+    plugin.kind: f"needs {', '.join(plugin.missing)}: pip install 'sartor[{plugin.extra}]'"
+    for plugin in registry.plugins("runtimes")
+    if plugin.kind in TOYS and plugin.missing
+}
+# Laws that have NNCF at work again and again: minutes.
+LONG = {"composes", "extremes", "same_elsewhere"}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +76,7 @@ def labs(tmp_path_factory) -> Iterator[dict[str, Lab]]:
                 Lab(toys(tmp_path_factory.mktemp(f"{kind}-toys")), tmp_path_factory.mktemp(kind))
             )
             for kind, toys in TOYS.items()
+            if kind not in MISSING
         }
 
 
@@ -71,12 +87,23 @@ def worker() -> Iterator[Worker]:
 
 
 def every() -> list:
-    found = [(kind, name) for kind in TOYS for name in registry.techniques(kind)]
-    return [pytest.param(kind, name, id=f"{kind}:{name}") for kind, name in found]
+    """(kind, technique, law) of all that are installed; one that says so for each kind that is
+    not."""
+    found = []
+    for kind in TOYS:
+        if kind in MISSING:
+            mark = pytest.mark.skip(reason=MISSING[kind])
+            found.append(pytest.param(kind, "", "", id=f"{kind}:not-installed", marks=mark))
+            continue
+        for name in registry.techniques(kind):
+            for law in LAWS:
+                slow = law in LONG and (kind == "openvino" or name == "to-openvino")
+                marks = [pytest.mark.slow] if slow else []
+                found.append(pytest.param(kind, name, law, id=f"{kind}:{name}-{law}", marks=marks))
+    return found
 
 
-@pytest.mark.parametrize("law", LAWS)
-@pytest.mark.parametrize(("kind", "name"), every())
+@pytest.mark.parametrize(("kind", "name", "law"), every())
 def test_law(labs: dict[str, Lab], worker: Worker, kind: str, name: str, law: str) -> None:
     cls: type[Technique] = registry.techniques(kind)[name]
     facts = {"worker": worker} if law == "same_elsewhere" else {}
@@ -93,6 +120,7 @@ def test_every_kind_with_techniques_has_toys() -> None:
 
 
 def test_known_gaps_name_what_exists() -> None:
-    known = {(name, law) for kind in TOYS for name in registry.techniques(kind) for law in LAWS}
+    kinds = [kind for kind in TOYS if kind not in MISSING]
+    known = {(name, law) for kind in kinds for name in registry.techniques(kind) for law in LAWS}
     assert set(KNOWN_GAPS) <= known
     assert all(len(sentence) > 20 for sentence in KNOWN_GAPS.values())

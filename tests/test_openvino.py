@@ -1,0 +1,184 @@
+"""ONNX to OpenVINO and what is done there: cross products, parity, exceptions, settings."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+pytest.importorskip("openvino", reason="needs openvino: pip install 'sartor[openvino]'")
+pytest.importorskip("nncf", reason="needs nncf: pip install 'sartor[openvino]'")
+
+from sartor import openvino_ir, registry
+from sartor.contracts import Failed, Model, Recipe, Target
+from sartor.lab import Lab, Toy, ToyBench, alike
+from sartor.techniques import openvino_onnx
+from sartor.techniques.openvino_onnx import ToOpenvino
+from sartor.techniques.quantize_openvino import CompressedWeights, PostTrainingInt8
+from sartor.techniques.session_openvino import SessionSettings
+from sartor.testing_onnx import save_toys, toy_batch
+
+ONNX = registry.techniques("onnx")
+VNNI = Target(features=frozenset({"avx2", "avx512f", "avx512_vnni"}))
+
+
+@pytest.fixture(scope="module")
+def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    paths = save_toys(tmp_path_factory.mktemp("toys"))
+    engine = registry.runtime("onnx")
+    toys = [
+        Toy(name, engine.open(paths[name]), functools.partial(toy_batch, name))
+        for name in ("cnn", "mlp")
+    ]
+    with Lab(toys, tmp_path_factory.mktemp("lab")) as made:
+        yield made
+
+
+def made(lab: Lab, name: str, *recipe: Any) -> Model:
+    model = lab.make(lab.toys[name], recipe)
+    assert isinstance(model, Model), model
+    return model
+
+
+def near(lab: Lab, name: str, model: Model) -> float:
+    batch = lab.toys[name].batch(16, 9)
+    return alike(lab.answers(lab.toys[name].model, batch), lab.answers(model, batch))
+
+
+def kinds(model: Model) -> set[str]:
+    layers = openvino_ir.layers(Path(model.payload))
+    return {each.facts["type"] for each in layers}
+
+
+@pytest.mark.parametrize("name", ["static-int8", "dynamic-int8", "weight-only", "prune-magnitude"])
+def test_what_was_done_to_the_graph_is_kept(lab: Lab, name: str) -> None:
+    model = made(lab, "cnn" if name != "weight-only" else "mlp", ONNX[name](), ToOpenvino())
+    assert [type(step.technique) for step in model.lineage] == [ONNX[name], ToOpenvino]
+    assert near(lab, "cnn" if name != "weight-only" else "mlp", model) > 0.95
+
+
+def test_quantized_graphs_stay_quantized(lab: Lab) -> None:
+    model = made(lab, "cnn", ONNX["static-int8"](), ToOpenvino())
+    assert "FakeQuantize" in kinds(model)
+    bench = lab.bench(lab.toys["cnn"])
+    assert PostTrainingInt8().refuse(model, bench) == "its activations are quantized already"
+    assert registry.portfolio(model, bench) == []
+
+
+def test_an_operator_that_openvino_lacks_is_named(tmp_path: Path) -> None:
+    ports = [
+        helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4, 4]) for name in "xy"
+    ]
+    node = helper.make_node("Inverse", ["x"], ["y"], name="turned", domain="com.microsoft")
+    graph = helper.make_graph([node], "one", ports[:1], ports[1:])
+    opsets = [helper.make_opsetid("", 17), helper.make_opsetid("com.microsoft", 1)]
+    onnx.save(helper.make_model(graph, opset_imports=opsets, ir_version=8), tmp_path / "one.onnx")
+    model = registry.open_model(tmp_path / "one.onnx")
+
+    def batch(rows: int, seed: int) -> dict[str, np.ndarray]:
+        noise = np.random.default_rng(seed).random((rows, 4, 4), np.float32)
+        return {"x": noise + 3 * np.eye(4, dtype=np.float32)}
+
+    bench = ToyBench(Toy("one", model, batch), tmp_path / "bench")
+    with pytest.raises(Failed, match="Inverse") as failure:
+        ToOpenvino().apply(model, bench)
+    assert "\n" not in str(failure.value)
+
+
+@pytest.mark.parametrize("scale", [1.02, 30.0])
+def test_a_conversion_that_changes_answers_is_seen_and_where(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, scale: float
+) -> None:
+    """The second of three layers is multiplied behind OpenVINO's back."""
+    from openvino import opset13 as ops
+
+    right = openvino_onnx.opened
+
+    def wrong(path: Path) -> Any:
+        model = right(path)
+        for op in model.get_ordered_ops():
+            if op.get_friendly_name().startswith("Gemm_2") and op.get_type_name() == "MatMul":
+                value = op.output(0)
+                readers = list(value.get_target_inputs())
+                changed = ops.multiply(value, np.float32(scale))
+                for each in readers:
+                    each.replace_source_output(changed.output(0))
+        return model
+
+    monkeypatch.setattr(openvino_onnx, "opened", wrong)
+    toy = lab.toys["mlp"]
+    with pytest.raises(Failed, match=r"begins at the Gemm 'Gemm_2'"):
+        ToOpenvino().apply(toy.model, lab.bench(toy, seed=1))
+
+
+def test_exceptions_are_the_layers_whose_rounding_hurts_most(lab: Lab, tmp_path: Path) -> None:
+    """One layer's weights hold a number a thousand times the others: rounding loses all of them."""
+    path = tmp_path / "spoilt.onnx"
+    proto = onnx.load(lab.toys["mlp"].model.payload)
+    node = next(each for each in proto.graph.node if each.name == "Gemm_2")
+    for tensor in proto.graph.initializer:
+        if tensor.name == node.input[1]:
+            weight = onnx.numpy_helper.to_array(tensor).copy()
+            weight[0, :] *= 1000.0
+            tensor.CopyFrom(onnx.numpy_helper.from_array(weight, tensor.name))
+    onnx.save(proto, path)
+    toy = Toy("mlp", registry.open_model(path), functools.partial(toy_batch, "mlp"))
+    with Lab([toy], tmp_path / "lab") as own:
+        model = own.make(toy, (ToOpenvino(), PostTrainingInt8(exceptions=1)))
+        assert isinstance(model, Model), model
+    ((name, reason),) = model.lineage[-1].skipped
+    assert name.startswith("Gemm_2")
+    assert "exception" in reason
+
+
+def test_compressed_weights_take_fewer_bits(lab: Lab) -> None:
+    recipe: Recipe = (ToOpenvino(), CompressedWeights(mode="int4", group=32, all_layers=True))
+    model = made(lab, "mlp", *recipe)
+    types = {each.data.get("element_type") for each in openvino_ir.layers(Path(model.payload))}
+    assert types & {"u4", "i4"}
+    assert near(lab, "mlp", model) > 0.9
+
+
+def test_settings_are_chosen_only_where_they_can_act(lab: Lab) -> None:
+    toy = lab.toys["mlp"]
+    plain = made(lab, "mlp", ToOpenvino())
+    packed = made(lab, "mlp", ToOpenvino(), CompressedWeights())
+    two = lab.bench(toy, target=Target(threads=2))
+    assert "no weights are compressed" in str(SessionSettings().refuse(plain, two))
+    quiet = dataclasses.replace(SessionSettings(), dynamic_quantization=0)
+    assert "that it has" in str(quiet.refuse(plain, two))
+    brain = dataclasses.replace(quiet, precision="bf16")
+    assert "bf16" in str(brain.refuse(plain, two))
+    able = lab.bench(toy, target=Target(features=frozenset({"amx_bf16"})))
+    assert brain.refuse(plain, able) is None
+    assert brain.apply(plain, able).settings == {"precision": "bf16"}
+    many = dataclasses.replace(quiet, threads=4)
+    assert "more than the target's 2" in str(many.refuse(plain, two))
+    made_so = SessionSettings(hint="throughput", threads=1).apply(packed, two)
+    assert made_so.settings == {"dynamic_quantization": 64, "hint": "throughput", "threads": 1}
+    engine = registry.runtime("openvino")
+    assert engine.digest(made_so) != engine.digest(packed)
+
+
+def test_the_portfolio_crosses_the_tools(lab: Lab) -> None:
+    toy = lab.toys["cnn"]
+    bench = lab.bench(toy, target=VNNI)
+    found = [[type(s).__name__ for s in each] for each in registry.portfolio(toy.model, bench)]
+    assert ["StaticInt8", "ToOpenvino"] in found
+    there = registry.portfolio(made(lab, "cnn", ToOpenvino()), bench)
+    assert (PostTrainingInt8(),) in there
+    plain = lab.bench(toy, target=Target(features=frozenset({"avx2"})))
+    assert not any(ToOpenvino() in each for each in registry.portfolio(toy.model, plain))
+
+
+def test_written_names_are_found_behind_torch() -> None:
+    recipe = registry.recipe("torch", [{"technique": "post-training-int8"}])
+    names = [type(each).__name__ for each in recipe]
+    assert names == ["ToOnnx", "ToOpenvino", "PostTrainingInt8"]
