@@ -72,9 +72,7 @@ class Pack(Idle):
     stage: ClassVar[str] = "structure"
 
 
-KNOWN = {
-    technique_name(cls): cls for cls in (ToSecond, Thin, Recover, Round, ToThird, Fewer, Pack)
-}
+KNOWN = {technique_name(cls): cls for cls in (ToSecond, Thin, Recover, Round, ToThird, Fewer, Pack)}
 LONG: Recipe = (ToSecond(), Thin(), Round(), ToThird(), Pack(), Fewer())
 
 

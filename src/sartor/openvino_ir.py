@@ -192,7 +192,9 @@ def _read(path: Path) -> Ir:
     if not size:
         raise WrongRequest(f"{path} is empty; convert the model again")
     if size > LONGEST:
-        raise WrongRequest(f"{path} is larger than a graph can be (2 GB); the weights belong in .bin")
+        raise WrongRequest(
+            f"{path} is larger than a graph can be (2 GB); the weights belong in .bin"
+        )
     reader = _Reader(path)
     try:
         with path.open("rb") as file:

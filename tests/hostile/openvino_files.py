@@ -73,8 +73,12 @@ _HEAD = '<?xml version="1.0"?>\n'
 def _bomb(_: Path) -> str:
     """A billion laughs: ten entities, each ten of the one before."""
     lines = ['<!ENTITY a "ha">']
-    lines += [f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
-    return f"{_HEAD}<!DOCTYPE net [{''.join(lines)}]>" + WHOLE[len(_HEAD) :].replace("sum", "&i;", 1)
+    lines += [
+        f'<!ENTITY {b} "{f"&{a};" * 10}">' for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ]
+    return f"{_HEAD}<!DOCTYPE net [{''.join(lines)}]>" + WHOLE[len(_HEAD) :].replace(
+        "sum", "&i;", 1
+    )
 
 
 def _reader(folder: Path) -> str:
@@ -93,7 +97,7 @@ def _in_body(_: Path) -> str:
     """A constant outside the weights in the body of a loop, where a lazy check would not look."""
     data = '<data element_type="f32" shape="4" offset="1000" size="16" />'
     layer = f'<layer id="0" name="c" type="Const" version="opset1">{data}</layer>'
-    loop = f'<body><layers>{layer}</layers></body>'
+    loop = f"<body><layers>{layer}</layers></body>"
     return WHOLE.replace('<data auto_broadcast="numpy" />', loop)
 
 

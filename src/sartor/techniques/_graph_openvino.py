@@ -12,7 +12,7 @@ from pathlib import Path
 
 from sartor import openvino_ir
 from sartor.contracts import Bench, Model, Step, Technique
-from sartor.openvino_core import named, opened, ov, written
+from sartor.openvino_core import compiled, named, opened, ov, properties, written
 
 WEIGHTY = (
     *("Convolution", "GroupConvolution", "ConvolutionBackpropData", "MatMul", "Gather"),
@@ -89,11 +89,18 @@ def mark(model: Model) -> str:
 
 
 def finish(
-    model: Model, technique: Technique, graph: ov.Model, bench: Bench, step: Step, halves: bool = False
+    model: Model,
+    technique: Technique,
+    graph: ov.Model,
+    bench: Bench,
+    step: Step,
+    halves: bool = False,
 ) -> Model:
-    """The changed model in new files, same signature and settings, one more Step."""
+    """The changed model in new files, same signature and settings, one more Step. Raises Failed
+    where OpenVINO refuses it."""
     keep = named(opened(Path(model.payload)))
     path = written(graph, bench.scratch, type(technique).__name__.lower(), keep, halves)
+    compiled(path, properties(model.settings, bench.target.threads))  # NNCF's graphs may not run
     return dataclasses.replace(model, payload=path, lineage=(*model.lineage, step))
 
 
@@ -119,4 +126,3 @@ def quietly() -> Iterator[None]:
 def short(error: Exception) -> str:
     """What NNCF says, on one line."""
     return " ".join(str(error).split())[:300] or type(error).__name__
-

@@ -28,9 +28,7 @@ def worst(
     return [names[at] for at in np.argsort(-found["error"], kind="stable")]
 
 
-def _errors(
-    model: Model, quantized: ov.Model, names: Sequence[str], bench: Bench
-) -> np.ndarray:
+def _errors(model: Model, quantized: ov.Model, names: Sequence[str], bench: Bench) -> np.ndarray:
     """For each layer the mean squared change of the task's output when only it is rounded."""
     board = _switchboard(model, quantized.clone(), names)
     running = core().compile_model(board, "CPU", properties({}, bench.target.threads))

@@ -157,8 +157,12 @@ def _where(model: Model, batch: Arrays, bench: Bench) -> str:
     one = one if all(p.shape and p.shape[0] is None for p in model.signature.inputs) else batch
     graph = read(model)
     theirs = opened(Path(model.payload))
-    known = {name for op in theirs.get_ordered_ops() for v in op.outputs() for name in v.get_names()}
-    nodes = {node.output[0]: node for node in graph.nodes if node.output and node.output[0] in known}
+    known = {
+        name for op in theirs.get_ordered_ops() for v in op.outputs() for name in v.get_names()
+    }
+    nodes = {
+        node.output[0]: node for node in graph.nodes if node.output and node.output[0] in known
+    }
     near = (ROUNDED if _rounds(graph) else FLOAT)[0]
     try:
         theirs.add_outputs([name for name in nodes if name not in graph.outputs])
