@@ -1,7 +1,5 @@
 """ONNX to OpenVINO and what is done there: cross products, parity, exceptions, settings."""
 
-# ruff: noqa: E402  what follows the skips imports OpenVINO
-
 from __future__ import annotations
 
 import dataclasses

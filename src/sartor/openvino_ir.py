@@ -22,10 +22,17 @@ LONGEST = 2**31 - 1  # bytes of a graph without its weights
 CHUNK = 1 << 20
 
 _TYPES = {
-    **{"f64": "float64", "f32": "float32", "f16": "float16", "boolean": "bool", "string": "str"},
+    "f64": "float64",
+    "f32": "float32",
+    "f16": "float16",
+    "boolean": "bool",
+    "string": "str",
     **{f"i{bits}": f"int{bits}" for bits in (8, 16, 32, 64)},
     **{f"u{bits}": f"uint{bits}" for bits in (8, 16, 32, 64)},
-    **{"fp64": "float64", "fp32": "float32", "fp16": "float16", "bool": "bool"},  # at ports
+    "fp64": "float64",  # these at ports
+    "fp32": "float32",
+    "fp16": "float16",
+    "bool": "bool",
 }
 
 

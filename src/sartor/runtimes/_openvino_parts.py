@@ -63,7 +63,7 @@ def _parameters(constant: ov.Node) -> int:
 
 
 def _bytes(constant: ov.Node) -> int:
-    bits = constant.get_output_element_type(0).bitwidth
+    bits: int = constant.get_output_element_type(0).bitwidth
     return (prod(constant.get_output_shape(0)) * bits + 7) // 8
 
 

@@ -59,12 +59,25 @@ def weight_of(op: ov.Node) -> ov.Node | None:
     """The constant that its weights are computed from; None where they are no constant."""
     for at in _places(op):
         node = op.input_value(at).get_node()
-        while node.get_type_name() != "Constant" and node.get_input_size():
+        if not is_constant(node):
+            continue
+        while node.get_type_name() != "Constant":
             node = node.input_value(0).get_node()
-        kind = node.get_output_element_type(0) if node.get_type_name() == "Constant" else None
-        if kind is not None and (kind.is_real() or kind.get_type_name() in SMALL):
+        kind = node.get_output_element_type(0)
+        if kind.is_real() or kind.get_type_name() in SMALL:
             return node
     return None
+
+
+def is_constant(node: ov.Node) -> bool:
+    """Whether it is computed from constants alone."""
+    waiting = [node]
+    while waiting:
+        each = waiting.pop()
+        if each.get_type_name() in ("Parameter", "ReadValue"):
+            return False
+        waiting += [value.get_node() for value in each.input_values()]
+    return True
 
 
 def _places(op: ov.Node) -> Iterable[int]:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sartor.contracts import Bench, Model
 from sartor.openvino_core import core, opened, ov, properties
-from sartor.techniques._graph_openvino import mark
+from sartor.techniques._graph_openvino import is_constant, mark
 
 EXAMPLES = 16
 
@@ -80,18 +80,7 @@ def _switchboard(model: Model, board: ov.Model, names: Sequence[str]) -> ov.Mode
 def _plain(rounding: ov.Output, old: ov.Output) -> ov.Output | None:
     """What stands there without the rounding: the input of a FakeQuantize, or the old constants."""
     node = rounding.get_node()
-    if _constant(old.get_node()):
+    if is_constant(old.get_node()):
         alike = old.get_partial_shape() == rounding.get_partial_shape()
         return old if alike and old.get_element_type() == rounding.get_element_type() else None
     return node.input_value(0) if node.get_type_name() == "FakeQuantize" else None
-
-
-def _constant(node: ov.Node) -> bool:
-    """Whether it is computed from constants alone."""
-    waiting = [node]
-    while waiting:
-        each = waiting.pop()
-        if each.get_type_name() == "Parameter":
-            return False
-        waiting += [value.get_node() for value in each.input_values()]
-    return True

@@ -32,10 +32,10 @@ class ToOpenvino(Technique):
     Graphs that were pruned, trained or quantized before are taken as they are: pairs of
     QuantizeLinear and DequantizeLinear become OpenVINO's own int8. Its answers in float32 are held
     against ONNX Runtime's on rows of the training data (else of the search part), and on one row
-    alone. Where they differ by more than 1e-3 of their spread, or more than one answer of a thousand
-    is another, it fails and names the first node that differs; a graph that rounds to integers, which
-    each runtime does in its own way, by more than a tenth, or one answer of twenty. Parts are the
-    layers."""
+    alone. Where they differ by more than 1e-3 of their spread, or more than one answer of a
+    thousand is another, it fails and names the first node that differs; a graph that rounds to
+    integers, which each runtime does in its own way, by more than a tenth, or one answer of twenty.
+    Parts are the layers."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     stage: ClassVar[str] = "conversion"
@@ -93,8 +93,9 @@ def _compare(model: Model, path: Path, bench: Bench) -> None:
             off = gap(one, two) / usual
             if not off <= near:
                 raise Failed(
-                    f"OpenVINO's {port.name} differs from ONNX Runtime's by {off:.1e} of its spread "
-                    f"for {len(next(iter(batch.values())))} rows; {_where(model, batch, bench)}"
+                    f"OpenVINO's {port.name} differs from ONNX Runtime's by {off:.1e} of its "
+                    f"spread for {len(next(iter(batch.values())))} rows; "
+                    f"{_where(model, batch, bench)}"
                 )
             if port.name == bench.task.output and two.ndim > 1 and two.shape[-1] > 1:
                 changed = one.argmax(-1) != two.argmax(-1)
@@ -153,8 +154,8 @@ def _fitting(array: np.ndarray, shape: Sequence[int | None], rows: int | None) -
 def _where(model: Model, batch: Arrays, bench: Bench) -> str:
     """The first node in the graph's order whose result is another, by running both again with what
     lies within them exposed."""
-    one = {name: array[:1] for name, array in batch.items()}
-    one = one if all(p.shape and p.shape[0] is None for p in model.signature.inputs) else batch
+    if all(port.shape and port.shape[0] is None for port in model.signature.inputs):
+        batch = {name: array[:1] for name, array in batch.items()}
     graph = read(model)
     theirs = opened(Path(model.payload))
     known = {
@@ -166,9 +167,9 @@ def _where(model: Model, batch: Arrays, bench: Bench) -> str:
     near = (ROUNDED if _rounds(graph) else FLOAT)[0]
     try:
         theirs.add_outputs([name for name in nodes if name not in graph.outputs])
-        values = next(iter(watch(graph, list(nodes), [one], bench)))
+        values = next(iter(watch(graph, list(nodes), [batch], bench)))
         engine = _Openvino(_in_memory(theirs, bench))
-        found = dict(zip(map(_names, theirs.outputs), engine(list(one.values())), strict=True))
+        found = dict(zip(map(_names, theirs.outputs), engine(list(batch.values())), strict=True))
     except (Failed, RuntimeError) as error:
         return f"where it begins could not be seen ({str(error)[:80]})"
     for name, node in nodes.items():

@@ -213,7 +213,7 @@ def _saturates(bench: Bench) -> bool:
 
 
 def portfolio(model: Model, bench: Bench) -> list[list[Mapping[str, Any]]]:
-    """Eight-bit arithmetic where the processor has it and there are examples; then weights alone."""
+    """Eight-bit arithmetic where the processor has it and there are examples; then weights."""
     if rounded(model):
         return []
     held = operators(model)
