@@ -19,6 +19,8 @@ pytest.importorskip("nncf", reason="needs nncf: pip install 'sartor[openvino]'")
 from sartor import openvino_ir, registry
 from sartor.contracts import Failed, Model, Recipe, Target
 from sartor.lab import Lab, Toy, ToyBench, alike
+from sartor.prepare import allowed
+from sartor.spec import Spec
 from sartor.techniques import openvino_onnx
 from sartor.techniques.openvino_onnx import ToOpenvino
 from sartor.techniques.quantize_openvino import CompressedWeights, PostTrainingInt8
@@ -185,3 +187,13 @@ def test_written_names_are_found_behind_torch() -> None:
     recipe = registry.recipe("torch", [{"technique": "post-training-int8"}])
     names = [type(each).__name__ for each in recipe]
     assert names == ["ToOnnx", "ToOpenvino", "PostTrainingInt8"]
+
+
+def test_conversions_are_taken_where_they_are_named_or_needed() -> None:
+    def names(**facts: Any) -> set[str]:
+        return set(allowed(Spec(model="model.onnx", data="eval.npz", **facts), "onnx"))
+
+    assert names(techniques=("static-int8",)) == {"static-int8"}
+    assert names(techniques=("half-weights",)) == {"half-weights", "to-openvino"}
+    assert "to-openvino" in names()
+    assert not {"to-openvino", "static-int8"} & names(without=("to-openvino", "static-int8"))

@@ -3,11 +3,11 @@ makes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from itertools import chain, zip_longest
 
 from sartor.building import Stopped
-from sartor.contracts import Model, Recipe, Technique
+from sartor.contracts import Model, Recipe, Technique, technique_name
 from sartor.registry import portfolio
 from sartor.trials import Laboratory
 
@@ -21,7 +21,7 @@ def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Reci
     lists: list[list[Recipe]] = []
     for start, model in waiting:  # grows while it is gone through
         own = [start] if start else []
-        lists.append([*own, *((*start, *each) for each in portfolio(model, lab.bench))])
+        lists.append([*own, *((*start, *each) for each in _offered(model, lab, known))])
         for cls in known.values():
             if not cls.makes or model.kind not in cls.kinds:
                 continue
@@ -35,3 +35,12 @@ def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Reci
                 lists.append([then])
     turns = chain.from_iterable(zip_longest(*lists))
     return list(dict.fromkeys(each for each in turns if each is not None))
+
+
+def _offered(
+    model: Model, lab: Laboratory, known: Mapping[str, type[Technique]]
+) -> Iterator[Recipe]:
+    """The portfolio of the model's kind, without conversions that are not allowed."""
+    for each in portfolio(model, lab.bench):
+        if all(technique_name(step) in known for step in each if step.makes):
+            yield each

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import shutil
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -85,7 +86,10 @@ class Openvino:
         }
 
     def versions(self) -> Mapping[str, str]:
-        return {"openvino": version("openvino"), "numpy": np.__version__}
+        told = {"openvino": version("openvino"), "numpy": np.__version__}
+        with contextlib.suppress(PackageNotFoundError):  # by which its techniques work
+            told["nncf"] = version("nncf")
+        return told
 
 
 class OpenvinoSession:
