@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import Case
 from onnx import TensorProto, helper
 
 pytest.importorskip("openvino", reason="needs openvino: pip install 'sartor[openvino]'")
 pytest.importorskip("nncf", reason="needs nncf: pip install 'sartor[openvino]'")
 
+import sartor
 from sartor import openvino_ir, registry
 from sartor.contracts import Failed, Model, Recipe, Target
 from sartor.lab import Lab, Toy, ToyBench, alike
@@ -197,3 +200,38 @@ def test_conversions_are_taken_where_they_are_named_or_needed() -> None:
     assert names(techniques=("half-weights",)) == {"half-weights", "to-openvino"}
     assert "to-openvino" in names()
     assert not {"to-openvino", "static-int8"} & names(without=("to-openvino", "static-int8"))
+
+
+@pytest.mark.slow
+def test_a_run_races_both_runtimes(digits: Case, tmp_path: Path) -> None:
+    run = sartor.optimize(
+        str(digits.model), digits.data(tmp_path), limits=["accuracy >= baseline - 0.05"],
+        techniques=["static-int8", "to-openvino", "post-training-int8"], trials=6,
+        out=tmp_path / "run",
+    )  # fmt: skip
+    lines = map(json.loads, (tmp_path / "run" / "run.jsonl").read_text().splitlines())
+    tried = [each for each in lines if each["event"] == "trial"]
+    names = [tuple(step["technique"] for step in each["recipe"]) for each in tried]
+    assert ("to-openvino",) in names
+    assert all(each["state"] in ("done", "dropped") for each in tried), [
+        (name, each["reason"]) for name, each in zip(names, tried, strict=True)
+    ]
+    assert run.status in (0, 3)
+
+
+@pytest.mark.slow
+def test_a_model_of_openvino_is_taken_in_and_its_bundle_runs(digits: Case, tmp_path: Path) -> None:
+    from sartor.openvino_core import opened, written
+
+    path = written(opened(digits.model), tmp_path / "given", "model")
+    run = sartor.optimize(
+        str(path), digits.data(tmp_path), limits=["accuracy >= 0.8"], minimize="size",
+        techniques=["half-weights"], trials=2, out=tmp_path / "run",
+    )  # fmt: skip
+    assert run.status == 0, run.answer["message"]
+    with sartor.load(tmp_path / "run") as kept:
+        assert kept.facts["kind"] == "openvino"
+        assert len([name for name in kept.facts["files"] if name.endswith((".xml", ".bin"))]) == 2
+        inputs = {p.name: digits.fresh[p.name] for p in kept.model.signature.inputs}
+        found = next(iter(kept.predict(inputs).values())).argmax(1)
+    assert (found == digits.fresh["label"]).mean() > 0.8
