@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
+
 from sartor import openvino_ir
 from sartor.contracts import Bench, Model, Step, Technique
 from sartor.openvino_core import compiled, named, opened, ov, properties, written
@@ -94,6 +96,22 @@ def in_integers(op: ov.Node) -> bool:
     """Whether its weights are stored in eight bits or fewer."""
     weight = weight_of(op)
     return weight is not None and weight.get_output_element_type(0).get_type_name() in SMALL
+
+
+def examples(model: Model, bench: Bench, most: int) -> Iterator[dict[int, np.ndarray]]:
+    """Inputs by their place, one example at a time, or as many as the model insists on."""
+    ports = model.signature.inputs
+    fixed = next((p.shape[0] for p in ports if p.shape and p.shape[0] is not None), None) or 1
+    for batch in bench.batches("train", fixed, most) or ():
+        rows = np.arange(fixed) % len(batch[ports[0].name])
+        arrays = [batch[port.name][rows] for port in ports]
+        yield {at: _padded(a, p.shape) for at, (a, p) in enumerate(zip(arrays, ports, strict=True))}
+
+
+def _padded(array: np.ndarray, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Batches are cut to their longest row; a model of fixed length is given zeros behind it."""
+    wanted = zip(shape[1:], array.shape[1:], strict=True)
+    return np.pad(array, [(0, 0), *((0, max((size or have) - have, 0)) for size, have in wanted)])
 
 
 def mark(model: Model) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from sartor.contracts import Bench, Model
 from sartor.openvino_core import core, opened, ov, properties
-from sartor.techniques._graph_openvino import is_constant, mark
+from sartor.techniques._graph_openvino import examples, is_constant, mark
 
 EXAMPLES = 16
 
@@ -36,12 +36,8 @@ def _errors(model: Model, quantized: ov.Model, names: Sequence[str], bench: Benc
     output = next(
         (at for at, p in enumerate(model.signature.outputs) if p.name == bench.task.output), 0
     )
-    fixed = next((p.shape[0] for p in ports if p.shape and p.shape[0] is not None), None) or 1
     wrong = np.zeros(len(names))
-    for batch in bench.batches("train", fixed, max(EXAMPLES, fixed)) or ():
-        if len(batch[ports[0].name]) < fixed:
-            break
-        inputs = {at: np.array(batch[port.name]) for at, port in enumerate(ports)}
+    for inputs in examples(model, bench, EXAMPLES):
 
         def answer(which: int, inputs: dict[int, np.ndarray] = inputs) -> np.ndarray:
             found = running({**inputs, len(ports): np.array(which, np.int64)})

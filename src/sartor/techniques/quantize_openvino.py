@@ -3,17 +3,16 @@ compressed weights."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
-
-import numpy as np
 
 from sartor.contracts import Bench, Failed, Model, Step, Technique, Unneeded
 from sartor.openvino_core import opened, ov
 from sartor.space import choice
 from sartor.techniques._graph_openvino import (
+    examples,
     finish,
     foreign,
     in_integers,
@@ -101,7 +100,7 @@ class PostTrainingInt8(Technique):
             with quietly():
                 return nncf.quantize(
                     opened(Path(model.payload)),
-                    nncf.Dataset(list(_examples(model, bench, self.examples))),
+                    nncf.Dataset(list(examples(model, bench, self.examples))),
                     preset=nncf.QuantizationPreset(self.preset),
                     target_device=nncf.TargetDevice.CPU,
                     subset_size=self.examples,
@@ -185,22 +184,6 @@ class HalfWeights(Technique):
         if not wide:
             raise Unneeded("no weights are in float32")
         return finish(model, self, graph, bench, Step(self, tuple(wide)), halves=True)
-
-
-def _examples(model: Model, bench: Bench, most: int) -> Iterator[dict[int, np.ndarray]]:
-    """Inputs by their place, one example at a time, or as many as the model insists on."""
-    ports = model.signature.inputs
-    fixed = next((p.shape[0] for p in ports if p.shape and p.shape[0] is not None), None) or 1
-    for batch in bench.batches("train", fixed, most) or ():
-        rows = np.arange(fixed) % len(batch[ports[0].name])
-        arrays = [batch[port.name][rows] for port in ports]
-        yield {at: _padded(a, p.shape) for at, (a, p) in enumerate(zip(arrays, ports, strict=True))}
-
-
-def _padded(array: np.ndarray, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Batches are cut to their longest row; a model of fixed length is given zeros behind it."""
-    wanted = zip(shape[1:], array.shape[1:], strict=True)
-    return np.pad(array, [(0, 0), *((0, max((size or have) - have, 0)) for size, have in wanted)])
 
 
 def _saturates(bench: Bench) -> bool:
