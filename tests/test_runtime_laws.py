@@ -18,16 +18,19 @@ from sartor.testing_runtimes import RUNTIME_LAWS, Broken, Specimen
 from sartor.workers import Pool
 
 KINDS = [plugin.kind for plugin in plugins("runtimes") if not plugin.missing]
-EVERY = [
-    pytest.param(
-        plugin.kind,
-        marks=pytest.mark.skipif(
-            bool(plugin.missing),
-            reason=f"needs {', '.join(plugin.missing)}: pip install 'sartor[{plugin.extra}]'",
-        ),
-    )
-    for plugin in plugins("runtimes")
-]
+SLOW = {("frees its memory", "openvino")}  # compiles each of its models 65 times
+
+
+def every() -> list:
+    """(law, kind) of all runtimes; those that are not installed are skipped by name."""
+    found = []
+    for law in RUNTIME_LAWS:
+        for each in plugins("runtimes"):
+            why = f"needs {', '.join(each.missing)}: pip install 'sartor[{each.extra}]'"
+            marks = [pytest.mark.skipif(bool(each.missing), reason=why)]
+            marks += [pytest.mark.slow] if (law, each.kind) in SLOW else []
+            found.append(pytest.param(law, each.kind, marks=marks, id=f"{law}-{each.kind}"))
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -47,8 +50,7 @@ def specimens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Specim
     }
 
 
-@pytest.mark.parametrize("kind", EVERY)
-@pytest.mark.parametrize("law", RUNTIME_LAWS)
+@pytest.mark.parametrize(("law", "kind"), every())
 def test_law(
     law: str, kind: str, specimens: dict[str, list[Specimen]], tmp_path: Path, pool: Pool
 ) -> None:

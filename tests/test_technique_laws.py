@@ -64,8 +64,8 @@ MISSING = {
     for plugin in registry.plugins("runtimes")
     if plugin.kind in TOYS and plugin.missing
 }
-# Laws that have NNCF at work again and again: minutes.
-LONG = {"composes", "extremes", "same_elsewhere"}
+# Laws that have OpenVINO and NNCF at work again and again.
+LONG = {"composes", "extremes", "same_elsewhere", "deterministic", "leaves_state", "narrows"}
 
 
 @pytest.fixture(scope="module")

@@ -20,8 +20,11 @@ def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Reci
     waiting: list[tuple[Recipe, Model]] = [((), lab.original)]
     lists: list[list[Recipe]] = []
     for start, model in waiting:  # grows while it is gone through
-        own = [start] if start else []
-        lists.append([*own, *((*start, *each) for each in _offered(model, lab, known))])
+        own: list[Recipe] = [start] if start else []
+        offered = [(*start, *each) for each in _offered(model, lab, known)]
+        converting = [each for each in offered if any(s.makes for s in each[len(start) :])]
+        lists.append([*own, *(each for each in offered if each not in converting)])
+        lists.append(converting)  # what comes before a conversion is tried without it first
         for cls in known.values():
             if not cls.makes or model.kind not in cls.kinds:
                 continue
