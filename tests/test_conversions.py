@@ -8,7 +8,9 @@ from typing import ClassVar
 import numpy as np
 import pytest
 
-from sartor.contracts import Bench, Model, Recipe, Technique, technique_name
+from sartor import openings
+from sartor.building import Stopped
+from sartor.contracts import Bench, Model, Recipe, Signature, Technique, technique_name
 from sartor.proposals import Points, belief, by_kind, everything, legal, neighbours, sample, singles
 from sartor.space import choice
 
@@ -148,3 +150,54 @@ def test_belief_in_converting_and_not_is_that_of_the_draw() -> None:
     counts = [sum(each == wanted for each in drawn) for wanted in (plain, converted)]
     believed = [belief(each, KNOWN, "second") for each in (plain, converted)]
     assert (counts[0] > counts[1]) == (believed[0] > believed[1])
+
+
+class _Laboratory:
+    """As much of one as the openings ask: a conversion makes a model of its kind."""
+
+    bench = None
+
+    def __init__(self, kind: str, broken: bool = False) -> None:
+        self.original = Model(kind, None, Signature((), ()))
+        self.broken = broken
+        self.stops: dict[str, tuple[str, str]] = {}
+
+    def build(self, recipe: Recipe) -> Model:
+        if self.broken:
+            raise Stopped("failed", recipe[-1], "an operator is not known")
+        return Model(recipe[-1].makes or "", None, Signature((), ()))
+
+    def key(self, model: Model, technique: Technique) -> str:
+        return f"{model.kind} {technique_name(technique)}"
+
+
+def _portfolio(model: Model, bench: Bench) -> list[Recipe]:
+    return {
+        "first": [],
+        "second": [(Thin(),), (Round(), ToThird()), (Round(),)],
+        "third": [(Fewer(),), (Pack(),)],
+    }[model.kind]
+
+
+def test_each_kind_has_its_turn_in_what_is_tried_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openings, "portfolio", _portfolio)
+    found = openings.openings(_Laboratory("second"), KNOWN)  # type: ignore[arg-type]
+    crossed = (Round(), ToThird())
+    assert found[:4] == [(Thin(),), crossed, (ToThird(),), (Round(),)]
+    assert found[4:] == [(ToThird(), Fewer()), (ToThird(), Pack())]
+    there = openings.openings(_Laboratory("first"), KNOWN)  # type: ignore[arg-type]
+    assert there[0] == (ToSecond(),)
+    assert (ToSecond(), *crossed) in there
+    assert (ToSecond(), ToThird(), Pack()) in there
+    assert all(legal(each, "first") for each in there)
+
+
+def test_conversions_that_are_left_out_or_fail(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openings, "portfolio", _portfolio)
+    own = {name: cls for name, cls in KNOWN.items() if name != "to-third"}
+    assert openings.openings(_Laboratory("second"), own) == [(Thin(),), (Round(),)]  # type: ignore[arg-type]
+    lab = _Laboratory("second", broken=True)
+    found = openings.openings(lab, KNOWN)  # type: ignore[arg-type]
+    assert (ToThird(),) in found
+    assert (ToThird(), Fewer()) not in found
+    assert lab.stops == {"second to-third": ("failed", "an operator is not known")}
