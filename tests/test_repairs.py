@@ -98,7 +98,7 @@ def sized(share: float, fixed: float, limit: str = "size <= 20 MB") -> Trial:
 @pytest.mark.parametrize("fixed", [0.0, 1.0, 5.0, 8.0])
 def test_what_is_too_big_is_made_thinner_until_it_fits(fixed: float) -> None:
     share, tried = 0.9, 0
-    while found := bolder(sized(share, fixed), (Thin(share=share), Spare())):
+    while found := bolder(sized(share, fixed), (Thin(share=share), Spare()), 1.0):
         assert isinstance(found[0], Thin)
         assert found[1] == Spare()
         assert found[0].share < share
@@ -109,15 +109,38 @@ def test_what_is_too_big_is_made_thinner_until_it_fits(fixed: float) -> None:
 
 
 def test_what_does_not_fit_at_its_thinnest_is_given_up() -> None:
-    assert bolder(sized(0.1, 90.0), (Thin(share=0.1),)) is None
+    assert bolder(sized(0.1, 90.0), (Thin(share=0.1),), 1.0) is None
 
 
 def test_what_lost_its_quality_is_not_made_thinner() -> None:
-    assert bolder(sized(0.9, 0.0, "accuracy >= 0.9"), (Thin(share=0.9),)) is None
+    assert bolder(sized(0.9, 0.0, "accuracy >= 0.9"), (Thin(share=0.9),), 1.0) is None
 
 
 def test_what_is_too_slow_is_not_made_milder() -> None:
     slow = Verdict("latency.p95 <= 1 ms", "broken", 2.0, 1.9, 2.1, 1.0, 0.999, "ranks", 99)
     told = Trial(1, (to_json(Thin()),), "done", figures={"objective": 0.5}, verdicts=(slow,))
     assert Repairs({"thin": Thin}).after(told, (Thin(share=0.5),), 1.0) is None
-    assert bolder(told, (Thin(share=0.5),)) is not None
+    assert bolder(told, (Thin(share=0.5),), 1.0) is not None
+
+
+@dataclass(frozen=True)
+class Train(Spare):
+    """Trains."""
+
+    needs: ClassVar[frozenset[str]] = frozenset({"training"})
+
+
+def test_what_training_made_good_beyond_doubt_goes_on_in_steps() -> None:
+    def kept(p: float) -> Trial:
+        met = Verdict("accuracy >= 0.9", "met", 0.95, 0.94, 0.96, 0.9, p, "score test", 500)
+        figures = {"objective": 0.2}
+        return Trial(1, (), "done", figures=figures, verdicts=(met,), p_value=p)
+
+    recipe = (Thin(share=0.4), Train())
+    milder = bolder(kept(1e-6), recipe, best=0.2)
+    assert milder is not None
+    assert isinstance(milder[0], Thin)
+    assert 0.2 <= milder[0].share <= 0.4 * 2 / 3
+    assert bolder(kept(0.02), recipe, best=0.2) is None  # it may be luck
+    assert bolder(kept(1e-6), recipe, best=0.1) is None  # something else gains more
+    assert bolder(kept(1e-6), recipe[:1], best=0.2) is None  # what trains nothing is cheap to try

@@ -6,7 +6,8 @@ trials as the logarithm of their number, since the order in which parts are spar
 (the most sensitive first) and every value spares what the one before it spared.
 
 What is too big or too slow goes the other way: the share that a structure keeps is lowered by as
-much as its limit is missed, until it is met.
+much as its limit is missed, until it is met; and what training made good beyond doubt goes on in
+steps, for it leaves gain behind.
 """
 
 from __future__ import annotations
@@ -64,13 +65,13 @@ class Repairs:
         return (*recipe[:at], milder, *recipe[at + 1 :])
 
 
-def bolder(trial: Trial, recipe: Recipe) -> Recipe | None:
-    """The recipe with the last of its shares lowered to where size, multiply-accumulates or latency
-    would meet their limits if they fell as it does; at least by one of its values."""
-    missed = [v for v in trial.verdicts if v.method and v.p_value > 0.5 and not _of_answers(v)]
-    if not missed or trial.same or doubtful(trial):
+def bolder(trial: Trial, recipe: Recipe, best: float) -> Recipe | None:
+    """The recipe with the last of its shares lowered, at least by one of its values: to where size,
+    multiply-accumulates or latency would meet their limits if they fell as it does; by a third
+    where what was trained is the `best` (an objective) and surely keeps its limits."""
+    part = _part(trial, recipe, best)
+    if part is None:
         return None
-    part = min(min(v.bound, v.estimate) / max(v.bound, v.estimate) for v in missed)
     for at in reversed(range(len(recipe))):
         technique, name = recipe[at], recipe[at].repair
         if technique.stage != "structure" or name is None:
@@ -82,6 +83,18 @@ def bolder(trial: Trial, recipe: Recipe) -> Recipe | None:
             lowered = dataclasses.replace(technique, **{name: wanted})
             return (*recipe[:at], lowered, *recipe[at + 1 :])
     return None
+
+
+def _part(trial: Trial, recipe: Recipe, best: float) -> float | None:
+    """The part of a share that is to be left; None where there is no reason to leave less."""
+    if trial.same or doubtful(trial):
+        return None
+    missed = [v for v in trial.verdicts if v.method and v.p_value > 0.5 and not _of_answers(v)]
+    if missed:
+        return min(min(v.bound, v.estimate) / max(v.bound, v.estimate) for v in missed)
+    gains = trial.figures.get("objective", 1.0) <= min(best, 1.0)
+    slack = trial.state == "done" and trial.p_value <= SURE and gains
+    return 2 / 3 if slack and any(map(trains, recipe)) else None
 
 
 def _place_of_repair(recipe: Recipe) -> int | None:

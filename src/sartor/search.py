@@ -119,7 +119,7 @@ class GuidedSearch:
             self.longer.append((trial, milder))
         elif milder:
             self.waiting.insert(0, milder)
-        elif recipe and (bold := bolder(trial, recipe)):
+        elif recipe and (bold := bolder(trial, recipe, self._best())):
             self.waiting.append(bold)
 
     def upcoming(self, n: int) -> list[Recipe]:
