@@ -89,7 +89,7 @@ class Fixed:
     def remember(self, key: str, compute: Any, *, shared: bool = False) -> Any:
         return compute()
 
-    def teach(self, batch: Any) -> Any:
+    def teach(self, batch: Any, sharers: int = 1) -> Any:
         return self.taught if isinstance(self.taught, dict) else {"y": self.taught}
 
     def lengths(self, split: str) -> Any:
@@ -203,7 +203,7 @@ def test_answers_as_long_as_their_batch_teach() -> None:
             width = int(self._lengths[rows].max())
             return {"x": np.zeros((len(rows), width)), "label": self.label[rows]}
 
-        def teach(self, batch: Any) -> Any:
+        def teach(self, batch: Any, sharers: int = 1) -> Any:
             return {"y": np.zeros((*batch["x"].shape, 9), np.float32)}
 
     rows = np.array([0, 40, 63])

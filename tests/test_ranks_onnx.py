@@ -1,0 +1,193 @@
+"""One training in several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from toy_onnx import answer
+
+import sartor
+from sartor.contracts import Failed, Model, Training
+from sartor.lab import Toy, ToyBench
+from sartor.registry import runtime
+from sartor.spec import Spec, load, merge
+from sartor.techniques._graph_onnx import Graph, read, write
+from sartor.testing_onnx import save_toys, toy_batch
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning_fabric")
+
+from sartor.techniques import _ranks_onnx as ranks  # noqa: E402
+from sartor.techniques import _training_onnx as trainer  # noqa: E402
+
+Trained = tuple[Graph, trainer.Trained]
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+    """A toy's source of inputs, without `functools.partial`'s unknown types."""
+
+    name: str
+
+    def __call__(self, rows: int, seed: int) -> dict[str, np.ndarray]:
+        return toy_batch(self.name, rows, seed)
+
+
+@pytest.fixture(autouse=True)
+def _few_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "threads", lambda: 1)
+
+
+def bench(folder: Path, name: str = "mlp", **facts: Any) -> ToyBench:
+    (folder / "toys").mkdir(exist_ok=True, parents=True)
+    toy = Toy(name, runtime("onnx").open(save_toys(folder / "toys")[name]), Batches(name))
+    return ToyBench(toy, folder / "bench", training=Training(120, 0.01, 10**12), **facts)
+
+
+def worn(made: ToyBench) -> Graph:
+    graph, rng = read(made.toy.model), np.random.default_rng(0)
+    for name, tensor in list(graph.constants()):
+        value = graph.constant(name)
+        if tensor.data_type == 1 and value is not None and value.ndim >= 2:
+            noise = 0.5 * value.std() * rng.standard_normal(value.shape)
+            graph.set_constant(name, (value + noise).astype(np.float32))
+    return graph
+
+
+def trained(made: ToyBench, steps: int = 20, **more: Any) -> Trained:
+    graph = worn(made)
+    return graph, trainer.train(graph, trainer.Plan(steps, **more), made)
+
+
+def nothing_is_left(made: ToyBench) -> bool:
+    return not psutil.Process().children(recursive=True) and not list(made.scratch.iterdir())
+
+
+def test_two_processes_train_what_one_does_and_the_same_twice(tmp_path: Path) -> None:
+    one = trained(bench(tmp_path / "one"))
+    made = bench(tmp_path / "two", processes=2)
+    two = trained(made)
+    assert nothing_is_left(made)
+    assert two[1].after == pytest.approx(one[1].after, rel=1e-3)
+    assert two[1].after < 0.9 * two[1].before
+    for name, _ in one[0].constants():
+        assert two[0].constant(name) == pytest.approx(one[0].constant(name), rel=1e-2, abs=1e-3)
+    assert trained(bench(tmp_path / "again", processes=2))[0].digest() == two[0].digest()
+    assert one[0].digest() != two[0].digest()  # sums are rounded in another order
+
+
+def test_an_interrupted_training_ends_as_one_that_was_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bench(tmp_path, "cnn", processes=2)
+    whole = trained(made)
+    monkeypatch.setattr(trainer, "_SAVE_SECONDS", 0.0)
+    step = trainer._Training.step
+
+    def stopped(self: Any, at: int) -> None:
+        if at == 13:
+            raise KeyboardInterrupt
+        step(self, at)
+
+    monkeypatch.setattr(trainer._Training, "step", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        trained(made)
+    left = list(made.scratch.iterdir())
+    assert [each.suffix for each in left] == [".partial"]
+    assert not psutil.Process().children(recursive=True)
+    done: list[int] = []
+    monkeypatch.setattr(
+        trainer._Training, "step", lambda self, at: (done.append(at), step(self, at))[1]
+    )
+    assert trained(made)[0].digest() == whole[0].digest()
+    assert done == list(range(13, 20))
+
+
+def others() -> list[psutil.Process]:
+    """The second processes, below their keepers."""
+    return [below for each in psutil.Process().children() for below in each.children()]
+
+
+def test_a_process_that_is_killed_ends_the_training_with_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = bench(tmp_path, processes=2)
+    step = trainer._Training.step
+
+    def kills(self: Any, at: int) -> None:
+        if at == 3:
+            listens = [
+                each.laddr.ip
+                for process in (psutil.Process(), *others())
+                for each in process.net_connections("inet")
+            ]
+            assert set(listens) <= {"127.0.0.1"}, "nobody else can reach them"
+            for each in others():
+                each.kill()
+        step(self, at)
+
+    monkeypatch.setattr(trainer._Training, "step", kills)
+    with pytest.raises(Failed, match=r"process 2 of 2 of the training: killed \(SIGKILL"):
+        trained(made)
+    assert nothing_is_left(made)
+
+
+class Breaks:
+    """An augmentation that fails in one of the processes, at one step."""
+
+    def __init__(self, how: str) -> None:
+        self.how = how
+
+    def __call__(self, batch: Any, *seed: int) -> Any:
+        if seed[1:] == (2, 1):
+            if self.how == "hang":
+                time.sleep(600)
+            raise Failed("changes.py:shift failed: ValueError: no")
+        return batch
+
+
+def test_what_fails_in_one_process_is_said(tmp_path: Path) -> None:
+    made = bench(tmp_path, processes=2, augment=Breaks("raise"))
+    with pytest.raises(Failed, match=r"process 2 of 2 of the training: changes\.py:shift failed"):
+        trained(made)
+    assert nothing_is_left(made)
+
+
+@pytest.mark.slow
+def test_a_process_that_hangs_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ranks, "_TELL", 0.5)
+    made = bench(tmp_path, processes=2, augment=Breaks("hang"), patience=20.0)
+    with pytest.raises(Failed, match=r"process 2 of 2 of the training: hung: no answer"):
+        trained(made)
+    assert nothing_is_left(made)
+
+
+@pytest.mark.slow
+def test_of_three_that_lose_one_another_the_cause_is_told(tmp_path: Path) -> None:
+    class At(Breaks): ...
+
+    made = bench(tmp_path, processes=3, augment=Breaks("raise"))
+    with pytest.raises(Failed, match=r"process 2 of 3 of the training: changes\.py:shift failed"):
+        trained(made)
+    assert nothing_is_left(made)
+
+
+def test_a_step_too_small_to_be_shared_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(Failed, match="a step takes 2 rows, too few for 3 processes"):
+        ranks.Rank(0, 3).part(np.arange(2))
+    parts = [ranks.Rank(index, 3).part(np.arange(8)).tolist() for index in range(3)]
+    assert parts == [[0, 3, 6], [1, 4, 7], [2, 5]]
+
+
+def test_means_weigh_every_row_the_same() -> None:
+    """Parts of two sizes: a step of seven rows over two processes is that of one."""
