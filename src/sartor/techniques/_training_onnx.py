@@ -28,7 +28,7 @@ from sartor.contracts import Arrays, Bench, Failed, Model
 from sartor.pace import Pace
 from sartor.techniques._agreement_onnx import agree
 from sartor.techniques._autograd_onnx import GraphModule, followed
-from sartor.techniques._checkpoint_onnx import Checkpoint, Seen
+from sartor.techniques._checkpoint_onnx import Checkpoint, Seen, restored
 from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
 from sartor.techniques._loss_onnx import Loss, Plan, without_classes, without_gradient
@@ -102,9 +102,9 @@ def _together(
 ) -> Iterator[_Training]:
     """The training, in as many processes as the bench says."""
     count, cores = bench.processes, threads()
-    with spread(bench, count, cores, graph, follow, plan, bench, sparse) as rank:
-        with settings(bench.seed, rank.threads):
-            yield _Training(graph, plan, bench, sparse, rank)
+    others = spread(bench, count, cores, graph, follow, plan, bench, sparse)
+    with others as rank, settings(bench.seed, rank.threads):
+        yield _Training(graph, plan, bench, sparse, rank)
 
 
 def follow(rank: Rank, path: Path, plan: Plan, bench: Bench, sparse: Sparse | None) -> None:
@@ -390,7 +390,7 @@ class _Training:
         self._put(kept.values)
         for weight, moments in zip(self._trained(), kept.moments, strict=True):
             if moments:
-                self.optimizer.state[weight] = dict(moments)
+                self.optimizer.state[weight] = restored(moments, weight)
         if self.sparsity:
             self.sparsity.masks = list(kept.masks)
         return kept.seen
