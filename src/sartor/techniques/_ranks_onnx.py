@@ -133,20 +133,22 @@ class Rank:
         for bucket in _buckets(tensors):
             flat = torch.cat([each.reshape(-1) for each in bucket])
             try:
-                flat = fabric.all_reduce(flat, reduce_op="mean")  # type: ignore[assignment]
+                fabric.all_reduce(flat, reduce_op="mean")  # in place
             except RuntimeError as error:
                 raise self._lost(error) from error
-            for each, mean in zip(bucket, flat.split([e.numel() for e in bucket]), strict=True):
-                each.copy_(mean.view(each.shape))
+            _fill(bucket, flat)
 
-    def share(self, fabric: Fabric, tensors: Sequence[Tensor]) -> None:
-        """Gives all processes what the first one has in these tensors, in place."""
-        try:
-            found = fabric.broadcast([each.detach() for each in tensors] if self.first else [])
-        except RuntimeError as error:
-            raise self._lost(error) from error
-        for each, value in zip(tensors, found, strict=True):
-            each.detach().copy_(value)
+    def share(self, tensors: Sequence[Tensor]) -> None:
+        """Gives all processes what the first one has in these tensors, in place. Numbers travel as
+        they are: Fabric would pickle them, and whoever can write to a socket could run code."""
+        for bucket in _buckets(tensors):
+            flat = torch.cat([each.detach().reshape(-1) for each in bucket])
+            try:
+                dist.broadcast(flat, 0)
+            except RuntimeError as error:
+                raise self._lost(error) from error
+            if not self.first:
+                _fill(bucket, flat)
 
     def _lost(self, error: Exception | None = None) -> Failed:
         """Why the others do not answer any more: what the first of them says that did not just
@@ -215,6 +217,13 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
         bucket.append(each)
     if bucket:
         yield bucket
+
+
+@torch.no_grad()
+def _fill(tensors: Sequence[Tensor], flat: Tensor) -> None:
+    pieces = flat.split([each.numel() for each in tensors])
+    for each, values in zip(tensors, pieces, strict=True):
+        each.copy_(values.view(each.shape))
 
 
 def _loopback() -> str:

@@ -258,7 +258,7 @@ class _Training:
         if self.rank.first and self.bench.augment is None:
             with self.rank.alone():
                 self.loss.learn(self.rows)
-        self.rank.share(self.fabric, [*self._trained(), *self._moving()])
+        self.rank.share([*self._trained(), *self._moving()])
 
     def run(self) -> Trained:
         seen = self.begin()
