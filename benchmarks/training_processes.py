@@ -27,6 +27,7 @@ from sartor.machine import features
 from sartor.registry import open_model
 from sartor.techniques import _training_onnx as trainer
 from sartor.techniques._graph_onnx import read as graph_of
+from sartor.techniques._loss_onnx import Plan
 
 
 def benched(place: Path, model: Path, source: str, processes: int) -> LocalBench:
@@ -46,7 +47,7 @@ def cpu_seconds() -> float:
     """Of this process and all below it, so far."""
     here = psutil.Process()
     times = [each.cpu_times() for each in (here, *here.children(recursive=True))]
-    return sum(each.user + each.system for each in times)
+    return float(sum(each.user + each.system for each in times))
 
 
 def timed(training: trainer._Training, first: int, steps: int) -> tuple[float, float]:
@@ -68,7 +69,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=5)
     parser.add_argument("--rounds", type=int, default=5)
     asked = parser.parse_args()
-    plan = trainer.Plan((asked.steps + 1) * asked.rounds, teacher=0.0)
+    plan = Plan((asked.steps + 1) * asked.rounds, teacher=0.0)
     found: dict[int, list[tuple[float, float]]] = {1: [], asked.processes: []}
     with tempfile.TemporaryDirectory() as folder, ExitStack() as stack:
         bench = benched(Path(folder), asked.model, asked.data, 1)

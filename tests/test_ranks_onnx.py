@@ -16,7 +16,7 @@ from toy_part import toy_part
 
 import sartor
 from sartor.bench import LocalBench
-from sartor.contracts import Failed, Target, Task, Training
+from sartor.contracts import Arrays, Failed, Target, Task, Training
 from sartor.lab import Toy, ToyBench
 from sartor.records import Journal
 from sartor.registry import runtime
@@ -29,6 +29,7 @@ pytest.importorskip("lightning_fabric")
 
 from sartor.techniques import _ranks_onnx as ranks  # noqa: E402
 from sartor.techniques import _training_onnx as trainer  # noqa: E402
+from sartor.techniques._loss_onnx import Plan  # noqa: E402
 
 Trained = tuple[Graph, trainer.Trained]
 
@@ -39,7 +40,7 @@ class Batches:
 
     name: str
 
-    def __call__(self, rows: int, seed: int) -> dict[str, np.ndarray]:
+    def __call__(self, rows: int, seed: int) -> Arrays:
         return toy_batch(self.name, rows, seed)
 
 
@@ -66,7 +67,7 @@ def worn(made: ToyBench) -> Graph:
 
 def trained(made: ToyBench, steps: int = 20, **more: Any) -> Trained:
     graph = worn(made)
-    return graph, trainer.train(graph, trainer.Plan(steps, **more), made)
+    return graph, trainer.train(graph, Plan(steps, **more), made)
 
 
 def nothing_is_left(made: ToyBench) -> bool:
@@ -107,9 +108,12 @@ def test_an_interrupted_training_ends_as_one_that_was_not(
     assert [each.suffix for each in left] == [".partial"]
     assert not psutil.Process().children(recursive=True)
     done: list[int] = []
-    monkeypatch.setattr(
-        trainer._Training, "step", lambda self, at: (done.append(at), step(self, at))[1]
-    )
+
+    def noted(self: Any, at: int) -> None:
+        done.append(at)
+        step(self, at)
+
+    monkeypatch.setattr(trainer._Training, "step", noted)
     assert trained(made)[0].digest() == whole[0].digest()
     assert done == list(range(13, 20))
 

@@ -27,8 +27,8 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from lightning_fabric.plugins.environments import LightningEnvironment
-from lightning_fabric.strategies import DDPStrategy
+from lightning_fabric.plugins.environments.lightning import LightningEnvironment
+from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from sartor.contracts import Bench, Failed, Unneeded, WrongRequest
@@ -98,7 +98,7 @@ class Rank:
 
     def _meet(self) -> None:
         wait = timedelta(seconds=self.patience)
-        store = dist.FileStore(str(self.meeting), self.count)
+        store = dist.FileStore(str(self.meeting), self.count)  # type: ignore[attr-defined]
         store.set_timeout(wait)
         store.set(f"ready {self.index}", "yes")
         if self.first:
@@ -117,7 +117,7 @@ class Rank:
             if known is not None:
                 os.environ["GLOO_SOCKET_IFNAME"] = known
 
-    def _await(self, store: dist.Store, number: int, other: Worker) -> None:
+    def _await(self, store: Any, number: int, other: Worker) -> None:
         until = time.monotonic() + self.patience
         while not store.check([f"ready {number}"]):
             if other.pipe.poll(_LOOK):  # it can have nothing to say but why it failed
@@ -221,7 +221,7 @@ def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
 
 @torch.no_grad()
 def _fill(tensors: Sequence[Tensor], flat: Tensor) -> None:
-    pieces = flat.split([each.numel() for each in tensors])
+    pieces = flat.split_with_sizes([each.numel() for each in tensors])
     for each, values in zip(tensors, pieces, strict=True):
         each.copy_(values.view(each.shape))
 
