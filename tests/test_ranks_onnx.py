@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import signal
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -18,11 +20,13 @@ import sartor
 from sartor.bench import LocalBench
 from sartor.contracts import Arrays, Failed, Target, Task, Training
 from sartor.lab import Toy, ToyBench
+from sartor.pace import Pace
 from sartor.records import Journal
 from sartor.registry import runtime
 from sartor.spec import Spec, load, merge
 from sartor.techniques._graph_onnx import Graph, read
 from sartor.testing_onnx import save_toys, toy_batch
+from sartor.workers import Pool
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
@@ -206,6 +210,37 @@ def test_a_process_that_never_gets_ready_is_said(tmp_path: Path) -> None:
     with pytest.raises(Failed, match="process 2 of 2 of the training: the process ended with sta"):
         trained(made)
     assert nothing_is_left(made)
+
+
+def endless(folder: Path) -> None:
+    """In a worker, as in a run."""
+    trained(bench(folder, processes=2), 10**6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["interrupted", "killed"])
+def test_nothing_outlives_what_trains(how: str, tmp_path: Path) -> None:
+    """Neither Ctrl-C in the driver nor the death of the first process leaves the second one."""
+    seen: list[int] = []
+
+    def act() -> None:
+        while Pace.read(tmp_path / "bench") is None:
+            time.sleep(0.1)
+        seen.extend(each.pid for each in psutil.Process().children(recursive=True))
+        if how == "interrupted":
+            os.kill(os.getpid(), signal.SIGINT)
+        else:
+            (keeper,) = psutil.Process().children()
+            keeper.children()[0].kill()
+
+    thread = threading.Thread(target=act, daemon=True)
+    with Pool() as pool:
+        thread.start()
+        with pytest.raises(KeyboardInterrupt if how == "interrupted" else Failed):
+            pool.call(endless, tmp_path, timeout=500)
+    thread.join()
+    assert len(seen) == 4  # two that train, and their keepers
+    assert not any(map(psutil.pid_exists, seen))
 
 
 # -- how it is asked for -------------------------------------------------------------------------
