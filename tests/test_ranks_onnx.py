@@ -22,7 +22,7 @@ from sartor.contracts import Arrays, Failed, Target, Task, Training
 from sartor.lab import Toy, ToyBench
 from sartor.pace import Pace
 from sartor.records import Journal
-from sartor.registry import runtime
+from sartor.registry import runtime, training_cost
 from sartor.spec import Spec, load, merge
 from sartor.techniques._graph_onnx import Graph, read
 from sartor.testing_onnx import save_toys, toy_batch
@@ -269,6 +269,26 @@ def test_it_belongs_to_what_is_trained_and_to_nothing_else(tmp_path: Path) -> No
     two = dataclasses.replace(one, processes=2)
     assert two.facts() == one.facts()
     assert two.facts(trains=True) == {**one.facts(trains=True), "processes": 2}
+
+
+@pytest.mark.slow
+def test_what_a_step_costs_is_measured_in_as_many(tmp_path: Path) -> None:
+    toy = bench(tmp_path, name="mlp").toy
+    (tmp_path / "scratch").mkdir()
+    made = LocalBench(
+        model=toy.model, teacher=toy.model, limits=(), target=Target(),
+        task=Task("classification", "logits", "accuracy", classes=4, form="logits"),
+        train=toy_part(tmp_path / "train", "mlp", 128, seed=1),
+        search=toy_part(tmp_path / "search", "mlp", 64, seed=2),
+        scratch=tmp_path / "scratch", memory=tmp_path / "memory", processes=2,
+    )  # fmt: skip
+    with Pool(20_000_000_000) as pool:
+        seconds, macs = pool.call(training_cost, toy.model, made, timeout=580)
+        assert pool.worker is not None
+        assert not pool.worker.littered
+    assert seconds > 0
+    assert macs == 32 * 64 + 64 * 64 + 64 * 4
+    assert not list(made.scratch.iterdir())
 
 
 THIN = {"technique": "structured-prune", "share": 0.3}
