@@ -120,36 +120,11 @@ def test_what_is_too_slow_is_not_made_milder() -> None:
     slow = Verdict("latency.p95 <= 1 ms", "broken", 2.0, 1.9, 2.1, 1.0, 0.999, "ranks", 99)
     told = Trial(1, (to_json(Thin()),), "done", figures={"objective": 0.5}, verdicts=(slow,))
     assert Repairs({"thin": Thin}).after(told, (Thin(share=0.5),), 1.0) is None
-<<<<<<< HEAD
     assert bolder(told, (Thin(share=0.5),), 1.0) is not None
-=======
-    assert bolder(told, (Thin(share=0.5),)) is not None
->>>>>>> 0bfdb32 (Resumed moments lie in memory as their weights do; where there is no time to train longer another step is made milder; tests)
 
 
 @dataclass(frozen=True)
 class Train(Spare):
-<<<<<<< HEAD
-    """Trains."""
-
-    needs: ClassVar[frozenset[str]] = frozenset({"training"})
-
-
-def test_what_training_made_good_beyond_doubt_goes_on_in_steps() -> None:
-    def kept(p: float) -> Trial:
-        met = Verdict("accuracy >= 0.9", "met", 0.95, 0.94, 0.96, 0.9, p, "score test", 500)
-        figures = {"objective": 0.2}
-        return Trial(1, (), "done", figures=figures, verdicts=(met,), p_value=p)
-
-    recipe = (Thin(share=0.4), Train())
-    milder = bolder(kept(1e-6), recipe, best=0.2)
-    assert milder is not None
-    assert isinstance(milder[0], Thin)
-    assert 0.2 <= milder[0].share <= 0.4 * 2 / 3
-    assert bolder(kept(0.02), recipe, best=0.2) is None  # it may be luck
-    assert bolder(kept(1e-6), recipe, best=0.1) is None  # something else gains more
-    assert bolder(kept(1e-6), recipe[:1], best=0.2) is None  # what trains nothing is cheap to try
-=======
     """Trains for a share of what was granted."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"training"})
@@ -206,4 +181,19 @@ def test_what_gains_no_more_than_the_best_is_not_made_milder_for_want_of_time() 
     longer = repairs.after(lost(recipe), recipe, 1.0)
     assert longer is not None
     assert repairs.after(stopped(longer, "refused"), longer, 0.4) is None
->>>>>>> 0bfdb32 (Resumed moments lie in memory as their weights do; where there is no time to train longer another step is made milder; tests)
+
+
+def test_what_training_made_good_beyond_doubt_goes_on_in_steps() -> None:
+    def kept(p: float) -> Trial:
+        met = Verdict("accuracy >= 0.9", "met", 0.95, 0.94, 0.96, 0.9, p, "score test", 500)
+        figures = {"objective": 0.2}
+        return Trial(1, (), "done", figures=figures, verdicts=(met,), p_value=p)
+
+    recipe = (Thin(share=0.4), Train())
+    milder = bolder(kept(1e-6), recipe, best=0.2)
+    assert milder is not None
+    assert isinstance(milder[0], Thin)
+    assert 0.2 <= milder[0].share <= 0.4 * 2 / 3
+    assert bolder(kept(0.02), recipe, best=0.2) is None  # it may be luck
+    assert bolder(kept(1e-6), recipe, best=0.1) is None  # something else gains more
+    assert bolder(kept(1e-6), recipe[:1], best=0.2) is None  # what trains nothing is cheap to try
