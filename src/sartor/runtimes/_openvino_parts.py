@@ -64,7 +64,7 @@ def _parameters(constant: ov.Node) -> int:
 
 def _bytes(constant: ov.Node) -> int:
     bits: int = constant.get_output_element_type(0).bitwidth
-    return (prod(constant.get_output_shape(0)) * bits + 7) // 8
+    return int(prod(constant.get_output_shape(0)) * bits + 7) // 8
 
 
 # -- multiply-accumulates -----------------------------------------------------------------------
