@@ -120,9 +120,10 @@ class Builder:
         return None if self.scratch is None else Pace.read(self.scratch)
 
     def key(self, model: Model, technique: Technique) -> str:
+        made = runtime(technique.makes).versions() if technique.makes else {}
         return key_of(
             model=digest(model),
             technique=to_json(technique),
             bench=self.bench.facts(trains(technique)),
-            versions=runtime(model.kind).versions(),
+            versions={**runtime(model.kind).versions(), **made},
         )

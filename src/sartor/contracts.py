@@ -212,8 +212,8 @@ class Bench(Protocol):
 class Technique(ABC):
     """One way to change a model. Fields are settings and carry their search domains (`space`).
 
-    `stage` orders techniques in a recipe: conversion (to another kind of model) < structure <
-    weights < graph < precision < storage < tuning.
+    `stage` orders techniques in a recipe: structure < weights < graph < precision < storage <
+    tuning < conversion (to another kind of model), behind which the stages begin anew.
     `repair` names the setting that buys quality back when it grows.
     `neutral` holds settings with which the outputs are reproduced exactly, where there are some.
     `claims` names what it should lower: "size", "latency", "macs", "memory".
@@ -244,7 +244,7 @@ class Technique(ABC):
         where it is impossible."""
 
 
-STAGES = ("conversion", "structure", "weights", "graph", "precision", "storage", "tuning")
+STAGES = ("structure", "weights", "graph", "precision", "storage", "tuning", "conversion")
 
 Recipe = tuple[Technique, ...]
 

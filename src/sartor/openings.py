@@ -4,27 +4,34 @@ makes of it."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain, zip_longest
 
 from sartor.building import Stopped
-from sartor.contracts import Recipe, Technique
+from sartor.contracts import Model, Recipe, Technique
 from sartor.registry import portfolio
 from sartor.trials import Laboratory
 
 
 def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Recipe]:
-    """The portfolio of the original's kind; then each conversion that is allowed, and behind it
-    the portfolio of the model that it makes. What a conversion makes is kept in the store, and
-    where it fails the first trial says why."""
-    found = portfolio(lab.original, lab.bench)
-    for cls in known.values():
-        if not cls.makes or lab.original.kind not in cls.kinds:
-            continue
-        start: Recipe = (cls(),)
-        found.append(start)
-        try:
-            model = lab.build(start)
-        except Stopped as end:
-            lab.stops[lab.key(lab.original, start[0])] = (end.state, end.reason)
-            continue
-        found += [(*start, *each) for each in portfolio(model, lab.bench)]
-    return found
+    """The portfolio of the original's kind, and of each kind that it may become, behind the
+    conversions: the first of each, then the second of each and so on, since no runtime is the best
+    for all models. What a conversion makes is kept in the store, and where it fails the first trial
+    says why."""
+    waiting: list[tuple[Recipe, Model]] = [((), lab.original)]
+    lists: list[list[Recipe]] = []
+    for start, model in waiting:  # grows while it is gone through
+        own = [start] if start else []
+        lists.append([*own, *((*start, *each) for each in portfolio(model, lab.bench))])
+        for cls in known.values():
+            if not cls.makes or model.kind not in cls.kinds:
+                continue
+            then: Recipe = (*start, cls())
+            if cls.makes == lab.original.kind or cls.makes in (each.makes for each in start):
+                continue
+            try:
+                waiting.append((then, lab.build(then)))
+            except Stopped as end:
+                lab.stops[lab.key(model, then[-1])] = (end.state, end.reason)
+                lists.append([then])
+    turns = chain.from_iterable(zip_longest(*lists))
+    return list(dict.fromkeys(each for each in turns if each is not None))

@@ -52,13 +52,26 @@ def _value(value: Any) -> Any:
 
 def legal(recipe: Recipe, kind: str) -> bool:
     """In the order of the stages, none twice, and no more of a stage than there are slots; each
-    takes the kind of model that the one before it makes. In rounds (structure changed, trained,
-    changed again, trained again) this holds for each round."""
+    takes the kind of model that the one before it makes. This holds for what is done to a model of
+    one kind, up to its conversion, and in rounds (structure changed, trained, changed again,
+    trained again) for each round."""
+    parts = by_kind(recipe, kind)
+    if any(kind not in each.kinds for kind, steps in parts for each in steps):
+        return False
+    return all(_ordered(each) for _, steps in parts for each in rounds(steps))
+
+
+def by_kind(recipe: Recipe, kind: str) -> list[tuple[str, Recipe]]:
+    """What is done to models of each kind in turn, its conversion included; of the kind that comes
+    out last perhaps nothing."""
+    found: list[tuple[str, Recipe]] = []
+    steps: list[Technique] = []
     for each in recipe:
-        if kind not in each.kinds:
-            return False
-        kind = each.makes or kind
-    return all(map(_ordered, rounds(recipe)))
+        steps.append(each)
+        if each.makes:
+            found.append((kind, tuple(steps)))
+            kind, steps = each.makes, []
+    return [*found, (kind, tuple(steps))]
 
 
 def _ordered(steps: Recipe) -> bool:
@@ -70,8 +83,9 @@ def _ordered(steps: Recipe) -> bool:
 
 
 def rounds(recipe: Recipe) -> list[Recipe]:
-    """The recipe cut wherever its structure is changed again right after a training; what changes
-    it last must be trained too, or the recipe is one round, which is in no order."""
+    """The steps on one kind of model, cut wherever its structure is changed again right after a
+    training; what changes it last must be trained too, or they are one round, which is in no
+    order."""
     cuts = [
         at
         for at in range(1, len(recipe))
@@ -89,20 +103,41 @@ def _retrains(technique: Technique) -> bool:
 
 
 def singles(known: Known, kind: str) -> list[Recipe]:
-    """Each technique by itself with its defaults, behind a conversion where it needs one."""
+    """Each technique by itself with its defaults, behind conversions where it needs some."""
+    starts: list[Recipe] = [()]
+    for start in starts:  # grows while it is gone through
+        last, _ = by_kind(start, kind)[-1]
+        passed = {last, *(each for each, _ in by_kind(start, kind))}
+        converting = [cls() for cls in known.values() if cls.makes and last in cls.kinds]
+        starts += [(*start, each) for each in converting if each.makes not in passed]
     found: list[Recipe] = []
-    converting = [cls() for cls in known.values() if cls.makes and kind in cls.kinds]
     for cls in known.values():
-        starts = [(), *((each,) for each in converting)]
         found += [each for start in starts if legal(each := (*start, cls()), kind)][:1]
     return found
 
 
 def everything(known: Known, kind: str) -> list[Recipe] | None:
     """All recipes where there are few, else None."""
-    held = {
-        stage: [_variants(cls) for cls in known.values() if cls.stage == stage] for stage in STAGES
-    }
+    own = [cls for cls in known.values() if kind in cls.kinds and not cls.makes]
+    whole = _all_of(own)
+    for cls in known.values():
+        if cls.makes and kind in cls.kinds:
+            others = {name: each for name, each in known.items() if kind not in each.kinds}
+            behind, ways = everything(others, cls.makes), _variants(cls)
+            if whole is None or behind is None or ways is None:
+                return None
+            if len(whole) * len(ways) * len(behind) > FEW:
+                return None
+            first = [each for each in whole if all(not step.makes for step in each)]
+            whole += [(*a, b, *c) for a in first for b in ways for c in behind]
+    if whole is None or len(whole) > FEW:
+        return None
+    return [each for each in whole if legal(each, kind)]
+
+
+def _all_of(own: Sequence[type[Technique]]) -> list[Recipe] | None:
+    """All recipes of these techniques, which convert nothing, where there are few, else None."""
+    held = {stage: [_variants(cls) for cls in own if cls.stage == stage] for stage in STAGES}
     if any(each is None for lists in held.values() for each in lists):
         return None
     choices: list[list[Recipe]] = []
@@ -119,8 +154,7 @@ def everything(known: Known, kind: str) -> list[Recipe] | None:
         )
         if math.prod(map(len, choices)) > FEW:
             return None
-    whole = (tuple(itertools.chain(*picked)) for picked in itertools.product(*choices))
-    return [each for each in whole if legal(each, kind)]
+    return [tuple(itertools.chain(*picked)) for picked in itertools.product(*choices)]
 
 
 def _variants(cls: type[Technique]) -> list[Technique] | None:
@@ -134,19 +168,21 @@ def _variants(cls: type[Technique]) -> list[Technique] | None:
 
 
 def sample(known: Known, rng: np.random.Generator, kind: str) -> Recipe:
-    """A recipe at random: each slot holds nothing with two chances of three. A model whose own kind
-    has techniques that only convert it is converted in any case."""
+    """A recipe at random: each slot holds nothing with two chances of three, and behind a
+    conversion there are as many slots again. A model whose own kind has techniques that only
+    convert it is converted in any case."""
     steps: list[Technique] = []
-    converts = all(cls.makes for cls in known.values() if kind in cls.kinds)
-    for stage in SLOTS:
+    slots = list(SLOTS)
+    for stage in slots:  # grows while it is gone through
         names = [n for n, cls in known.items() if cls.stage == stage and kind in cls.kinds]
-        needed = converts and stage == "conversion"
+        needed = all(cls.makes for cls in known.values() if kind in cls.kinds)
         if not names or (not needed and rng.random() < 2 / 3):
             continue
         picked = names[int(rng.integers(len(names)))]
         if all(technique_name(each) != picked for each in steps):
             steps.append(_sampled(known[picked], rng))
             kind = steps[-1].makes or kind
+            slots += SLOTS if steps[-1].makes else ()
     return tuple(steps)
 
 
@@ -160,17 +196,18 @@ def _sampled(cls: type[Technique], rng: np.random.Generator) -> Technique:
     return cls(**settings)
 
 
-def belief(recipe: Recipe, known: Known) -> float:
+def belief(recipe: Recipe, known: Known, kind: str) -> float:
     """The logarithm of how likely the recipe is taken to be the best before anything was tried: as
     likely as `sample` draws it (but for two draws of one technique, and with an interval taken as
     `GRID` values, and were there no more places in a stage than techniques), where the square root
     is taken for its techniques: those are few for settings that are many. So techniques that are
     the only ones of their stage, few steps and what their authors chose are believed in."""
     steps = settings = 0.0
-    for stage in dict.fromkeys(SLOTS):
-        names = sum(cls.stage == stage for cls in known.values())
+    parts = by_kind(recipe, kind)
+    for (at, part), stage in itertools.product(parts, dict.fromkeys(SLOTS)):
+        names = sum(cls.stage == stage and at in cls.kinds for cls in known.values())
         slots = min(SLOTS.count(stage), names)
-        held = sum(each.stage == stage for each in recipe)
+        held = sum(each.stage == stage for each in part)
         if slots:
             once = min(held, slots)  # in rounds there may be more
             ways = math.comb(slots, once) * 2 ** (slots - once) / 3**slots
@@ -226,7 +263,7 @@ SETTING = 0.5  # what a setting weighs beside the presence of its technique
 class Points:
     """Recipes as vectors: for each technique whether it is there, for each of its settings the
     value (its place in the domain for numbers, one of many for names), for two techniques of a
-    stage which comes first. Axes appear as they are met."""
+    stage, on one kind of model, which comes first. Axes appear as they are met."""
 
     def __init__(self, known: Known) -> None:
         self.known = known
@@ -257,7 +294,8 @@ class Points:
 
     def _row(self, entries: Sequence[Entry]) -> dict[int, float]:
         row: dict[int, float] = {}
-        stages: dict[str, list[str]] = {}
+        stages: dict[tuple[int, str], list[str]] = {}
+        converted = 0
         held: Counter[str] = Counter()
         for entry in entries:
             cls = self.known.get(entry["technique"])
@@ -269,7 +307,8 @@ class Points:
                 if value:
                     row[self._axis((name, setting, key))] = SETTING * value
             if cls:
-                stages.setdefault(cls.stage, []).append(name)
+                stages.setdefault((converted, cls.stage), []).append(name)
+                converted += cls.makes is not None
         for names in stages.values():
             for pair in itertools.combinations(names, 2):
                 row[self._axis(pair)] = SETTING

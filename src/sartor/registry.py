@@ -39,6 +39,7 @@ from sartor.references import is_reference, made_by
 # What an extra brings that a plug-in of another kind may need.
 EXTRAS = {
     "torch": ("torch", "lightning_fabric", "safetensors"),
+    "openvino": ("openvino", "nncf"),
     "tflite-convert": ("litert_torch", "ai_edge_litert", "torch"),
 }
 _STATED = ("suffixes", "folders", "takes", "internal")
@@ -283,12 +284,17 @@ def reachable(kind: str) -> Mapping[str, type[Technique]]:
 
 
 def conversion(kind: str, name: str) -> Recipe:
-    """What must come before the technique of this name on a model of `kind`: nothing as a rule."""
-    if name in techniques(kind):
-        return ()
-    for cls in techniques(kind).values():
-        if cls.makes and name in techniques(cls.makes):
-            return (cls(),)
+    """What must come before the technique of this name on a model of `kind`: nothing as a rule,
+    else the fewest conversions."""
+    ways: dict[str, Recipe] = {kind: ()}
+    waiting = [kind]
+    for each in waiting:  # grows while it is gone through
+        if name in techniques(each):
+            return ways[each]
+        for cls in techniques(each).values():
+            if cls.makes and cls.makes not in ways:
+                ways[cls.makes] = (*ways[each], cls())
+                waiting.append(cls.makes)
     return ()
 
 

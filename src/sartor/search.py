@@ -237,7 +237,7 @@ class GuidedSearch:
     def _believed(self, pool: Sequence[Recipe]) -> np.ndarray:
         """The logarithm of how much each is believed to be the best before anything was tried,
         which counts less with every proposal (Hvarfner and others, ICLR 2022)."""
-        believed = np.array([belief(each, self.known) for each in pool])
+        believed = np.array([belief(each, self.known, self.kind) for each in pool])
         return BELIEF * believed / (1 + len(self.told) - (self.opened or 0))
 
     def _predicted(
