@@ -107,7 +107,8 @@ class LocalBench:
         names = [port.name for port in self.teacher.signature.inputs]
         inputs = {name: batch[name] for name in names if name in batch}
         whole = dataclasses.replace(self.target, threads=machine.cores())
-        return lanes.session(self.teacher, whole, _digest(self.teacher))(inputs)
+        run = lanes.session(self.teacher, whole, _digest(self.teacher))
+        return lanes.in_portions(run, self.teacher.signature, inputs)
 
     def remember(
         self, key: str, compute: Callable[[], Mapping[str, np.ndarray]], *, shared: bool = False

@@ -29,7 +29,7 @@ Table = Mapping[str, Any]
 MAGIC, VERSION = b"TFL3", 3
 LARGEST = 2**35  # bytes of one tensor
 NONE = 2**32 - 1  # an index that names nothing, as an unsigned number
-_INTEGERS = {1: "<u1", 2: "<i2", 4: "<i4", 8: "<i8"}
+_LISTS = {"1": "<u1", "2": "<i2", "4": "<i4", "8": "<i8", "f": "<f4"}
 _UNSIGNED = {1: "B", 2: "<H", 4: "<I", 8: "<Q"}
 _UNIONS = {
     ("Operator", "builtin_options"): tflite_schema.OPTIONS.split(),
@@ -49,6 +49,7 @@ _BITS = {
     8: 64, 11: 128, 17: 4, 18: 16, 19: 2, 20: 4, 21: 8, 22: 8,
 }  # fmt: skip
 _TEXT = 5
+_OPTIONAL = ("LSTM", "RNN", "SVDF", "CUSTOM")  # operators that may go without their second input
 OPERATORS = tflite_schema.OPERATORS.split()
 
 
@@ -132,8 +133,8 @@ class _Reader:
         count = self.number(at, 4)
         width = int(form) if form.isdigit() else 4
         self.inside(at + 4, count * width)
-        if form.isdigit():
-            return np.frombuffer(self.data, _INTEGERS[width], count, at + 4)
+        if form in _LISTS:
+            return np.frombuffer(self.data, _LISTS[form], count, at + 4)
         places = [at + 4 + 4 * each for each in range(count)]
         if form == "s":
             return [self._text(each + self.number(each, 4)) for each in places]
@@ -286,10 +287,18 @@ def _check_scales(
     tensor: Table, name: str, shape: Sequence[int], tensors: Sequence[Any]
 ) -> None:
     how = tensor.get("quantization") or {}
-    scales, zeros = len(how.get("scale", ())), len(how.get("zero_point", ()))
+    given = np.asarray(how.get("scale", ()), np.float32)
+    scales, zeros = len(given), len(how.get("zero_point", ()))
     axis = how.get("quantized_dimension", 0)
     if scales > 1 and not (axis < len(shape) and scales == shape[axis]):
         raise _Damaged(f"the tensor {name!r} has {scales} scales, which do not fit its shape")
+    whole = DTYPES.get(tensor.get("type", 0), "float32")
+    if np.dtype(whole).kind in "iu" and scales:
+        kept, points = np.iinfo(whole), np.asarray(how.get("zero_point", (0,)))
+        if not (np.isfinite(given).all() and (given >= 0).all() and (scales > 1 or given[0] > 0)):
+            raise _Damaged(f"the tensor {name!r} has a scale that is not above 0")
+        if points.min(initial=0) < kept.min or points.max(initial=0) > kept.max:
+            raise _Damaged(f"the tensor {name!r} has a zero point that it cannot hold")
     if zeros not in (0, 1, scales):
         raise _Damaged(f"the tensor {name!r} has {scales} scales and {zeros} zero points")
     details = how.get("details") or {}
@@ -306,10 +315,12 @@ def _check_indices(subgraph: Table, model: Table) -> None:
     for operator in subgraph.get("operators", []):
         codes = model.get("operator_codes", [])
         _index(operator.get("opcode_index", 0), codes, "an operator")
+        name = operator_name(codes[operator.get("opcode_index", 0)])
+        needed = 1 if any(each in name for each in _OPTIONAL) else 2
         for role in ("inputs", "outputs", "intermediates"):
-            for at in operator.get(role, ()):
-                if int(at) != -1 or role == "outputs":
-                    _index(int(at), tensors, f"an operator's {role}")
+            for place, at in enumerate(operator.get(role, ())):
+                if int(at) != -1 or role == "outputs" or (role == "inputs" and place < needed):
+                    _index(int(at), tensors, f"the {role} of {name}")
 
 
 def _check_calls(model: Table) -> None:
@@ -370,3 +381,14 @@ def _port(name: str, tensor: Table, role: str) -> Port:
     shape = tensor.get("shape_signature", ())
     shape = shape if len(shape) else tensor.get("shape", ())
     return Port(name, DTYPES[code], tuple(None if int(n) < 0 else int(n) for n in shape))
+
+
+def part_names(flat: Flat) -> list[str]:
+    """Operator -> part: the name of its first output, with a number where another has it."""
+    found: dict[str, None] = {}
+    for at, operator in enumerate(flat.operators):
+        outputs = [int(each) for each in operator.get("outputs", ())]
+        name = flat.tensors[outputs[0]].get("name", "") if outputs else ""
+        name = name or flat.operator(operator)
+        found[name if name not in found else f"{name}#{at}"] = None
+    return list(found)

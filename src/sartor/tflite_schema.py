@@ -1,7 +1,8 @@
 """The schema of TensorFlow Lite's files, as a table: what a check of a stranger's file needs.
 
 Made from the schema that comes with ai-edge-litert 2.3.0 (schema_py_generated.py). A line is a
-table with its fields in their order: a number is a value of so many bytes, s a text, [x] a list;
+table with its fields in their order: a number is a value of so many bytes, s a text, [x] a list
+(f: floats of four bytes);
 a union has its type in the field before it, and - is a field that is no longer used. A table that
 is not named has no fields. Lists whose elements are values are read as numbers by their width.
 """
@@ -70,7 +71,7 @@ OperatorCode deprecated_builtin_code:1 custom_code:s version:4 builtin_code:4
 PackOptions values_count:4 axis:4
 Pool2DOptions padding:1 stride_w:4 stride_h:4 filter_width:4 filter_height:4
     fused_activation_function:1
-QuantizationParameters min:[4] max:[4] scale:[4] zero_point:[8] details_type:1 details:union
+QuantizationParameters min:[f] max:[f] scale:[f] zero_point:[8] details_type:1 details:union
     quantized_dimension:4
 RNNOptions fused_activation_function:1 asymmetric_quantize_inputs:1
 RandomOptions seed:8 seed2:8

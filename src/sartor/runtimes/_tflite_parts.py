@@ -17,7 +17,7 @@ from ai_edge_litert import schema_py_generated as schema
 
 from sartor.contracts import Arrays, Failed, Part, Signature
 from sartor.tflite_calls import Caller, Run
-from sartor.tflite_file import Flat, Table, read
+from sartor.tflite_file import Flat, Table, part_names, read
 from sartor.tflite_write import packed, unpacked
 
 WARM, MOST = 2, 8  # calls before those that count, and batches that do
@@ -29,7 +29,7 @@ def count(path: Path) -> tuple[Part, ...]:
     batch = next((p.shape[0] for p in flat.signature.inputs if p.shape), None) or 1
     seen: set[int] = set()
     found = []
-    for name, operator in zip(names(flat), flat.operators, strict=True):
+    for name, operator in zip(part_names(flat), flat.operators, strict=True):
         mine = {int(at) for at in operator.get("inputs", ()) if at >= 0} - seen
         seen |= mine
         tensors = [flat.tensors[at] for at in mine]
@@ -45,17 +45,6 @@ def count(path: Path) -> tuple[Part, ...]:
             )
         )
     return tuple(found)
-
-
-def names(flat: Flat) -> list[str]:
-    """Operator -> part: the name of its first output, with a number where another has it."""
-    found: dict[str, None] = {}
-    for at, operator in enumerate(flat.operators):
-        outputs = [int(each) for each in operator.get("outputs", ())]
-        name = flat.tensors[outputs[0]].get("name", "") if outputs else ""
-        name = name or flat.operator(operator)
-        found[name if name not in found else f"{name}#{at}"] = None
-    return list(found)
 
 
 def _macs(flat: Flat, operator: Table) -> int | None:
@@ -93,7 +82,7 @@ def seconds(
     model = unpacked(bytes(flat.data))
     values = _values(path, flat, signature, batches[:MOST])
     found = {}
-    for name, operator in zip(names(flat), model.subgraphs[0].operators, strict=True):
+    for name, operator in zip(part_names(flat), model.subgraphs[0].operators, strict=True):
         taken = _taken(model, operator, values, threads)
         if taken is not None:
             found[name] = taken

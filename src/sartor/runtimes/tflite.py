@@ -68,7 +68,17 @@ class Tflite:
         if target.device != "cpu":
             raise WrongRequest(f"TensorFlow Lite models run on 'cpu' here, not on {target.device!r}")
         threads = min(model.settings.get("threads", target.threads), target.threads)
-        return Caller(Path(model.payload), facing(model), threads)
+        return Caller(Path(model.payload), self.facing(model), threads)
+
+    def facing(self, model: Model) -> Signature:
+        """The signature of a session: with floats where the model's settings ask for them."""
+        if model.settings.get("interface") != FLOATS:
+            return model.signature
+        sides = (
+            tuple(dataclasses.replace(p, dtype=FLOATS) if _integers(p.dtype) else p for p in side)
+            for side in (model.signature.inputs, model.signature.outputs)
+        )
+        return Signature(*sides)
 
     def parts(self, model: Model, sample: Arrays) -> tuple[Part, ...]:
         """One part an operator. MACs are those of one call with the file's shapes, divided by its
@@ -84,23 +94,12 @@ class Tflite:
         with self.start(model, target) as session:
             session(batches[0])  # what does not fit is refused here
         found: Mapping[str, float] = _parts().seconds(
-            Path(model.payload), facing(model), batches, target.threads
+            Path(model.payload), self.facing(model), batches, target.threads
         )
         return found
 
     def versions(self) -> Mapping[str, str]:
         return {"ai-edge-litert": version("ai-edge-litert"), "numpy": np.__version__}
-
-
-def facing(model: Model) -> Signature:
-    """The signature that a session has: with floats where the model's settings ask for them."""
-    if model.settings.get("interface") != FLOATS:
-        return model.signature
-    sides = (
-        tuple(dataclasses.replace(p, dtype=FLOATS) if _integers(p.dtype) else p for p in side)
-        for side in (model.signature.inputs, model.signature.outputs)
-    )
-    return Signature(*sides)
 
 
 def _integers(dtype: str) -> bool:
