@@ -50,7 +50,7 @@ def fixed(signature: Signature, bench: Bench) -> Signature:
             sizes = ",".join("N" if each is None else str(each) for each in shape)
             raise Failed(
                 f"the input {port.name!r} has a free length and LiteRT takes fixed shapes only: "
-                f"write --fixed {port.name}={sizes} with a number for each N"
+                f"write --fix {port.name}={sizes} with a number for each N"
             )
         ports.append(Port(port.name, port.dtype, tuple(shape)))
     return Signature(tuple(ports), signature.outputs)

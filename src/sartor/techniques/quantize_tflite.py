@@ -18,11 +18,12 @@ from ai_edge_quantizer import calibrator, qtyping, quantizer
 from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
 
-from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique, Unneeded
+from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique, Unneeded, WrongRequest
 from sartor.space import choice
 from sartor.techniques._quiet_tflite import quiet
 from sartor.tflite_calls import Caller
 from sartor.tflite_file import Flat, operator_name, part_names, read
+from sartor.tflite_write import packed, unpacked
 
 WEIGHED = frozenset({
     "FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "BATCH_MATMUL",
@@ -69,12 +70,15 @@ class _Rounding(Technique):
         flat = read(Path(model.payload))
         able = _weighed(flat)
         spared = self._worst(model, flat, able, bench)[: self.exceptions] if self.exceptions else []
-        data = self._rounded(model, bench, spared)
+        data = _settled(self._rounded(model, bench, spared), flat)
         bench.scratch.mkdir(parents=True, exist_ok=True)
         path = bench.scratch / f"rounded-{hashlib.sha256(data).hexdigest()[:20]}.tflite"
         path.write_bytes(data)
         made = self._fitted(dataclasses.replace(model, payload=path.absolute()))
-        touched, skipped = _account(flat, read(path), able, spared)
+        try:
+            touched, skipped = _account(flat, read(path), able, spared)
+        except WrongRequest as damage:
+            raise Failed(f"ai-edge-quantizer: {damage}") from None
         if not touched:
             raise Unneeded(f"nothing was rounded: {skipped[0][1]}")
         self._try(made, bench)
@@ -197,7 +201,9 @@ class FullInt8(_Rounding):
     interface: str = choice("float32", "integers")
 
     def _fitted(self, model: Model) -> Model:
-        if self.interface == "float32":
+        ports = (*model.signature.inputs, *model.signature.outputs)
+        integers = any(port.dtype in ("int8", "uint8", "int16") for port in ports)
+        if self.interface == "float32" or integers:  # what takes integers goes on taking them
             return model
         return dataclasses.replace(model, settings={**model.settings, "interface": "float32"})
 
@@ -272,6 +278,24 @@ def _account(
             code = before.model["operator_codes"][operator.get("opcode_index", 0)]
             skipped.append((name, f"ai-edge-quantizer has no such {operator_name(code)}"))
     return touched, skipped
+
+
+def _settled(data: bytes, before: Flat) -> bytes:
+    """The file with the free sizes of its outputs, which new tensors at the end do not state."""
+    model = unpacked(data)
+    told, tensors = model.signatureDefs, model.subgraphs[0].tensors
+    lost = False
+    for place, port in enumerate(before.signature.outputs):
+        if None in port.shape and told:
+            tensor = tensors[told[0].outputs[place].tensorIndex]
+            stated = [-1 if each is None else each for each in port.shape]
+            lost |= list(_listed(tensor.shapeSignature)) != stated
+            tensor.shapeSignature = stated
+    return packed(model) if lost else data
+
+
+def _listed(shape: Any) -> list[int]:
+    return [] if shape is None else [int(each) for each in shape]
 
 
 def _pattern(name: str) -> str:
