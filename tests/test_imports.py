@@ -24,6 +24,9 @@ LAYERS = [
     ["bootstrap", "melded"],
     ["contracts"],
     ["limits", "spec", "data", "metrics"],
+    ["tflite_file"],
+    ["tflite_write", "tflite_calls"],
+    ["tflite_export"],
     ["techniques.*", "runtimes.*"],
     ["registry"],
     ["keeper"],
@@ -38,6 +41,7 @@ LAYERS = [
 ]
 
 FRAMEWORKS = {
+    *("ai_edge_litert", "ai_edge_quantizer", "litert_torch"),
     *("catboost", "coremltools", "executorch", "jax", "keras", "lightgbm", "nncf", "onnx"),
     *("onnxruntime", "onnxscript", "onnxslim", "openvino", "ray", "tensorflow", "torch", "torchao"),
     *("transformers", "xgboost"),
@@ -49,6 +53,10 @@ MAY = {
     "cluster": {"ray"},
     "torch_graph": {"torch"},  # shared by the runtime and the technique of that kind
     "torch_operators": {"torch"},
+    "tflite_calls": {"ai_edge_litert"},  # shared by the runtime and the techniques of that kind
+    "tflite_write": {"ai_edge_litert"},
+    "tflite_export": {"litert_torch", "torch"},
+    "testing_tflite": {"ai_edge_litert"},
 }
 
 

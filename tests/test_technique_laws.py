@@ -50,7 +50,16 @@ def torch_toys(folder: Path) -> list[Toy]:
     return [Toy(n, m, functools.partial(testing_torch.toy_batch, n)) for n, m in models.items()]
 
 
-TOYS = {"onnx": onnx_toys, "fake": fake_toys, "torch": torch_toys}
+def tflite_toys(folder: Path) -> list[Toy]:
+    from sartor import testing_tflite
+
+    open_model, batch = registry.runtime("tflite").open, testing_tflite.toy_batch
+    paths = testing_tflite.save_toys(folder)
+    return [Toy(n, open_model(p), functools.partial(batch, n)) for n, p in paths.items()]
+
+
+TOYS = {"onnx": onnx_toys, "fake": fake_toys, "torch": torch_toys, "tflite": tflite_toys}
+ABSENT = {plugin.kind for plugin in registry.plugins("runtimes") if plugin.missing}
 
 
 @pytest.fixture(scope="module")
@@ -61,6 +70,7 @@ def labs(tmp_path_factory) -> Iterator[dict[str, Lab]]:
                 Lab(toys(tmp_path_factory.mktemp(f"{kind}-toys")), tmp_path_factory.mktemp(kind))
             )
             for kind, toys in TOYS.items()
+            if kind not in ABSENT
         }
 
 
@@ -72,7 +82,23 @@ def worker() -> Iterator[Worker]:
 
 def every() -> list:
     found = [(kind, name) for kind in TOYS for name in registry.techniques(kind)]
-    return [pytest.param(kind, name, id=f"{kind}:{name}") for kind, name in found]
+    return [
+        pytest.param(kind, name, id=f"{kind}:{name}", marks=_marks(kind, name))
+        for kind, name in found
+    ] + [
+        pytest.param(plugin.kind, plugin.name, marks=pytest.mark.skip(_why(plugin)))
+        for plugin in registry.plugins("techniques")
+        if plugin.missing
+    ]
+
+
+def _why(plugin: registry.Plugin) -> str:
+    return f"{plugin.name} needs {', '.join(plugin.missing)}: the extra {plugin.extra}"
+
+
+def _marks(kind: str, name: str) -> list[pytest.MarkDecorator]:
+    """Converters that take seconds to load and as long for each toy."""
+    return [pytest.mark.slow] if registry.techniques(kind)[name].makes == "tflite" else []
 
 
 @pytest.mark.parametrize("law", LAWS)
