@@ -9,11 +9,14 @@ it. An HTML comment on the line before a block says what else is meant:
     <!-- slow: WHY -->        it is executed by `make test-all` only
     <!-- transcript: WHY -->  the output of a real run; only its commands are looked at
     <!-- not run: WHY -->     only its commands are looked at
+
+A page that begins with <!-- page needs: PACKAGE, PACKAGE --> is skipped where one is not installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 import re
 import shlex
@@ -90,6 +93,10 @@ def stage(digits: Case, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run_page(name: str, folder: Path, slow: bool) -> None:
+    head = re.match(r"<!-- page needs: (.*?) -->", (ROOT / name).read_text(encoding="utf-8"))
+    for package in head[1].split(", ") if head else ():
+        if importlib.util.find_spec(package) is None:
+            pytest.skip(f"{name} needs {package}")
     for block in blocks(name):
         if block.mark == "file":
             path = folder / block.why

@@ -18,6 +18,16 @@ from sartor.testing_runtimes import RUNTIME_LAWS, Broken, Specimen
 from sartor.workers import Pool
 
 KINDS = [plugin.kind for plugin in plugins("runtimes") if not plugin.missing]
+EVERY = [
+    pytest.param(
+        plugin.kind,
+        marks=pytest.mark.skipif(
+            bool(plugin.missing),
+            reason=f"needs {', '.join(plugin.missing)}: pip install 'sartor[{plugin.extra}]'",
+        ),
+    )
+    for plugin in plugins("runtimes")
+]
 
 
 @pytest.fixture(scope="module")
@@ -37,7 +47,7 @@ def specimens(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Specim
     }
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", EVERY)
 @pytest.mark.parametrize("law", RUNTIME_LAWS)
 def test_law(
     law: str, kind: str, specimens: dict[str, list[Specimen]], tmp_path: Path, pool: Pool

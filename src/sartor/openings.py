@@ -4,12 +4,12 @@ makes of it."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import chain, zip_longest
+from itertools import chain, takewhile, zip_longest
 
 from sartor.building import Stopped
 from sartor.contracts import Model, Recipe, Technique
-from sartor.proposals import by_kind, legal
-from sartor.registry import portfolio
+from sartor.proposals import legal
+from sartor.registry import kinds, portfolio
 from sartor.trials import Laboratory
 
 
@@ -19,12 +19,12 @@ def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Reci
     for all models. What a conversion makes is kept in the store, and where it fails the first trial
     says why."""
     waiting: list[tuple[Recipe, Model]] = [((), lab.original)]
-    lists: list[list[Recipe]] = []
+    lists: list[tuple[Recipe, list[Recipe]]] = []
     for start, model in waiting:  # grows while it is gone through
         own = [start] if start else []
-        lists.append([*own, *((*start, *each) for each in portfolio(model, lab.bench))])
+        lists.append((start, [*own, *((*start, *each) for each in portfolio(model, lab.bench))]))
         for cls in known.values():
-            if not cls.makes or model.kind not in cls.kinds:
+            if not cls.makes or model.kind not in cls.kinds or not _wanted(cls.makes, lab):
                 continue
             then: Recipe = (*start, cls())
             if cls.makes == lab.original.kind or cls.makes in (each.makes for each in start):
@@ -33,22 +33,31 @@ def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Reci
                 waiting.append((then, lab.build(then)))
             except Stopped as end:
                 lab.stops[lab.key(model, then[-1])] = (end.state, end.reason)
-                lists.append([then])
-    turns = chain.from_iterable(zip_longest(*lists, _thinner(lists, lab)))
+                lists.append((then, [then]))
+    turns = chain.from_iterable(zip_longest(*(each for _, each in lists), _thinner(lists, lab)))
     return list(dict.fromkeys(each for each in turns if each is not None))
 
 
-def _thinner(lists: Sequence[Sequence[Recipe]], lab: Laboratory) -> list[Recipe]:
-    """Where a format is asked for: what changes structure and weights of the original's kind alone,
-    followed by each way there."""
-    kind = lab.original.kind
-    if lab.rival or not lists:
-        return []
-    plain = [
-        each
-        for each in lists[0]
-        if each and all(step.stage in ("structure", "weights", "graph") for step in each)
-    ]
-    ways = [each[:2] for way in lists[1:] for each in way if each[0].kinds >= {kind}]
-    ends = [each for each in dict.fromkeys(ways) if by_kind(each, kind)[-1][0] in lab.formats]
-    return [(*each, *end) for each in plain for end in ends if legal((*each, *end), kind)]
+def _wanted(kind: str, lab: Laboratory) -> bool:
+    """Whether a model of this kind is, or leads to, what the target takes."""
+    return not lab.formats or not set(lab.formats).isdisjoint(kinds(kind))
+
+
+def _thinner(
+    lists: Sequence[tuple[Recipe, Sequence[Recipe]]], lab: Laboratory
+) -> list[Recipe]:
+    """Where the target takes other formats than the original's: what changes structure and weights
+    before a conversion to one of them, and behind it the first guess for what comes out."""
+    found: list[Recipe] = []
+    for start, recipes in () if lab.rival else lists:
+        heads = dict.fromkeys(_head(each[len(start) :]) for each in recipes)
+        for way, others in lists:
+            if way and way[:-1] == start and way[-1].makes in lab.formats:
+                tail = others[min(1, len(others) - 1)][len(start) :]
+                found += [(*start, *head, *tail) for head in heads if head]
+    return [each for each in found if legal(each, lab.original.kind)]
+
+
+def _head(recipe: Recipe) -> Recipe:
+    """What it does to structure and weights before all else."""
+    return tuple(takewhile(lambda each: each.stage in ("structure", "weights"), recipe))

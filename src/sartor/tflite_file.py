@@ -336,9 +336,12 @@ def _check_calls(model: Table) -> None:
 
 def _called(subgraph: Table, subgraphs: Sequence[Any]) -> Iterator[int]:
     for operator in subgraph.get("operators", []):
-        for options in (operator.get("builtin_options"), operator.get("builtin_options2")):
-            for field, value in (options or {}).items():
-                if "subgraph" in field and value != NONE:
+        for place in ("builtin_options", "builtin_options2"):
+            options = operator.get(place)
+            name = _UNIONS["Operator", place][operator.get(f"{place}_type", 0)]
+            fields = [each for each, _ in _schema().get(name, ()) if "subgraph" in each]
+            for value in (options.get(each, 0) for each in fields if options is not None):
+                if value != NONE:  # one that is left out is 0
                     _index(value, subgraphs, "an operator's graph")
                     yield value
 

@@ -158,31 +158,43 @@ class _Rounding(Technique):
 @dataclass(frozen=True)
 class DynamicRange(_Rounding):
     """Weights in `bits`, activations rounded to int8 at each call: LiteRT's default, and the
-    fastest for transformers. `block`: so many weights of fully connected layers and embeddings
-    share a scale (0: a channel does). `method`: how scales are chosen: by the extremes, by OCTAV
-    (Sakr et al., ICML 2022), or by the least squared error."""
+    fastest for transformers. What has no kernel for 4 bits has 8. `block`: of 4 bits, so many
+    weights of fully connected layers and embeddings share a scale (0: a channel does). `method`:
+    how scales are chosen: by the extremes, by OCTAV (Sakr et al., ICML 2022), or by the least
+    squared error."""
 
     bits: int = choice(8, 4)
     block: int = choice(0, 32, 64, 128)
     method: str = choice("minmax", values=tuple(_METHODS))
 
+    def refuse(self, model: Model, bench: Bench) -> str | None:
+        if self.block and self.bits != 4:
+            return "blocks share a scale in 4 bits only: write bits=4 or block=0"
+        return super().refuse(model, bench)
+
     def _config(self, tool: Any, pattern: str) -> None:
-        tool.add_dynamic_config(pattern, _EVERY, self.bits, _grain(self.block), _METHODS[self.method])
+        method, sorts = _METHODS[self.method], qtyping.QuantGranularity
+        tool.add_dynamic_config(pattern, _EVERY, 8, sorts.CHANNELWISE, method)
+        if self.bits == 4:  # the last that is able counts, and each pattern is told once
+            tool.add_dynamic_config(f"(?:{pattern})", _EVERY, 4, sorts.CHANNELWISE, method)
+        if self.block:
+            grain = sorts[f"BLOCKWISE_{self.block}"]
+            tool.add_dynamic_config(f"(?:(?:{pattern}))", _EVERY, 4, grain, method)
 
 
 @dataclass(frozen=True)
 class WeightsOnly(_Rounding):
-    """Weights in `bits`, computed with as floats: small, near the original, no faster. `block` and
-    `method` as in dynamic-range."""
+    """Weights in `bits`, computed with as floats: small, near the original, no faster. What has no
+    kernel for 4 bits has 8. `method` as in dynamic-range."""
 
     bits: int = choice(8, 4)
-    block: int = choice(0, 32, 64, 128)
     method: str = choice("minmax", values=tuple(_METHODS))
 
     def _config(self, tool: Any, pattern: str) -> None:
-        tool.add_weight_only_config(
-            pattern, _EVERY, self.bits, _grain(self.block), _METHODS[self.method]
-        )
+        grain = qtyping.QuantGranularity.CHANNELWISE
+        for bits in (8, 4) if self.bits == 4 else (8,):  # the last that is able counts
+            name = pattern if bits == 8 else f"(?:{pattern})"
+            tool.add_weight_only_config(name, _EVERY, bits, grain, _METHODS[self.method])
 
 
 @dataclass(frozen=True)
@@ -301,11 +313,6 @@ def _listed(shape: Any) -> list[int]:
 def _pattern(name: str) -> str:
     """Finds the operator with this output among those that ai-edge-quantizer joins by ;"""
     return f"^{re.escape(re.sub(r'#[0-9]+$', '', name))};"
-
-
-def _grain(block: int) -> Any:
-    sorts = qtyping.QuantGranularity
-    return sorts[f"BLOCKWISE_{block}"] if block else sorts.CHANNELWISE
 
 
 # -- rows ------------------------------------------------------------------------------------------
