@@ -12,13 +12,13 @@ import pytest
 
 pytest.importorskip("ai_edge_litert", reason="the extra tflite is not installed")
 
-from hostile import tflite_files  # noqa: E402
+from hostile import tflite_files
 
-from sartor.contracts import Failed, Model, Target, WrongRequest  # noqa: E402
-from sartor.registry import open_model, runtime  # noqa: E402
-from sartor.testing_tflite import save_toys, toy_batch  # noqa: E402
-from sartor.tflite_file import read  # noqa: E402
-from sartor.workers import Pool  # noqa: E402
+from sartor.contracts import Failed, Model, Target, WrongRequest
+from sartor.registry import open_model, runtime
+from sartor.testing_tflite import save_toys, toy_batch
+from sartor.tflite_file import read
+from sartor.workers import Pool
 
 ENGINE: Any = runtime("tflite")
 
@@ -90,9 +90,9 @@ def test_integers_stay_integers_unless_floats_are_asked_for(toys: dict[str, Mode
 
 
 def test_a_fixed_batch_is_a_fixed_batch_and_a_free_one_is_free(toys: dict[str, Model]) -> None:
-    with ENGINE.start(toys["cnn"], Target()) as run:
-        with pytest.raises(WrongRequest, match=r"takes image float32\[1, 16, 16, 3\]"):
-            run(toy_batch("cnn", 2))
+    said = r"takes image float32\[1, 16, 16, 3\]"
+    with ENGINE.start(toys["cnn"], Target()) as run, pytest.raises(WrongRequest, match=said):
+        run(toy_batch("cnn", 2))
     with ENGINE.start(toys["mlp"], Target()) as run:
         batch = toy_batch("mlp", 5)
         together = run(batch)["logits"]

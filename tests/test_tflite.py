@@ -16,11 +16,11 @@ from onnx import TensorProto, helper
 pytest.importorskip("ai_edge_litert", reason="the extra tflite is not installed")
 pytest.importorskip("ai_edge_quantizer", reason="the extra tflite is not installed")
 
-from sartor import testing_onnx, testing_tflite, testing_torch  # noqa: E402
-from sartor.contracts import Failed, Model, Target  # noqa: E402
-from sartor.lab import Toy, ToyBench, alike, apply  # noqa: E402
-from sartor.registry import plugins, runtime, techniques  # noqa: E402
-from sartor.tflite_file import read  # noqa: E402
+from sartor import testing_onnx, testing_tflite, testing_torch
+from sartor.contracts import Failed, Model, Target
+from sartor.lab import Toy, ToyBench, alike, apply
+from sartor.registry import plugins, runtime, techniques
+from sartor.tflite_file import read
 
 CONVERTS = not any(each.missing for each in plugins("techniques") if each.name == "tflite_onnx")
 needs_converter = pytest.mark.skipif(
@@ -88,9 +88,9 @@ def test_integers_at_the_ends_are_in_the_file_and_floats_in_the_session(tmp_path
     assert made.settings == {"interface": "float32"}
     assert made.signature == mine.model.signature
     batch = mine.batch(1, 5)
-    with runtime("tflite").start(mine.model, Target()) as one:
-        with runtime("tflite").start(made, Target()) as two:
-            assert alike(one(batch), two(batch)) > 0.99
+    start = runtime("tflite").start
+    with start(mine.model, Target()) as one, start(made, Target()) as two:
+        assert alike(one(batch), two(batch)) > 0.99
 
 
 def test_what_is_rounded_already_is_refused(tmp_path: Path) -> None:

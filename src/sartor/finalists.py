@@ -22,9 +22,7 @@ class Finalist:
     trial: Trial
 
 
-def freeze(
-    trials: Iterable[Trial], most: int = MOST, rival: bool = True
-) -> tuple[Finalist, ...]:
+def freeze(trials: Iterable[Trial], most: int = MOST, rival: bool = True) -> tuple[Finalist, ...]:
     """The finalists in their order, the surest first: from the Pareto front of (p-value on the
     search split, objective) among the finished trials that gain anything the surest, the best and
     those evenly between; then the surest of the others. Those beside the front are there because

@@ -43,9 +43,7 @@ def _wanted(kind: str, lab: Laboratory) -> bool:
     return not lab.formats or not set(lab.formats).isdisjoint(kinds(kind))
 
 
-def _thinner(
-    lists: Sequence[tuple[Recipe, Sequence[Recipe]]], lab: Laboratory
-) -> list[Recipe]:
+def _thinner(lists: Sequence[tuple[Recipe, Sequence[Recipe]]], lab: Laboratory) -> list[Recipe]:
     """Where the target takes other formats than the original's: what changes structure and weights
     before a conversion to one of them, and behind it the first guess for what comes out."""
     found: list[Recipe] = []

@@ -154,9 +154,7 @@ def _attention(draft: Draft, width: int = 64) -> bytes:
     )
     scale = draft.constant("scale", np.array([width**-0.5], np.float32))
     scores = draft.op("MUL", [scores, scale], (1, TOKENS, TOKENS), options="MulOptions")
-    scores = draft.op(
-        "SOFTMAX", [scores], (1, TOKENS, TOKENS), options="SoftmaxOptions", beta=1.0
-    )
+    scores = draft.op("SOFTMAX", [scores], (1, TOKENS, TOKENS), options="SoftmaxOptions", beta=1.0)
     x = draft.op(
         "ADD", [x, draft.op("BATCH_MATMUL", [scores, v], shape, options="BatchMatMulOptions")],
         shape, options="AddOptions",
@@ -209,7 +207,7 @@ def toy_batch(name: str, rows: int, seed: int = 0) -> Arrays:
 
 @dataclass(frozen=True)
 class _Batch:
-    """As many rows as are asked for where the model takes any number, else the one it insists on."""
+    """As many rows as are asked for where the model takes any number, else one."""
 
     name: str
 

@@ -160,7 +160,9 @@ class _Tensor:
 def _matched(
     path: Path, flat: Flat, role: str, stated: Sequence[Port]
 ) -> list[tuple[Port, _Tensor]]:
-    own = dict(zip((p.name for p in getattr(flat.signature, role)), getattr(flat, role), strict=True))
+    own = dict(
+        zip((p.name for p in getattr(flat.signature, role)), getattr(flat, role), strict=True)
+    )
     ports = {port.name: port for port in getattr(flat.signature, role)}
     if own.keys() != {port.name for port in stated}:
         raise WrongRequest(f"{path}: its {role} are {', '.join(own)}, not as they were stated")

@@ -107,9 +107,7 @@ def _named(data: bytes, signature: Signature) -> tuple[bytes, Signature]:
     ):
         known = {_text(each.name): each for each in side}
         wanted = [f"{stem}{at}" for at in range(len(ports))]
-        missing = [
-            port.name for port, name in zip(ports, wanted, strict=True) if name not in known
-        ]
+        missing = [port.name for port, name in zip(ports, wanted, strict=True) if name not in known]
         if missing or len(known) != len(ports):
             raise Failed(f"litert-torch left out {missing or known}: nothing depends on it")
         ordered = [known[name] for name in wanted]

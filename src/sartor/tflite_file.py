@@ -177,7 +177,9 @@ class Flat:
     def remembers(self) -> bool:
         """Whether it keeps anything from one call to the next."""
         return any(
-            each.get("is_variable") for sub in self.model["subgraphs"] for each in sub.get("tensors", [])
+            each.get("is_variable")
+            for sub in self.model["subgraphs"]
+            for each in sub.get("tensors", [])
         )
 
 
@@ -204,7 +206,7 @@ def _read(path: Path, *_: int) -> Flat:
         return decoded(data)
     except _Damaged as damage:
         raise WrongRequest(
-            f"{path} is damaged or was made to look like a model: {damage}; copy or convert it again"
+            f"{path} is damaged or made to look like a model: {damage}; copy or convert it again"
         ) from None
 
 
@@ -283,9 +285,7 @@ def _check_tensor(tensor: Table, model: Table, tensors: Sequence[Any]) -> None:
     _check_scales(tensor, name, shape, tensors)
 
 
-def _check_scales(
-    tensor: Table, name: str, shape: Sequence[int], tensors: Sequence[Any]
-) -> None:
+def _check_scales(tensor: Table, name: str, shape: Sequence[int], tensors: Sequence[Any]) -> None:
     how = tensor.get("quantization") or {}
     given = np.asarray(how.get("scale", ()), np.float32)
     scales, zeros = len(given), len(how.get("zero_point", ()))

@@ -128,7 +128,7 @@ FILES: Mapping[str, tuple[Callable[[], bytes], str]] = {
 
 
 def mutated(count: int, seed: int = 0) -> list[bytes]:
-    """Good files with a few bytes of them changed, at their ends more often, where the tables lie."""
+    """Good files with a few bytes changed, at their ends more often, where the tables lie."""
     rng = random.Random(seed)
     toys = [good(name) for name in ("mlp", "cnn", "attention", "whole")]
     found = []

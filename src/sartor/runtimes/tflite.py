@@ -66,7 +66,9 @@ class Tflite:
         model, WrongRequest for a file, a setting or a device that it does not know."""
         _check(model.settings)
         if target.device != "cpu":
-            raise WrongRequest(f"TensorFlow Lite models run on 'cpu' here, not on {target.device!r}")
+            raise WrongRequest(
+                f"TensorFlow Lite models run on 'cpu' here, not on {target.device!r}"
+            )
         threads = min(model.settings.get("threads", target.threads), target.threads)
         return Caller(Path(model.payload), self.facing(model), threads)
 

@@ -1,5 +1,5 @@
-"""Integers in TensorFlow Lite's files, by ai-edge-quantizer: weights alone, weights with activations
-rounded at run time, and all of it; with our choice of what stays in float."""
+"""Integers in TensorFlow Lite's files, by ai-edge-quantizer: weights alone, weights with
+activations rounded at run time, and all of it; with our choice of what stays in float."""
 
 from __future__ import annotations
 
@@ -225,9 +225,7 @@ class FullInt8(_Rounding):
     def _ends(self, tool: Any) -> None:
         if self.interface == "float32":
             for name in (qtyping.TFLOperationName.INPUT, qtyping.TFLOperationName.OUTPUT):
-                tool.update_quantization_recipe(
-                    ".*", name, algorithm_key=AlgorithmName.NO_QUANTIZE
-                )
+                tool.update_quantization_recipe(".*", name, algorithm_key=AlgorithmName.NO_QUANTIZE)
 
     def _ranges(self, tool: Any, model: Model, bench: Bench) -> Any:
         how = {"average": qsv_utils.moving_average_update, "widest": qsv_utils.min_max_update}

@@ -48,8 +48,8 @@ class ToTflite(Technique):
         for node in peek(model).nodes:
             if node.op_type in _INTEGERS:
                 return (
-                    f"{called(node)} computes in integers of ONNX Runtime's: convert the floats and "
-                    "round afterwards"
+                    f"{called(node)} computes in integers of ONNX Runtime's: convert the floats "
+                    "and round afterwards"
                 )
             if node.op_type != "Constant" and not followed(node):
                 return f"the operator {called(node)} has no counterpart in PyTorch here"
