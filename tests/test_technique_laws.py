@@ -66,6 +66,10 @@ MISSING = {
 }
 
 
+# Laws that have a quantizer at work again and again; litert-torch takes seconds each time.
+LONG = {"composes", "extremes", "same_elsewhere"}
+
+
 @pytest.fixture(scope="module")
 def labs(tmp_path_factory) -> Iterator[dict[str, Lab]]:
     with contextlib.ExitStack() as open_labs:
@@ -96,7 +100,7 @@ def every() -> list:
     for kind in TOYS:
         for name, cls in ({} if kind in MISSING else registry.techniques(kind)).items():
             for law in LAWS:
-                slow = cls.makes == "tflite"  # litert-torch takes seconds for each toy
+                slow = cls.makes == "tflite" or (kind == "tflite" and law in LONG)
                 marks = [pytest.mark.slow] if slow else []
                 found.append(pytest.param(kind, name, law, id=f"{kind}:{name}-{law}", marks=marks))
     return found
