@@ -3,11 +3,11 @@ makes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, takewhile, zip_longest
 
 from sartor.building import Stopped
-from sartor.contracts import Model, Recipe, Technique
+from sartor.contracts import Model, Recipe, Technique, technique_name
 from sartor.proposals import legal
 from sartor.registry import kinds, portfolio
 from sartor.trials import Laboratory
@@ -22,7 +22,8 @@ def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Reci
     lists: list[tuple[Recipe, list[Recipe]]] = []
     for start, model in waiting:  # grows while it is gone through
         own = [start] if start else []
-        lists.append((start, [*own, *((*start, *each) for each in portfolio(model, lab.bench))]))
+        offered = _offered(model, lab, known)
+        lists.append((start, [*own, *((*start, *each) for each in offered)]))
         for cls in known.values():
             if not cls.makes or model.kind not in cls.kinds or not _wanted(cls.makes, lab):
                 continue
@@ -36,6 +37,15 @@ def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Reci
                 lists.append((then, [then]))
     turns = chain.from_iterable(zip_longest(*(each for _, each in lists), _thinner(lists, lab)))
     return list(dict.fromkeys(each for each in turns if each is not None))
+
+
+def _offered(
+    model: Model, lab: Laboratory, known: Mapping[str, type[Technique]]
+) -> Iterator[Recipe]:
+    """The portfolio of the model's kind, without conversions that are not allowed."""
+    for each in portfolio(model, lab.bench):
+        if all(technique_name(step) in known for step in each if step.makes):
+            yield each
 
 
 def _wanted(kind: str, lab: Laboratory) -> bool:

@@ -15,7 +15,7 @@ import numpy as np
 
 from sartor import machine
 from sartor.certify import check_holdout
-from sartor.contracts import Arrays, Failed, Model, Target, Task, WrongRequest
+from sartor.contracts import Arrays, Failed, Model, Target, Task, WrongRequest, technique_name
 from sartor.data import Data, Part, read
 from sartor.evaluate import answering, digest
 from sartor.figures import truth_of
@@ -23,7 +23,7 @@ from sartor.glimpse import looker, repeatable
 from sartor.lanes import natural_batch, sample_outputs
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import check_labels, default_limit, find, infer_task
-from sartor.registry import adopt, kinds, plugins, reachable, runtime
+from sartor.registry import adopt, conversion, kinds, plugins, reachable, runtime
 from sartor.spec import Spec, beside
 from sartor.user_functions import Augmentation, augmentation
 from sartor.workers import Pool
@@ -173,17 +173,23 @@ def _request(
 
 
 def allowed(spec: Spec, kind: str) -> dict[str, Any]:
-    """The techniques that the search may use; what converts a model stays where others are named,
-    since they may need it; what is experimental is left out unless it is named."""
+    """The techniques that the search may use; what converts a model stays where others are named
+    that need it, or a format; what is experimental is left out unless it is named."""
     known = reachable(kind)
     named = {each.get("technique") for entries in spec.recipes for each in entries}
     for name in (*spec.techniques, *spec.without):
         if name not in known:
             raise WrongRequest(f"no technique {name!r} for {kind}; there are: {', '.join(known)}")
+    before = {technique_name(s) for each in spec.techniques for s in conversion(kind, each)}
+    before |= {
+        name
+        for name, cls in known.items()
+        if cls.makes and not set(spec.formats).isdisjoint(kinds(cls.makes))
+    }
     return {
         name: cls
         for name, cls in known.items()
-        if (not spec.techniques or name in spec.techniques or cls.makes)
+        if (not spec.techniques or name in spec.techniques or name in before)
         and name not in spec.without
         and (not cls.experimental or name in {*spec.techniques, *named})
     }

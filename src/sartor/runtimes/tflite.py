@@ -6,13 +6,14 @@ file stands in `tflite_file`, which needs no LiteRT.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import shutil
 from collections.abc import Mapping
 from functools import lru_cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -101,7 +102,12 @@ class Tflite:
         return found
 
     def versions(self) -> Mapping[str, str]:
-        return {"ai-edge-litert": version("ai-edge-litert"), "numpy": np.__version__}
+        told = {"numpy": np.__version__}
+        # The others are those by which the techniques of this kind, and what leads to it, work.
+        for package in ("ai-edge-litert", "ai-edge-quantizer", "litert-torch"):
+            with contextlib.suppress(PackageNotFoundError):
+                told[package] = version(package)
+        return told
 
 
 def _integers(dtype: str) -> bool:
