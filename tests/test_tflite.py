@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 pytest.importorskip("ai_edge_litert", reason="the extra tflite is not installed")
 pytest.importorskip("ai_edge_quantizer", reason="the extra tflite is not installed")
@@ -212,3 +212,50 @@ def test_a_device_that_takes_tflite_alone_is_given_one(
     assert facts["certificate"]["rival"] is False
     said = sartor("verify", tmp_path / "run" / "bundle", "--data", fresh / "eval.npz")
     assert said.status in (0, 4), said.err
+
+
+# -- taken in --------------------------------------------------------------------------------------
+
+
+def written(source: Path, path: Path) -> Path:
+    """The perceptron in an ONNX file, its trained weights included, as a file of TensorFlow
+    Lite's that takes one row at a time: by the schema alone."""
+    held = {each.name: numpy_helper.to_array(each) for each in onnx.load(source).graph.initializer}
+    draft = testing_tflite.Draft(0)
+    x = here = draft.tensor("pixels", "float32", (1, held["w0"].shape[0]))
+    last = len(held) // 2 - 1
+    for at in range(last + 1):
+        given = [
+            here,
+            draft.constant(f"w{at}", np.ascontiguousarray(held[f"w{at}"].T)),
+            draft.constant(f"b{at}", held[f"b{at}"]),
+        ]
+        here = draft.op(
+            "FULLY_CONNECTED", given, (1, held[f"b{at}"].size), options="FullyConnectedOptions",
+            fusedActivationFunction=int(at < last),
+        )  # fmt: skip
+    path.write_bytes(draft.written({"pixels": x}, {"logits": here}))
+    return path
+
+
+@pytest.mark.slow
+def test_a_file_that_comes_in_is_rounded_certified_and_verified(
+    digits: Any, tmp_path: Path, sartor: Any
+) -> None:
+    data = digits.data(tmp_path)
+    fresh = tmp_path / "fresh"
+    fresh.mkdir()
+    np.savez(fresh / "eval.npz", **digits.fresh)
+    model = written(digits.model, tmp_path / "digits.tflite")
+    said = sartor(
+        "optimize", model, "--data", data, "--limit", "accuracy >= baseline - 0.03",
+        "--minimize", "size", "--trials", 3, "--out", tmp_path / "run", "--json",
+    )  # fmt: skip
+    assert said.status == 0, said.err
+    assert said.json["figures"]["size"] < 0.3 * model.stat().st_size
+    assert sartor("verify", tmp_path / "run" / "bundle", "--data", fresh / "eval.npz").status in (
+        0, 4,
+    )  # fmt: skip
+    profiled = sartor("profile", model, "--data", data)
+    assert profiled.status == 0, profiled.err
+    assert "FULLY_CONNECTED" in profiled.out
