@@ -26,8 +26,9 @@ def freeze(trials: Iterable[Trial], most: int = MOST, rival: bool = True) -> tup
     """The finalists in their order, the surest first: from the Pareto front of (p-value on the
     search split, objective) among the finished trials that gain anything the surest, the best and
     those evenly between; then the surest of the others. Those beside the front are there because
-    the search errs as well: the surest one there is often not the surest in truth."""
-    most_of = 1.0 if rival else math.inf  # where the original is no answer, none need gain on it
+    the search errs as well: the surest one there is often not the surest in truth. `rival`: whether
+    the original could be the answer, so that another must gain something."""
+    most_of = 1.0 if rival else math.inf
     known = [
         each
         for each in trials
