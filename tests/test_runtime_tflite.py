@@ -125,3 +125,22 @@ def test_macs_are_those_of_one_row(toys: dict[str, Model]) -> None:
     assert parts["MEAN"].macs == 0
     assert parts["CONV_2D"].parameters == 32 * 27 + 32
     assert os.path.getsize(toys["cnn"].payload) > sum(p.bytes for p in parts.values())
+
+
+def test_a_call_that_fails_leaves_the_next_as_it_was(
+    toys: dict[str, Model], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sartor.tflite_calls import litert
+
+    def fails(self: object) -> None:
+        raise RuntimeError("a kernel gave up\n(node 3)")
+
+    batch = toy_batch("mlp", 3)
+    with ENGINE.start(toys["mlp"], Target()) as run:
+        right = run(batch)["logits"]
+        with monkeypatch.context() as broken:
+            broken.setattr(litert.Interpreter, "invoke", fails)
+            for _ in range(2 * (os.cpu_count() or 1)):  # none is kept that failed, none is lost
+                with pytest.raises(Failed, match=r"LiteRT: a kernel gave up \(node 3\)"):
+                    run(batch)
+        assert np.array_equal(run(batch)["logits"], right)

@@ -35,7 +35,7 @@ class Caller:
         self.ports = stated.inputs
         self.remembers = self.flat.remembers
         self._wanted = [(p.name, np.dtype(p.dtype), p.shape) for p in self.ports]
-        self._free: list[Any] = []
+        self._free: list[Run] = []
         self._made = 0
         self._turn = threading.Condition()
         self._free.append(self._interpreter())
@@ -53,15 +53,14 @@ class Caller:
                 raise self._refusal(batch)
         run = self._take()
         try:
-            return self._answers(run, batch)
+            answers = self._answers(run, batch)
         except (RuntimeError, ValueError) as error:
+            self._give(None)  # one that failed may be half set up: it is not asked again
             raise Failed(f"LiteRT: {said(error)}") from None
-        finally:
-            with self._turn:
-                self._free.append(run)
-                self._turn.notify()
+        self._give(run)
+        return answers
 
-    def _answers(self, run: Any, batch: Arrays) -> dict[str, np.ndarray]:
+    def _answers(self, run: Run, batch: Arrays) -> dict[str, np.ndarray]:
         resized = False
         for port, tensor in self.inputs:
             if None in port.shape and run.get_input_shape(tensor.at) != batch[port.name].shape:
@@ -79,13 +78,21 @@ class Caller:
             for port, tensor in self.outputs
         }
 
-    def _take(self) -> Any:
+    def _take(self) -> Run:
         with self._turn:
             while not self._free and self._made >= MOST:
                 self._turn.wait()
             if self._free:
                 return self._free.pop()
             return self._interpreter()
+
+    def _give(self, run: Run | None) -> None:
+        with self._turn:
+            if run is None:
+                self._made -= 1
+            elif self.flat is not None:
+                self._free.append(run)
+            self._turn.notify()
 
     def _interpreter(self) -> Run:
         try:
