@@ -28,6 +28,9 @@ LAYERS = [
     ["limits", "spec", "data", "metrics"],
     ["openvino_ir"],
     ["openvino_core"],
+    ["tflite_file"],
+    ["tflite_write", "tflite_calls"],
+    ["tflite_export"],
     ["techniques.*", "runtimes.*"],
     ["registry"],
     ["store", "verdicts", "profile", "evaluate", "certify", "bundle", "report.*"],
@@ -41,6 +44,7 @@ LAYERS = [
 ]
 
 FRAMEWORKS = {
+    *("ai_edge_litert", "ai_edge_quantizer", "litert_torch"),
     *("catboost", "coremltools", "executorch", "jax", "keras", "lightgbm", "nncf", "onnx"),
     *("onnxruntime", "onnxscript", "onnxslim", "openvino", "ray", "tensorflow", "torch", "torchao"),
     *("transformers", "xgboost"),
@@ -53,6 +57,10 @@ MAY = {
     "torch_graph": {"torch"},  # shared by the runtime and the technique of that kind
     "torch_operators": {"torch"},
     "openvino_core": {"openvino"},
+    "tflite_calls": {"ai_edge_litert"},  # shared by the runtime and the techniques of that kind
+    "tflite_write": {"ai_edge_litert"},
+    "tflite_export": {"litert_torch", "torch"},
+    "testing_tflite": {"ai_edge_litert"},
 }
 
 

@@ -58,14 +58,29 @@ def openvino_toys(folder: Path) -> list[Toy]:
     return [Toy(n, m, functools.partial(toy_batch, n)) for n, m in models.items()]
 
 
-TOYS = {"onnx": onnx_toys, "fake": fake_toys, "torch": torch_toys, "openvino": openvino_toys}
+def tflite_toys(folder: Path) -> list[Toy]:
+    from sartor import testing_tflite
+
+    open_model, batch = registry.runtime("tflite").open, testing_tflite.toy_batch
+    paths = testing_tflite.save_toys(folder)
+    return [Toy(n, open_model(p), functools.partial(batch, n)) for n, p in paths.items()]
+
+
+TOYS = {
+    "onnx": onnx_toys,
+    "fake": fake_toys,
+    "torch": torch_toys,
+    "tflite": tflite_toys,
+    "openvino": openvino_toys,
+}
 MISSING = {
     plugin.kind: f"needs {', '.join(plugin.missing)}: pip install 'sartor[{plugin.extra}]'"
     for plugin in registry.plugins("runtimes")
     if plugin.kind in TOYS and plugin.missing
 }
-# Laws that have OpenVINO and NNCF at work again and again.
-LONG = {"composes", "extremes", "same_elsewhere", "deterministic", "leaves_state", "narrows"}
+# Laws that have a quantizer at work again and again; NNCF and litert-torch take seconds each time.
+LONG = {"composes", "extremes", "same_elsewhere"}
+LONGER = {*LONG, "deterministic", "leaves_state", "narrows"}
 
 
 @pytest.fixture(scope="module")
@@ -87,17 +102,22 @@ def worker() -> Iterator[Worker]:
 
 
 def every() -> list:
-    """(kind, technique, law) of all that are installed; one that says so for each kind that is
-    not."""
+    """(kind, technique, law) of all that are installed; one that says so for each kind and each
+    file of techniques that is not."""
     found = []
+    for plugin in registry.plugins("techniques"):
+        if plugin.missing:
+            why = f"needs {', '.join(plugin.missing)}: pip install 'sartor[{plugin.extra}]'"
+            mark = pytest.mark.skip(reason=why)
+            found.append(pytest.param("", "", "", id=f"{plugin.name}:not-installed", marks=mark))
     for kind in TOYS:
-        if kind in MISSING:
-            mark = pytest.mark.skip(reason=MISSING[kind])
-            found.append(pytest.param(kind, "", "", id=f"{kind}:not-installed", marks=mark))
-            continue
-        for name in registry.techniques(kind):
+        for name, cls in ({} if kind in MISSING else registry.techniques(kind)).items():
             for law in LAWS:
-                slow = law in LONG and (kind == "openvino" or name == "to-openvino")
+                slow = (
+                    cls.makes == "tflite"
+                    or (kind == "tflite" and law in LONG)
+                    or ("openvino" in (kind, cls.makes) and law in LONGER)
+                )
                 marks = [pytest.mark.slow] if slow else []
                 found.append(pytest.param(kind, name, law, id=f"{kind}:{name}-{law}", marks=marks))
     return found

@@ -142,7 +142,8 @@ class Answering:
         """Seconds to keep back for the certificate of what was found or may be found next, the
         contributions and the bundle."""
         known = self.early.finalist.digest if self.early else None
-        chain = [each for each in freeze(self.trials) if each.digest != known]
+        frozen = freeze(self.trials, rival=self.lab.rival)
+        chain = [each for each in frozen if each.digest != known]
         steps = max((len(each.trial.recipe) for each in chain), default=0)
         slowest = min(self.lab.pace.values(), default=math.inf)
         look = LOOK_SECONDS + STEP_ROWS / slowest
@@ -163,10 +164,11 @@ class Answering:
             self.ready.data.holdout,
             self.ledger,
             self.folder.run_name(),
-            original=Finalist(own.model or self.measuring.own, own),
+            original=Finalist(own.model or self.measuring.own, own) if self.lab.rival else None,
             seed=self.spec.seed,
             in_time=lambda: self.clock.left() > self.measuring.test_seconds(1),
             hurried=self.clock.left() < self.measuring.test_seconds(1),
+            rival=self.lab.rival,
         )
 
     # -- the end ------------------------------------------------------------------------------
@@ -174,7 +176,7 @@ class Answering:
     def conclude(self) -> None:
         """Certifies, explains, writes bundle, frontier and answer."""
         self.lab.patience = lambda: APPLY_SECONDS  # what was found is not lost to the clock
-        chain = freeze(self.trials)
+        chain = freeze(self.trials, rival=self.lab.rival)
         self.folder.journal.add(
             "frozen",
             session=self.clock.session,

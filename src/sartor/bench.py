@@ -109,7 +109,8 @@ class LocalBench:
         names = [port.name for port in self.teacher.signature.inputs]
         inputs = {name: batch[name] for name in names if name in batch}
         whole = dataclasses.replace(self.target, threads=max(machine.cores() // sharers, 1))
-        return lanes.session(self.teacher, whole, _digest(self.teacher))(inputs)
+        run = lanes.session(self.teacher, whole, _digest(self.teacher))
+        return lanes.in_portions(run, self.teacher.signature, inputs)
 
     def remember(
         self, key: str, compute: Callable[[], Mapping[str, np.ndarray]], *, shared: bool = False

@@ -109,7 +109,8 @@ class Certifier:
     the ledger: the same again after a kill. `bets`: sequences that go on, begun on other data, and
     `cap`: the level at which they did; then they alone decide. `in_time`: whether there is time for
     one more finalist; `hurried`: whether there is too little to see all examples of one, so that as
-    much is bet on the first of them as for an early answer."""
+    much is bet on the first of them as for an early answer. `rival`: whether the original could be
+    the answer too, so that another must be better; where the target cannot run it, it is not."""
 
     limits: tuple[Limit, ...]
     objective: Objective
@@ -124,6 +125,7 @@ class Certifier:
     cap: float = 1.0
     in_time: Callable[[], bool] = lambda: True
     hurried: bool = False
+    rival: bool = True
 
     @property
     def needs_data(self) -> bool:
@@ -154,7 +156,7 @@ class Certifier:
             return False
         level = self.ledger.early_level() * BET["early"]
         verdicts = list(judge_all(asked, evidence, self.task, level, self.seed))
-        if self.objective.metric in PERFORMANCE:
+        if self.rival and self.objective.metric in PERFORMANCE:
             verdicts.append(better(self.objective, evidence, self.task, level, self.seed))
         return all(each.outcome == "met" for each in verdicts)
 
@@ -313,7 +315,7 @@ class Certifier:
 
     def _asked(self) -> tuple[Limit, ...]:
         """The limits, and last that the objective be better than the original's."""
-        return (*self.limits, improvement(self.objective, self.task))
+        return (*self.limits, *((improvement(self.objective, self.task),) * self.rival))
 
     def _row(
         self,
@@ -324,10 +326,9 @@ class Certifier:
     ) -> Row:
         """The verdicts on what was measured; those on quality are as the `bets` have them, where
         they are given."""
-        verdicts = [
-            *judge_all(self.limits, evidence, self.task, level, self.seed),
-            better(self.objective, evidence, self.task, level, self.seed),
-        ]
+        verdicts = list(judge_all(self.limits, evidence, self.task, level, self.seed))
+        if self.rival:
+            verdicts.append(better(self.objective, evidence, self.task, level, self.seed))
         if bets is not None:
             verdicts = [
                 judge_sequence.seen(bets, limit, verdict, evidence, self.task, level)
@@ -336,7 +337,8 @@ class Certifier:
                 for limit, verdict in zip(self._asked(), verdicts, strict=True)
             ]
         outcome, p = together(verdicts)
-        worse = judge_all(guards(self.limits), evidence, self.task, level, self.seed)
+        least = guards(self.limits) if self.rival else ()
+        worse = judge_all(least, evidence, self.task, level, self.seed)
         verdicts += [each for each in worse if each.outcome == "broken"]
         passed = outcome == "met" and not any(each.outcome == "broken" for each in worse)
         return Row(

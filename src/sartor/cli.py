@@ -144,6 +144,14 @@ def _optimize(commands: Any) -> None:
         help="the target takes fixed shapes only, such as image=1,3,224,224",
     )
     command.add_argument(
+        "--format",
+        action="append",
+        dest="formats",
+        metavar="KIND",
+        help="what the target takes, such as tflite: the answer is of that kind; may be given "
+        "several times",
+    )
+    command.add_argument(
         "--watts", type=float, help="what a busy core needs, to estimate energy from CPU time"
     )
     group = command.add_argument_group("request")

@@ -291,6 +291,9 @@ class Runtime(Protocol):
     `remarks(model) -> tuple[str, ...]`: what was given up when it was taken in, for the user.
     `reads(model) -> tuple[str, ...]`: the files that the model's file names, as it names them; a
     bundle must list them.
+    `facing(model) -> Signature`: that of a session, where a model's settings change it.
+    `static = True`: models of this kind have fixed sizes as a rule, so that a conversion to it may
+    fix what was free.
     `runs_code = True`: its files name code; neither a path nor a bundle opens them.
     `internal = True`: for tests; not named to users."""
 

@@ -50,6 +50,7 @@ class Delivery:
             "figures_on_the_search_split": trial.figures,
             "steps": steps,
             "replayed": self.spec.replay is not None,
+            "rival": self.lab.rival,
             "conditions": conditions,
             "watts": self.spec.watts,
             **facts,

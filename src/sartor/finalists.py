@@ -22,15 +22,19 @@ class Finalist:
     trial: Trial
 
 
-def freeze(trials: Iterable[Trial], most: int = MOST) -> tuple[Finalist, ...]:
+def freeze(trials: Iterable[Trial], most: int = MOST, rival: bool = True) -> tuple[Finalist, ...]:
     """The finalists in their order, the surest first: from the Pareto front of (p-value on the
     search split, objective) among the finished trials that gain anything the surest, the best and
     those evenly between; then the surest of the others. Those beside the front are there because
-    the search errs as well: the surest one there is often not the surest in truth."""
+    the search errs as well: the surest one there is often not the surest in truth. `rival`: whether
+    the original could be the answer, so that another must gain something."""
+    most_of = 1.0 if rival else math.inf
     known = [
         each
         for each in trials
-        if each.state == "done" and each.recipe and each.figures.get("objective", math.inf) < 1
+        if each.state == "done"
+        and each.recipe
+        and each.figures.get("objective", math.inf) < most_of
     ]
     distinct: dict[str, Trial] = {}
     for trial in sorted([each for each in known if each.p_value <= 0.5] or known, key=_sureness):

@@ -4,6 +4,7 @@ made of them so far."""
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +20,7 @@ from sartor.contracts import (
     Model,
     Recipe,
     Session,
+    Signature,
     Target,
     Task,
     Technique,
@@ -26,6 +28,7 @@ from sartor.contracts import (
     technique_name,
     to_json,
 )
+from sartor.lanes import in_portions
 from sartor.registry import runtime
 
 ROWS = 64  # rows in each part of a toy's data
@@ -97,7 +100,8 @@ class ToyBench:
 
     def teach(self, batch: Arrays, sharers: int = 1) -> Arrays:
         with runtime(self.teacher.kind).start(self.teacher, self.target) as session:
-            return session({p.name: batch[p.name] for p in self.teacher.signature.inputs})
+            inputs = {p.name: batch[p.name] for p in self.teacher.signature.inputs}
+            return in_portions(session, self.teacher.signature, inputs)
 
     def remember(
         self, key: str, compute: Callable[[], Mapping[str, np.ndarray]], *, shared: bool = False
@@ -157,7 +161,7 @@ class Lab:
             started = runtime(model.kind).start(model, Target())
             # The model is kept too: an id is only its own while it lives.
             self._sessions[id(model)] = (model, started.__enter__())
-        return self._sessions[id(model)][1](batch)
+        return in_portions(self._sessions[id(model)][1], model.signature, batch)
 
     def __enter__(self) -> Lab:
         return self
@@ -204,3 +208,21 @@ def alike(first: Arrays, second: Arrays) -> float:
         norm = float(np.linalg.norm(one) * np.linalg.norm(two))
         least = min(least, float(one @ two) / norm if norm else float(np.array_equal(one, two)))
     return least
+
+
+def keeps(before: Signature, after: Signature, kind: str) -> bool:
+    """Whether the signature is the same; where models of the kind that came out have fixed sizes,
+    those that were free may be fixed."""
+    if not getattr(runtime(kind), "static", False):
+        return before == after
+    pairs = [
+        *itertools.zip_longest(before.inputs, after.inputs),
+        *itertools.zip_longest(before.outputs, after.outputs),
+    ]
+    return all(
+        one is not None
+        and two is not None
+        and (one.name, one.dtype, len(one.shape)) == (two.name, two.dtype, len(two.shape))
+        and all(n in (None, m) for n, m in zip(one.shape, two.shape, strict=True))
+        for one, two in pairs
+    )

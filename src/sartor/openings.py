@@ -3,12 +3,13 @@ makes of it."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from itertools import chain, zip_longest
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain, takewhile, zip_longest
 
 from sartor.building import Stopped
 from sartor.contracts import Model, Recipe, Technique, technique_name
-from sartor.registry import portfolio
+from sartor.proposals import legal
+from sartor.registry import kinds, portfolio
 from sartor.trials import Laboratory
 
 
@@ -18,15 +19,15 @@ def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Reci
     for all models. What a conversion makes is kept in the store, and where it fails the first trial
     says why."""
     waiting: list[tuple[Recipe, Model]] = [((), lab.original)]
-    lists: list[list[Recipe]] = []
+    lists: list[tuple[Recipe, list[Recipe]]] = []
+    later: list[list[Recipe]] = []  # what comes before a conversion is tried without it first
     for start, model in waiting:  # grows while it is gone through
-        own: list[Recipe] = [start] if start else []
+        own = [start] if start else []
         offered = [(*start, *each) for each in _offered(model, lab, known)]
-        converting = [each for each in offered if any(s.makes for s in each[len(start) :])]
-        lists.append([*own, *(each for each in offered if each not in converting)])
-        lists.append(converting)  # what comes before a conversion is tried without it first
+        later.append([each for each in offered if any(step.makes for step in each[len(start) :])])
+        lists.append((start, [*own, *(each for each in offered if each not in later[-1])]))
         for cls in known.values():
-            if not cls.makes or model.kind not in cls.kinds:
+            if not cls.makes or model.kind not in cls.kinds or not _wanted(cls.makes, lab):
                 continue
             then: Recipe = (*start, cls())
             if cls.makes == lab.original.kind or cls.makes in (each.makes for each in start):
@@ -35,8 +36,10 @@ def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Reci
                 waiting.append((then, lab.build(then)))
             except Stopped as end:
                 lab.stops[lab.key(model, then[-1])] = (end.state, end.reason)
-                lists.append([then])
-    turns = chain.from_iterable(zip_longest(*lists))
+                lists.append((then, [then]))
+    turns = chain.from_iterable(
+        zip_longest(*(each for _, each in lists), *later, _thinner(lists, lab))
+    )
     return list(dict.fromkeys(each for each in turns if each is not None))
 
 
@@ -47,3 +50,26 @@ def _offered(
     for each in portfolio(model, lab.bench):
         if all(technique_name(step) in known for step in each if step.makes):
             yield each
+
+
+def _wanted(kind: str, lab: Laboratory) -> bool:
+    """Whether a model of this kind is, or leads to, what the target takes."""
+    return not lab.formats or not set(lab.formats).isdisjoint(kinds(kind))
+
+
+def _thinner(lists: Sequence[tuple[Recipe, Sequence[Recipe]]], lab: Laboratory) -> list[Recipe]:
+    """Where the target takes other formats than the original's: what changes structure and weights
+    before a conversion to one of them, and behind it the first guess for what comes out."""
+    found: list[Recipe] = []
+    for start, recipes in () if lab.rival else lists:
+        heads = dict.fromkeys(_head(each[len(start) :]) for each in recipes)
+        for way, others in lists:
+            if way and way[:-1] == start and way[-1].makes in lab.formats:
+                tail = others[min(1, len(others) - 1)][len(start) :]
+                found += [(*start, *head, *tail) for head in heads if head]
+    return [each for each in found if legal(each, lab.original.kind)]
+
+
+def _head(recipe: Recipe) -> Recipe:
+    """What it does to structure and weights before all else."""
+    return tuple(takewhile(lambda each: each.stage in ("structure", "weights"), recipe))

@@ -71,6 +71,7 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
             ready.original, bench, ready.data.search, ready.limits, ready.objective, store,
             folder.journal, replay, ceiling, pool,
         ) as lab:  # fmt: skip
+            lab.formats = spec.formats
             clock = Clock(spec, began, folder.spent())
             answering = Answering(spec, ready, lab, folder, progress, clock)
             with cluster.crew(spec.cluster, lab, folder.journal, folder.work) as crew:
@@ -133,7 +134,7 @@ def search(
     lessons = learned(spec.learn_from, kind, own, spec.objective, folder.root)
     seeker = GuidedSearch(
         kind, known, openings(lab, known), requested=first, lessons=lessons, trials=spec.trials,
-        seed=spec.seed,
+        seed=spec.seed, ends=spec.formats,
     )  # fmt: skip
     finished = folder.trials()
     frozen = answering.frozen()

@@ -23,7 +23,7 @@ from sartor.glimpse import looker, repeatable
 from sartor.lanes import natural_batch, sample_outputs
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import check_labels, default_limit, find, infer_task
-from sartor.registry import adopt, conversion, kinds, reachable, runtime
+from sartor.registry import adopt, conversion, kinds, plugins, reachable, runtime
 from sartor.spec import Spec, beside
 from sartor.user_functions import Augmentation, augmentation
 from sartor.workers import Pool
@@ -58,6 +58,7 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
         trust=spec.trust,
     )  # fmt: skip
     allowed(spec, original.kind)
+    _check_formats(spec, original.kind)
     data = read(
         source,
         work / "data",
@@ -89,6 +90,8 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
         find(objective.metric, task)
     _segments(limits, data.search)
     request = _request(spec, original, data, task, limits, target)
+    if spec.formats:
+        request["formats"] = sorted(spec.formats)
     if augment is not None:
         request["augment"] = augment.digest
     if spec.train_processes > 1:
@@ -173,13 +176,18 @@ def _request(
 
 def allowed(spec: Spec, kind: str) -> dict[str, Any]:
     """The techniques that the search may use; what converts a model stays where others are named
-    that need it; what is experimental is left out unless it is named."""
+    that need it, or a format; what is experimental is left out unless it is named."""
     known = reachable(kind)
     named = {each.get("technique") for entries in spec.recipes for each in entries}
     for name in (*spec.techniques, *spec.without):
         if name not in known:
             raise WrongRequest(f"no technique {name!r} for {kind}; there are: {', '.join(known)}")
     before = {technique_name(s) for each in spec.techniques for s in conversion(kind, each)}
+    before |= {
+        name
+        for name, cls in known.items()
+        if cls.makes and not set(spec.formats).isdisjoint(kinds(cls.makes))
+    }
     return {
         name: cls
         for name, cls in known.items()
@@ -187,6 +195,20 @@ def allowed(spec: Spec, kind: str) -> dict[str, Any]:
         and name not in spec.without
         and (not cls.experimental or name in {*spec.techniques, *named})
     }
+
+
+def _check_formats(spec: Spec, kind: str) -> None:
+    able = {kind} | {cls.makes for cls in allowed(spec, kind).values() if cls.makes}
+    known = {plugin.kind for plugin in plugins("runtimes") if not plugin.internal}
+    for each in spec.formats:
+        if each not in known:
+            raise WrongRequest(f"--format {each}: write one of {', '.join(sorted(known))}")
+        if each not in able:
+            extra = {"tflite": "tflite-convert"}.get(each, each)
+            raise WrongRequest(
+                f"--format {each}: nothing here converts {kind} to {each}; write pip install "
+                f"'sartor[{extra}]', or one of {', '.join(sorted(able))}"
+            )
 
 
 def remarks(model: Model) -> tuple[str, ...]:

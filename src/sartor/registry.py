@@ -40,6 +40,7 @@ from sartor.references import is_reference, made_by
 EXTRAS = {
     "torch": ("torch", "lightning_fabric", "safetensors"),
     "openvino": ("openvino", "nncf"),
+    "tflite-convert": ("litert_torch", "ai_edge_litert", "torch"),
 }
 _STATED = ("suffixes", "folders", "takes", "internal")
 

@@ -20,6 +20,7 @@ from sartor.priors import DONE, Lesson, objective_of, observed
 from sartor.proposals import (
     Points,
     belief,
+    by_kind,
     everything,
     key_of,
     legal,
@@ -48,7 +49,8 @@ class GuidedSearch:
     `known` maps technique names to classes for models of `kind`, and for what a conversion among
     them makes of these; what is `requested` comes first, then the `portfolio`, each in its
     order; `lessons` are trials of earlier runs on other models; `trials` ends the search after
-    that many (None: until the caller stops).
+    that many (None: until the caller stops); `ends` are the kinds of model that recipes may end in,
+    where some are named.
     """
 
     def __init__(
@@ -61,8 +63,10 @@ class GuidedSearch:
         lessons: Sequence[Lesson] = (),
         trials: int | None = None,
         seed: int = 0,
+        ends: Sequence[str] = (),
     ) -> None:
         self.kind = kind
+        self.ends = frozenset(ends)
         self.known = dict(sorted(known.items()))
         self.waiting: list[Recipe] = [(), *requested, *portfolio]
         self.trials = trials
@@ -156,7 +160,13 @@ class GuidedSearch:
     # -- what may be asked --------------------------------------------------------------------
 
     def _allowed(self, recipe: Recipe) -> bool:
+        if not self._ends(recipe):
+            return False
         return all(technique_name(each) in self.known or each.makes for each in recipe)
+
+    def _ends(self, recipe: Recipe) -> bool:
+        """Whether its model is of a kind that was asked for; the original is tried in any case."""
+        return not recipe or not self.ends or by_kind(recipe, self.kind)[-1][0] in self.ends
 
     def _worth(self, recipe: Recipe) -> bool:
         names = {technique_name(each) for each in recipe}
@@ -195,7 +205,7 @@ class GuidedSearch:
     def _new(self, recipes: Sequence[Recipe]) -> list[Recipe]:
         found: dict[str, Recipe] = {}
         for each in recipes:
-            if not self._known(each) and self._worth(each):
+            if not self._known(each) and self._ends(each) and self._worth(each):
                 found.setdefault(key_of(each), each)
         return list(found.values())
 

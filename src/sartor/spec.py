@@ -11,7 +11,8 @@ Every key of `Spec` may stand so at the top, or grouped under one of these headi
 
     [data]        source (= data), label, segments, group, mask, augment (file.py:function)
     [task]        kind (= task), metric, output
-    [target]      threads, batch, device, watts, fixed (such as fixed = {image = [1, 3, 224, 224]})
+    [target]      threads, batch, device, watts, formats (such as ["tflite"]),
+                  fixed (such as fixed = {image = [1, 3, 224, 224]})
     [train]       processes (= train_processes)
     [search]      trials, seed, memory, deadline, techniques, without, recipes, confidence,
                   learn_from
@@ -194,6 +195,7 @@ class Spec:
     batch: int = _key(1, _whole, group="target")
     fixed: tuple[tuple[str, tuple[int, ...]], ...] = _key((), _fixed, group="target")
     device: str = _key("cpu", _text, group="target")
+    formats: tuple[str, ...] = _key((), _texts, group="target")
     watts: float | None = _key(None, _number, group="target")
     train_processes: int = _key(1, _whole, group="train", alias="processes")
     trials: int | None = _key(None, _trials, group="search")

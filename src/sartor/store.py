@@ -70,12 +70,14 @@ def write_model(model: Model, folder: Path) -> Path:
 def read_model(folder: Path) -> Model:
     """The model that `write_model` wrote, lineage and settings included."""
     facts = json.loads((folder / "model.json").read_text(encoding="utf-8"))
-    model = runtime(facts["kind"]).open(folder / facts["file"])
-    return dataclasses.replace(
-        model,
+    engine = runtime(facts["kind"])
+    model = dataclasses.replace(
+        engine.open(folder / facts["file"]),
         settings=facts["settings"],
         lineage=tuple(step_from_json(entry) for entry in facts["lineage"]),
     )
+    facing = getattr(engine, "facing", None)
+    return model if facing is None else dataclasses.replace(model, signature=facing(model))
 
 
 def settle(folder: Path) -> None:

@@ -89,6 +89,7 @@ class Laboratory(Builder):
         self.timings, self.replayed = journaled(journal), journaled(replay)
         self.pace = paces(journal)  # model digest -> examples a second, while not timed
         self.enough: Callable[[Trial], bool] = lambda _: False  # whether to see no more examples
+        self.formats: tuple[str, ...] = ()  # kinds that the target takes; none named: any
         # What workers did ahead (see `ahead`), and what keeps them still while something is timed.
         self.foreseen: dict[tuple[str, int, int], tuple[np.ndarray, float]] = {}
         self.quiet: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -102,6 +103,11 @@ class Laboratory(Builder):
     def close(self) -> None:
         self.race.close()
         self.pool.close()
+
+    @property
+    def rival(self) -> bool:
+        """Whether the original could be the answer, so that another must be better."""
+        return not self.formats or self.original.kind in self.formats
 
     def model_of(self, trial: Trial) -> Model:
         return self.build(known_recipe(self.original.kind, trial.recipe))
@@ -211,6 +217,10 @@ class Laboratory(Builder):
             if vain is not None:
                 return dataclasses.replace(vain, seconds=time.monotonic() - began)
             model = self.build(recipe)
+            if recipe and self.formats and model.kind not in self.formats:
+                raise Failed(
+                    f"is of kind {model.kind}, and the target takes {', '.join(self.formats)}"
+                )
             steps = tuple(step_to_json(step) for step in model.lineage)
             trial = dataclasses.replace(trial, model=digest(model), steps=steps)
             twin = self.seen.get(trial.model)
@@ -265,7 +275,8 @@ class Laboratory(Builder):
         if self.objective.metric == "memory" or performance_limits(self.limits, {"memory"}):
             evidence = dataclasses.replace(evidence, memories=self.memories(model))
         trial = self._judged(trial, evidence, performance_limits(self.limits))
-        for each in judge_all(guards(self.limits), evidence, self.task, seed=self.seed):
+        least = guards(self.limits) if self.rival else ()
+        for each in judge_all(least, evidence, self.task, seed=self.seed):
             # Two processes of one model may differ by several percent: what is close is left
             # to the certificate, which starts them many times.
             near = each.method != EXACT and trial.figures["latency.ratio"] < SLOWER
@@ -273,7 +284,7 @@ class Laboratory(Builder):
                 trial = dataclasses.replace(
                     trial, state="dropped", reason=f"worse than the original: {_reason(each)}"
                 )
-        worse = trial.figures["objective"] > 1.0 and trial.recipe
+        worse = self.rival and trial.figures["objective"] > 1.0 and trial.recipe
         if worse and trial.state != "dropped":
             how = f"{self.objective.metric} {trial.figures['objective']:.2f} x the original's"
             trial = dataclasses.replace(trial, state="dropped", reason=f"no gain: {how}")

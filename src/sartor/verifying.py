@@ -224,6 +224,7 @@ def _tested(
         claim.limits, claim.objective, claim.task, measure, sealed, ledger,
         f"verify-{uuid.uuid4().hex[:12]}", original=only if claim.kept else None,
         bets=before.bets, cap=before.level,
+        rival=claim.facts["certificate"].get("rival", True),
     )  # fmt: skip
     return certifier.final([] if claim.kept else [only])
 

@@ -1,0 +1,216 @@
+"""Graphs in PyTorch written as TensorFlow Lite files, and what came out held against them.
+
+litert-torch takes seconds to load: it is imported where it is used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sartor.contracts import Arrays, Bench, Failed, Port, Signature
+from sartor.nearness import gap, spread
+from sartor.tflite_calls import Caller
+from sartor.tflite_write import packed, unpacked
+
+ROWS = 128  # on which the answers are compared
+NEAR = 1e-3  # of the answers' spread
+FLIPS = 1e-3  # of the rows
+Answers = Callable[[Arrays], Arrays]
+
+
+def fixed(signature: Signature, bench: Bench) -> Signature:
+    """The signature with every size fixed, as LiteRT needs it: as the target asks, and else the
+    target's batch. Raises Failed, naming the input, where a size stays free."""
+    asked = dict(bench.target.fixed)
+    ports = []
+    for port in signature.inputs:
+        shape = asked.get(port.name, port.shape)
+        if port.name not in asked and shape[:1] == (None,):
+            shape = (bench.target.batch, *shape[1:])
+        if len(shape) != len(port.shape) or any(
+            have not in (None, wanted) for have, wanted in zip(port.shape, shape, strict=True)
+        ):
+            raise Failed(
+                f"the target fixes {port.name!r} to {list(shape)}, which does not fit its shape"
+            )
+        if None in shape:
+            sizes = ",".join("N" if each is None else str(each) for each in shape)
+            raise Failed(
+                f"the input {port.name!r} has a free length and LiteRT takes fixed shapes only: "
+                f"write --fix {port.name}={sizes} with a number for each N"
+            )
+        ports.append(Port(port.name, port.dtype, tuple(shape)))
+    return Signature(tuple(ports), signature.outputs)
+
+
+def example(signature: Signature) -> dict[str, Tensor]:
+    """Zeros of the shapes of a signature that is fixed."""
+    return {
+        port.name: torch.zeros(port.shape, dtype=getattr(torch, port.dtype))  # type: ignore[arg-type]
+        for port in signature.inputs
+    }
+
+
+def traced(
+    run: Callable[..., Sequence[Tensor]], arguments: Sequence[Tensor]
+) -> torch.fx.GraphModule:
+    """The calls that `run` makes on such arguments, as a module. What it computes of shapes and of
+    constants alone is computed once and for all, so that a graph may read sizes out of tensors."""
+    from torch.fx.experimental.proxy_tensor import make_fx
+
+    with torch.no_grad(), quiet():
+        return make_fx(run, tracing_mode="real", pre_dispatch=True)(*arguments)
+
+
+def written(
+    module: nn.Module, arguments: Sequence[Tensor], signature: Signature, scratch: Path
+) -> tuple[Path, Signature]:
+    """The file that litert-torch makes of a module, which takes the inputs in their order and gives
+    a tuple of the outputs, and its signature. Raises Failed with the converter's own reason."""
+    with quiet():
+        import litert_torch
+
+        try:
+            made = litert_torch.convert(module.eval(), tuple(arguments), enable_x64=True)
+            data = bytes(made.model_content())
+        except Exception as error:  # a converter raises anything
+            raise Failed(f"litert-torch: {reason(error)}") from None
+    data, found = _named(data, signature)
+    scratch.mkdir(parents=True, exist_ok=True)
+    path = scratch / f"totflite-{hashlib.sha256(data).hexdigest()[:20]}.tflite"
+    path.write_bytes(data)
+    return path.absolute(), found
+
+
+def _named(data: bytes, signature: Signature) -> tuple[bytes, Signature]:
+    """Inputs and outputs under the signature's names and in its order."""
+    model = unpacked(data)
+    told = model.signatureDefs[0]
+    graph = model.subgraphs[told.subgraphIndex]
+    found = []
+    for side, ports, stem in (
+        (told.inputs, signature.inputs, "args_"),
+        (told.outputs, signature.outputs, "output_"),
+    ):
+        known = {_text(each.name): each for each in side}
+        wanted = [f"{stem}{at}" for at in range(len(ports))]
+        missing = [port.name for port, name in zip(ports, wanted, strict=True) if name not in known]
+        if missing or len(known) != len(ports):
+            raise Failed(f"litert-torch left out {missing or known}: nothing depends on it")
+        ordered = [known[name] for name in wanted]
+        for each, port in zip(ordered, ports, strict=True):
+            each.name = port.name
+        side[:] = ordered
+        tensors = [graph.tensors[each.tensorIndex] for each in ordered]
+        found.append([tuple(map(int, each.shape)) for each in tensors])
+    graph.inputs = [each.tensorIndex for each in told.inputs]
+    graph.outputs = [each.tensorIndex for each in told.outputs]
+    outputs = zip(signature.outputs, found[1], strict=True)
+    made = tuple(Port(port.name, port.dtype, shape) for port, shape in outputs)
+    return packed(model), Signature(signature.inputs, made)
+
+
+def _text(name: Any) -> str:
+    return name.decode() if isinstance(name, bytes) else str(name)
+
+
+def rows(bench: Bench, signature: Signature) -> list[dict[str, np.ndarray]]:
+    """Batches of inputs as the fixed signature wants them: the last one filled up with rows of its
+    own, what is shorter with zeros. Raises Failed where there are none, or longer ones."""
+    size = signature.inputs[0].shape[0] or 1
+    batches = bench.batches("train", size, ROWS) or bench.batches("search", size, ROWS)
+    found = [
+        {port.name: _fitting(batch[port.name], port) for port in signature.inputs}
+        for batch in batches or ()
+    ]
+    if not found:
+        raise Failed("there are no rows to compare the converted model on")
+    return found
+
+
+def _fitting(array: np.ndarray, port: Port) -> np.ndarray:
+    again = array[np.arange(port.shape[0] or 1) % len(array)]
+    room = [(wanted or 0) - have for wanted, have in zip(port.shape, again.shape, strict=True)]
+    if min(room, default=0) < 0:
+        raise Failed(f"rows of {port.name!r} have the shape {list(array.shape[1:])}, which is more "
+                     f"than the {list(port.shape[1:])} of the target")  # fmt: skip
+    return np.pad(again, [(0, each) for each in room])
+
+
+def compare(
+    path: Path, signature: Signature, right: Answers, batches: Sequence[Arrays], output: str
+) -> None:
+    """Raises Failed where LiteRT answers otherwise than the model did."""
+    answers = [right(batch) for batch in batches]
+    flipped = seen = 0
+    with Caller(path, signature) as caller:
+        made = [caller(batch) for batch in batches]
+    for port in signature.outputs:
+        usual = spread([each[port.name] for each in answers])
+        for one, two in zip(made, answers, strict=True):
+            off = gap(one[port.name], two[port.name]) / usual
+            if not off <= NEAR:
+                raise Failed(
+                    f"LiteRT's {port.name} differs from the model's by {off:.1e} of its spread"
+                )
+            found, wanted = one[port.name], two[port.name]
+            if port.name == output and wanted.ndim > 1 and wanted.shape[-1] > 1:
+                changed = found.argmax(-1) != wanted.argmax(-1)
+                flipped, seen = flipped + int(changed.sum()), seen + changed.size
+    if flipped > FLIPS * seen:
+        raise Failed(f"{flipped} of {seen} answers are others than the model's")
+
+
+def reason(error: BaseException) -> str:
+    """What a converter's error says, and the operator that it names, on one line."""
+    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    telling = [line for line in lines if re.search(r"aten\.|tfl\.|stablehlo\.|not supported", line)]
+    return (telling or lines or [type(error).__name__])[0][:300]
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without what a converter prints, warns of and logs; random state, environment and the log's
+    levels stay as they are."""
+    state, environment = torch.random.get_rng_state(), dict(os.environ)
+    disabled, level = logging.root.manager.disable, logging.root.level
+    said = io.StringIO()
+    with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+            logging.root.setLevel(level)
+            os.environ.clear()
+            os.environ.update(environment)
+            torch.random.set_rng_state(state)
+
+
+def by_names(
+    run: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]], signature: Signature
+) -> Callable[..., tuple[Tensor, ...]]:
+    """A function of mappings as one of tensors in the signature's order."""
+    inputs = [port.name for port in signature.inputs]
+    outputs = [port.name for port in signature.outputs]
+
+    def called(*arguments: Tensor) -> tuple[Tensor, ...]:
+        found = run(dict(zip(inputs, arguments, strict=True)))
+        return tuple(found[name] for name in outputs)
+
+    return called
