@@ -26,15 +26,25 @@ from sartor.torch_program import WIDTHS, Block, Call, Program, Ref, Stored, prog
 from sartor.torch_script import check_script, read_members
 
 
-def load(path: Path) -> nn.Module:
+def load(path: Path, fused: bool = False) -> nn.Module:
     """The model in a `.pt2` or TorchScript file, whose weights need no gradient, ready to be called
-    with tensors in the order of its inputs; it gives a tuple of tensors. Raises WrongRequest for a
+    with tensors in the order of its inputs; it gives a tuple of tensors. `fused`: frozen
+    TorchScript, whose weights are constants, is rewritten for speed. Raises WrongRequest for a
     file that is no model or is not safe to run."""
     archive = opened(path)
     if archive.sort == "script":
         told = facts(archive).get("parameters")
-        return Script(scripted(archive), told if isinstance(told, list) and told else ["*"])
+        module = scripted(archive)
+        names = told if isinstance(told, list) and told else ["*"]
+        return Script(for_inference(module) if fused else module, names)
     return Graph(archive, program(archive))
+
+
+def for_inference(frozen: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Frozen TorchScript with its weights laid out for this processor's kernels, and neighbours
+    fused. What comes of it cannot be written to a file: it is made where it runs."""
+    with quietly(), torch.no_grad():
+        return torch.jit.optimize_for_inference(frozen)
 
 
 def check(given: Program, path: Path) -> None:
@@ -60,7 +70,8 @@ def scripted(archive: Archive) -> torch.jit.ScriptModule:
         raise WrongRequest(
             f"{archive.path} cannot be read by PyTorch {torch.__version__}: {short(error)}"
         ) from None
-    module.eval()
+    if hasattr(module, "training"):  # else it is frozen
+        module.eval()
     for weight in module.parameters():
         weight.requires_grad_(False)
     return module  # type: ignore[no-any-return]
@@ -93,13 +104,13 @@ class Script(nn.Module):
 
     def __init__(self, module: nn.Module, parameters: Sequence[str]) -> None:
         super().__init__()
-        self.module, self._names = module, list(parameters)
+        self.module, self.names = module, list(parameters)
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
-        if self._names == ["*"]:
+        if self.names == ["*"]:
             found = self.module(*arrays)
         else:
-            found = self.module(**dict(zip(self._names, arrays, strict=True)))
+            found = self.module(**dict(zip(self.names, arrays, strict=True)))
         leaves = torch.utils._pytree.tree_leaves(found)
         return tuple(each for each in leaves if isinstance(each, Tensor))
 

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from sartor import torch_archive as archives
 from sartor.contracts import Glimpse, WrongRequest
-from sartor.runtimes._torch_export import PROGRAM, exported, write_program
+from sartor.runtimes._torch_export import exported
 from sartor.runtimes._torch_live import Fed
 from sartor.torch_graph import check, quietly, scripted, short
 from sartor.torch_program import program
