@@ -191,6 +191,21 @@ def _all_calls(block: Block) -> Iterator[Call]:
                 yield from _all_calls(value)
 
 
+def refs(call: Call) -> Iterator[str]:
+    """The values that a call reads, in the blocks within it too."""
+    waiting: list[Any] = [value for _, value in call.arguments]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Ref):
+            yield value.name
+        elif isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, Block):
+            waiting.extend(value.outputs)
+            for each in value.calls:
+                yield from refs(each)
+
+
 def _name(call: Call) -> str:
     """The operator's, without its space and its overload."""
     return call.target.split(".")[-2] if call.target.count(".") > 1 else ""
