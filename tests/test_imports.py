@@ -49,6 +49,7 @@ MAY = {
     "cluster": {"ray"},
     "torch_graph": {"torch"},  # shared by the runtime and the technique of that kind
     "torch_operators": {"torch"},
+    "torch_saving": {"torch"},
 }
 
 

@@ -37,7 +37,10 @@ from sartor.contracts import (
 from sartor.references import is_reference, made_by
 
 # What an extra brings that a plug-in of another kind may need.
-EXTRAS = {"torch": ("torch", "lightning_fabric", "safetensors")}
+EXTRAS = {
+    "torch": ("torch", "lightning_fabric", "safetensors"),
+    "torchao": ("torchao",),
+}
 _STATED = ("suffixes", "folders", "takes", "internal")
 
 

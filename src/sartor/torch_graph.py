@@ -37,6 +37,8 @@ def load(path: Path, fused: bool = False) -> nn.Module:
         module = scripted(archive)
         names = told if isinstance(told, list) and told else ["*"]
         return Script(for_inference(module) if fused else module, names)
+    if fused:
+        raise WrongRequest(f"{path} is no TorchScript: write no 'fused' for it")
     return Graph(archive, program(archive))
 
 

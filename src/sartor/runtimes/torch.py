@@ -8,6 +8,8 @@ that needs stands in `_torch_adopt`, `_torch_export` and `_torch_folder`, import
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -88,7 +90,11 @@ class Torch:
         _check(model.settings)
         path = Path(model.payload)
         stat = path.stat()
-        return _digest(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        found = _digest(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if model.settings:
+            told = json.dumps(dict(model.settings), sort_keys=True)
+            found = hashlib.sha256(f"{found} {told}".encode()).hexdigest()
+        return found
 
     def size(self, model: Model) -> int:
         return Path(model.payload).stat().st_size

@@ -78,9 +78,7 @@ class LinearInt8(Technique):
         _quantize(module, touched, self.dynamic)
         path = _written(module, model, rows[0], bench.scratch)
         step = Step(self, tuple(touched), tuple(skipped))
-        return dataclasses.replace(
-            model, payload=path, settings={}, lineage=(*model.lineage, step)
-        )
+        return dataclasses.replace(model, payload=path, settings={}, lineage=(*model.lineage, step))
 
     def _worst(
         self, module: Graph, model: Model, names: Sequence[str], rows: list[Arrays], bench: Bench
