@@ -55,7 +55,7 @@ def test_a_frozen_model_is_plain_torchscript(lab: Lab) -> None:
     """PyTorch reads the file by itself, its weights are constants, its batch norm is gone; what
     looks through TorchScript has nothing against it."""
     model = made(lab, "cnn", FreezeScript())
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns(DeprecationWarning, match="torch.jit.load"):
         module: Any = torch.jit.load(str(model.payload))
     assert not list(module.parameters())
     called = {node.kind() for node in module.graph.nodes()}
@@ -131,7 +131,7 @@ def test_int8_is_written_without_torchao(lab: Lab, dynamic: bool) -> None:
 def test_exceptions_are_what_rounding_hurts_most(lab: Lab) -> None:
     """The layer whose rounding alone takes the answer farthest from the original's is spared."""
     toy = lab.toys["transformer"]
-    model = made(lab, "transformer", LinearInt8(exceptions=1))
+    model = made(lab, "transformer", LinearInt8(dynamic=True, exceptions=1))
     (spared,) = {"joined", "up", "down"} - set(model.lineage[-1].touched)
     assert "changes the answer most" in dict(model.lineage[-1].skipped)[spared]
     assert "would stay in float" in refused(lab, "transformer", LinearInt8(exceptions=4))
@@ -139,7 +139,7 @@ def test_exceptions_are_what_rounding_hurts_most(lab: Lab) -> None:
     right = lab.answers(toy.model, batch)["logits"]
     off = [
         float(np.square(lab.answers(each, batch)["logits"] - right).mean())
-        for each in (made(lab, "transformer", LinearInt8()), model)
+        for each in (made(lab, "transformer", LinearInt8(dynamic=True)), model)
     ]
     assert off[1] < off[0]
 
@@ -147,8 +147,8 @@ def test_exceptions_are_what_rounding_hurts_most(lab: Lab) -> None:
 @pytest.mark.usefixtures("_torchao")
 def test_int8_can_be_frozen(lab: Lab) -> None:
     """Sizes stay free in what is followed through one call."""
-    plain = made(lab, "transformer", LinearInt8())
-    frozen = made(lab, "transformer", LinearInt8(), FreezeScript())
+    plain = made(lab, "transformer", LinearInt8(dynamic=True))
+    frozen = made(lab, "transformer", LinearInt8(dynamic=True), FreezeScript())
     for rows in (1, 5):
         batch = toy_batch("transformer", rows, rows)
         one, two = lab.answers(plain, batch), lab.answers(frozen, batch)
