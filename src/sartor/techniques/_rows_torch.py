@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,6 +64,12 @@ def silent() -> Iterator[None]:
             yield
     finally:
         torch.random.set_rng_state(before)
+
+
+def room(bench: Bench) -> Path:
+    """A new folder: what a technique makes with other settings may lie in the same scratch."""
+    bench.scratch.mkdir(parents=True, exist_ok=True)
+    return Path(tempfile.mkdtemp(dir=bench.scratch))
 
 
 def changed_for_torch(model: Model) -> str | None:

@@ -17,6 +17,7 @@ from sartor.space import choice
 from sartor.techniques._rows_torch import (
     changed_for_torch,
     dynamic_shapes,
+    room,
     rows_of,
     silent,
     tensors,
@@ -76,7 +77,7 @@ class LinearInt8(Technique):
             skipped += [(each, "one of those whose rounding changes the answer most")
                         for each in spared]  # fmt: skip
         _quantize(module, touched, self.dynamic)
-        path = _written(module, model, rows[0], bench.scratch)
+        path = _written(module, model, rows[0], room(bench))
         step = Step(self, tuple(touched), tuple(skipped))
         return dataclasses.replace(model, payload=path, settings={}, lineage=(*model.lineage, step))
 
