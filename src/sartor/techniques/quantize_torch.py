@@ -107,15 +107,16 @@ def considered(given: Program) -> tuple[list[str], list[tuple[str, str]]]:
     records = Counter(each.record for each in given.weights.values())
     touched, skipped = [], dict[str, str]()
     for call in given.block.calls:
-        values = [value for _, value in call.arguments]
-        weight = given.weights.get(values[1].name) if _reads_weight(values) else None
-        if weight is None or len(weight.sizes) < 2:
+        read = [given.weights[name] for name in refs(call) if name in given.weights]
+        weight = next((each for each in read if len(each.sizes) > 1), None)
+        if weight is None:
             continue
         layer, _, last = weight.name.rpartition(".")
         name = layer or "model"
-        if call.target != LINEAR:
+        value = call.arguments[1][1] if call.target == LINEAR else None
+        if not isinstance(value, Ref) or given.weights.get(value.name) is not weight:
             skipped[name] = f"{call.target.split('.')[-2]} is no linear layer"
-        elif records[weight.record] > 1 or readers[values[1].name] > 1:
+        elif records[weight.record] > 1 or readers[value.name] > 1:
             skipped[name] = "its weights are read elsewhere too"
         elif last != "weight" or not layer or weight.dtype != "float32":
             skipped[name] = "it holds no float32 weight of its own"
@@ -124,10 +125,6 @@ def considered(given: Program) -> tuple[list[str], list[tuple[str, str]]]:
         else:
             touched.append(layer)
     return touched, [(name, why) for name, why in skipped.items() if name not in touched]
-
-
-def _reads_weight(values: Sequence[Any]) -> bool:
-    return len(values) > 1 and isinstance(values[1], Ref)
 
 
 def _alone(
@@ -176,6 +173,7 @@ def _written(module: Graph, model: Model, batch: Arrays, folder: Path) -> Path:
 
 def _torchao() -> Iterator[tuple[Any, Any]]:
     """What torchao's operators are made of; all others stay whole."""
-    for operator, made_of in torch.export.default_decompositions().items():
+    table: Any = torch.export.default_decompositions()
+    for operator, made_of in table.items():
         if str(operator).startswith("torchao"):
             yield operator, made_of
