@@ -61,6 +61,7 @@ MAY = {
     "tflite_write": {"ai_edge_litert"},
     "tflite_export": {"litert_torch", "torch"},
     "testing_tflite": {"ai_edge_litert"},
+    "torch_saving": {"torch"},
 }
 
 

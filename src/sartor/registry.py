@@ -41,6 +41,7 @@ EXTRAS = {
     "torch": ("torch", "lightning_fabric", "safetensors"),
     "openvino": ("openvino", "nncf"),
     "tflite-convert": ("litert_torch", "ai_edge_litert", "torch"),
+    "torchao": ("torchao",),
 }
 _STATED = ("suffixes", "folders", "takes", "internal")
 

@@ -26,15 +26,27 @@ from sartor.torch_program import WIDTHS, Block, Call, Program, Ref, Stored, prog
 from sartor.torch_script import check_script, read_members
 
 
-def load(path: Path) -> nn.Module:
+def load(path: Path, fused: bool = False) -> nn.Module:
     """The model in a `.pt2` or TorchScript file, whose weights need no gradient, ready to be called
-    with tensors in the order of its inputs; it gives a tuple of tensors. Raises WrongRequest for a
+    with tensors in the order of its inputs; it gives a tuple of tensors. `fused`: frozen
+    TorchScript, whose weights are constants, is rewritten for speed. Raises WrongRequest for a
     file that is no model or is not safe to run."""
     archive = opened(path)
     if archive.sort == "script":
         told = facts(archive).get("parameters")
-        return Script(scripted(archive), told if isinstance(told, list) and told else ["*"])
+        module = scripted(archive)
+        names = told if isinstance(told, list) and told else ["*"]
+        return Script(for_inference(module) if fused else module, names)
+    if fused:
+        raise WrongRequest(f"{path} is no TorchScript: write no 'fused' for it")
     return Graph(archive, program(archive))
+
+
+def for_inference(frozen: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
+    """Frozen TorchScript with its weights laid out for this processor's kernels, and neighbours
+    fused. What comes of it cannot be written to a file: it is made where it runs."""
+    with quietly(), torch.no_grad():
+        return torch.jit.optimize_for_inference(frozen)
 
 
 def check(given: Program, path: Path) -> None:
@@ -60,7 +72,8 @@ def scripted(archive: Archive) -> torch.jit.ScriptModule:
         raise WrongRequest(
             f"{archive.path} cannot be read by PyTorch {torch.__version__}: {short(error)}"
         ) from None
-    module.eval()
+    if hasattr(module, "training"):  # else it is frozen
+        module.eval()
     for weight in module.parameters():
         weight.requires_grad_(False)
     return module  # type: ignore[no-any-return]
@@ -93,13 +106,13 @@ class Script(nn.Module):
 
     def __init__(self, module: nn.Module, parameters: Sequence[str]) -> None:
         super().__init__()
-        self.module, self._names = module, list(parameters)
+        self.module, self.names = module, list(parameters)
 
     def forward(self, *arrays: Tensor) -> tuple[Tensor, ...]:
-        if self._names == ["*"]:
+        if self.names == ["*"]:
             found = self.module(*arrays)
         else:
-            found = self.module(**dict(zip(self._names, arrays, strict=True)))
+            found = self.module(**dict(zip(self.names, arrays, strict=True)))
         leaves = torch.utils._pytree.tree_leaves(found)
         return tuple(each for each in leaves if isinstance(each, Tensor))
 
@@ -178,6 +191,21 @@ def _all_calls(block: Block) -> Iterator[Call]:
         for _, value in call.arguments:
             if isinstance(value, Block):
                 yield from _all_calls(value)
+
+
+def refs(call: Call) -> Iterator[str]:
+    """The values that a call reads, in the blocks within it too."""
+    waiting: list[Any] = [value for _, value in call.arguments]
+    while waiting:
+        value = waiting.pop()
+        if isinstance(value, Ref):
+            yield value.name
+        elif isinstance(value, list):
+            waiting.extend(value)
+        elif isinstance(value, Block):
+            waiting.extend(value.outputs)
+            for each in value.calls:
+                yield from refs(each)
 
 
 def _name(call: Call) -> str:

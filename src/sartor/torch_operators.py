@@ -27,7 +27,7 @@ _PRIVATE = frozenset(
         *("_weight_norm", "_weight_norm_interface", "_native_batch_norm_legit_no_training"),
         *("_transformer_encoder_layer_fwd", "_native_multi_head_attention", "_embedding_bag"),
         *("_fft_r2c", "_fft_c2r", "_cdist_forward", "_pad_enum", "_pad_circular", "_convolution"),
-        "_scaled_dot_product_flash_attention_for_cpu",
+        *("_scaled_dot_product_flash_attention_for_cpu", "_int_mm", "_weight_int8pack_mm"),
     )
 )
 _CHECKS = ("torch.ops.aten._assert", "torch.ops.aten.sym_constrain_range")
@@ -113,6 +113,8 @@ def _aten(name: str, overload: str) -> Callable[..., Any] | None:
         return _size
     if name == "sym_numel":
         return Tensor.numel
+    if name == "linear":  # so called, it knows weights that are more than plain tensors
+        return torch.nn.functional.linear
     return _traceable(name, found)
 
 
@@ -143,6 +145,8 @@ def _traceable(name: str, found: Any) -> Callable[..., Any]:
 def _asked_in_python(name: str) -> Callable[..., Any] | None:
     if name in _METHODS:
         return getattr(Tensor, name)  # type: ignore[no-any-return]
+    if name == "_unsafe_view":
+        return Tensor.reshape
     if name in _FUNCTIONS:
         return getattr(torch, name)  # type: ignore[no-any-return]
     return _sliced if name == "slice" else None

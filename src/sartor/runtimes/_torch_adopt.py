@@ -19,10 +19,11 @@ from torch import Tensor, nn
 
 from sartor import torch_archive as archives
 from sartor.contracts import Glimpse, WrongRequest
-from sartor.runtimes._torch_export import PROGRAM, exported, write_program
+from sartor.runtimes._torch_export import exported
 from sartor.runtimes._torch_live import Fed
 from sartor.torch_graph import check, quietly, scripted, short
 from sartor.torch_program import program
+from sartor.torch_saving import PROGRAM, write_program
 from sartor.torch_script import unsaid
 
 ROWS = (3, 5, 7, 11, 13, 17, 19, 23, 29, 31)  # of which one is no other size of the inputs

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sartor import torch_archive as archives
 from sartor.contracts import Port, Signature, WrongRequest
 from sartor.nearness import gap, spread
 from sartor.runtimes._torch_live import Fed, answered, called, outputs
 from sartor.runtimes._torch_tidy import tidy
 from sartor.torch_graph import Graph, load, quietly, short
 from sartor.torch_program import DTYPES, distinct, unfit
-from sartor.torch_script import read_members
+from sartor.torch_saving import write_program, write_script
 
-PROGRAM, SCRIPT = "model.pt2", "model.ts"
 _WHOLE = (torch.int64, torch.int32)
 NEAR = 1e-4  # of the answers' spread: how far an export may be from its module
 MIXED = (
@@ -195,30 +192,8 @@ def _program(module: nn.Module, inputs: Sequence[Fed], form: Form, folder: Path)
     dynamic = {"args": tuple(shapes.values())} if given else shapes
     made = torch.export.export(module, given, keywords, dynamic_shapes=dynamic, strict=False)
     tidy(made)
-    names = {each.parameter: each.name for each in inputs}
+    names = {_placeholder(each.parameter): each.name for each in inputs}
     return write_program(made, folder, names, form.names, form.remarks())
-
-
-def write_program(
-    made: torch.export.ExportedProgram,
-    folder: Path,
-    names: Mapping[str, str],
-    out: Sequence[str],
-    remarks: Sequence[str] = (),
-) -> Path:
-    """Writes the program, cleaned; `names` are the data's for its inputs, `out` those of its
-    outputs (none: its own)."""
-    with tempfile.TemporaryDirectory() as place:
-        saved = Path(place) / "saved.pt2"
-        with quietly():
-            torch.export.save(made, saved)
-        told = {
-            "inputs": {_placeholder(key): name for key, name in names.items()},
-            "outputs": list(out),
-            "remarks": list(remarks),
-        }
-        archives.write(folder / PROGRAM, archives.cleaned(archives.opened(saved), told))
-    return folder / PROGRAM
 
 
 def _placeholder(parameter: str) -> str:
@@ -237,18 +212,9 @@ def _script(module: nn.Module, inputs: Sequence[Fed], form: Form, folder: Path) 
 
 def _as_it_is(made: Any, inputs: Sequence[Fed], form: Form, folder: Path, remark: str = "") -> Path:
     """Writes TorchScript with what it does not say of itself: names, types and sizes."""
-    with tempfile.TemporaryDirectory() as place:
-        saved = Path(place) / "saved.ts"
-        torch.jit.save(made, str(saved))
-        members = read_members(archives.opened(saved))
-    told = {
-        "parameters": [each.parameter for each in inputs],
-        "signature": dataclasses.asdict(_signature(made, inputs, form)),
-        "remarks": form.remarks(remark),
-    }
-    members[archives.FACTS] = archives.text(told)
-    archives.write(folder / SCRIPT, members)
-    return folder / SCRIPT
+    parameters = [each.parameter for each in inputs]
+    signature = _signature(made, inputs, form)
+    return write_script(made, folder, parameters, signature, form.remarks(remark))
 
 
 def _signature(made: Callable[..., Any], inputs: Sequence[Fed], form: Form) -> Signature:

@@ -8,6 +8,8 @@ that needs stands in `_torch_adopt`, `_torch_export` and `_torch_folder`, import
 
 from __future__ import annotations
 
+import hashlib
+import json
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -36,6 +38,7 @@ from sartor.torch_program import program, signature_of
 from sartor.torch_script import check_script, unsaid
 
 Look = Callable[[], Glimpse]
+FUSED = "fused"
 WARM = 3  # calls before those of a profile: the first ones allocate
 
 
@@ -87,7 +90,11 @@ class Torch:
         _check(model.settings)
         path = Path(model.payload)
         stat = path.stat()
-        return _digest(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        found = _digest(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
+        if model.settings:
+            told = json.dumps(dict(model.settings), sort_keys=True)
+            found = hashlib.sha256(f"{found} {told}".encode()).hexdigest()
+        return found
 
     def size(self, model: Model) -> int:
         return Path(model.payload).stat().st_size
@@ -129,7 +136,8 @@ class TorchSession:
         self.threads, self.before = threads, torch.get_num_threads()
         self.ports = model.signature.inputs
         self.names = [port.name for port in model.signature.outputs]
-        self.module: torch.nn.Module | None = load(Path(model.payload))
+        fused = bool(model.settings.get(FUSED))
+        self.module: torch.nn.Module | None = load(Path(model.payload), fused)
         self.copies = not isinstance(self.module, Graph) or self.module.writes_inputs
         self._wanted = [(p.name, np.dtype(p.dtype), p.shape) for p in self.ports]
 
@@ -226,8 +234,12 @@ def _known(path: Path, *_: int) -> Signature:
 
 
 def _check(settings: Mapping[str, Any]) -> None:
-    if settings:
-        raise WrongRequest(f"no setting {next(iter(settings))!r} for PyTorch models; there is none")
+    """`fused` (true or false) of frozen TorchScript is the one setting."""
+    for name, value in settings.items():
+        if name != FUSED:
+            raise WrongRequest(f"no setting {name!r} for PyTorch models; write {FUSED!r}")
+        if not isinstance(value, bool):
+            raise WrongRequest(f"{FUSED} is {value!r}; write true or false")
 
 
 def _fits(got: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:

@@ -6,8 +6,7 @@ import dataclasses
 import hashlib
 import io
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
@@ -16,19 +15,24 @@ import numpy as np
 import onnx
 import onnxruntime
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Port, Signature, Step, Technique
-from sartor.nearness import gap, spread
 from sartor.space import choice
 from sartor.techniques._fold_torch import fold
-from sartor.torch_graph import Graph, Script, load, quietly, short
+from sartor.techniques._rows_torch import (
+    changed_for_torch,
+    compare,
+    dynamic_shapes,
+    parts_of,
+    rows_of,
+    silent,
+    tensors,
+)
+from sartor.torch_graph import Script, load, short
 
 OPSET = 17  # what ONNX Runtime's transformer optimizer and its quantizers know best
 NEWER = 18  # the least that the exporter by graph writes
-ROWS, BATCH = 512, 32  # on which the answers are compared
-NEAR = 1e-3  # of the answers' spread
-FLIPS = 1e-3  # of the rows
 _MADE = "sartor_output_"  # what outputs are called until no other value bears their names
 _INLINE = 1_500_000_000  # bytes of weights beyond which they go into a file beside the model
 
@@ -56,11 +60,11 @@ class ToOnnx(Technique):
     def refuse(self, model: Model, bench: Bench) -> str | None:
         if model.kind not in self.kinds:
             return f"takes PyTorch models, not {model.kind}"
-        return None
+        return changed_for_torch(model)
 
     def apply(self, model: Model, bench: Bench) -> Model:
         module = load(Path(model.payload))
-        rows = _rows(bench, model.signature)
+        rows = rows_of(bench, model.signature)
         wide = any(each.dtype == torch.float64 for each in module.state_dict().values())
         exporters = ("trace", "dynamo") if self.exporter == "auto" else (self.exporter,)
         reasons: dict[str, None] = {}
@@ -73,7 +77,7 @@ class ToOnnx(Technique):
                 _settle(proto, model.signature)
                 path = _written(proto, bench.scratch)
                 _compare(module, model, path, rows, bench.task.output)
-                step = Step(self, tuple(_parts(module)))
+                step = Step(self, tuple(parts_of(module)))
                 return dataclasses.replace(
                     model, kind="onnx", payload=path, settings={}, lineage=(*model.lineage, step)
                 )
@@ -84,59 +88,14 @@ class ToOnnx(Technique):
         )
 
 
-def _rows(bench: Bench, signature: Signature) -> list[Arrays]:
-    """Batches of inputs of the size that the model insists on; else the last one a single row."""
-    fixed = next((p.shape[0] for p in signature.inputs if p.shape[0] is not None), None)
-    size = fixed or BATCH
-    most = max(ROWS, size)
-    batches = bench.batches("train", size, most) or bench.batches("search", size, most)
-    found = [{port.name: batch[port.name] for port in signature.inputs} for batch in batches or ()]
-    if not found:
-        raise Failed("there are no rows to compare the converted model on")
-    found = [_fitting(each, signature.inputs) for each in found]
-    if fixed is None:
-        return [*found, {name: array[:1] for name, array in found[0].items()}]
-    again = np.arange(fixed)
-    return [
-        {name: array[again % len(array)] for name, array in each.items()}  # the last may be short
-        for each in found
-    ]
-
-
-def _fitting(batch: Arrays, ports: Sequence[Port]) -> dict[str, np.ndarray]:
-    """Batches are cut to their longest row; a model of fixed length is given zeros behind it."""
-    made = {}
-    for port in ports:
-        array = batch[port.name]
-        wanted = zip(port.shape[1:], array.shape[1:], strict=True)
-        behind = [(0, (size or have) - have) for size, have in wanted]
-        made[port.name] = np.pad(array, [(0, 0), *behind])
-    return made
-
-
 # -- exporters ----------------------------------------------------------------------------------
-
-
-@contextmanager
-def _quietly() -> Iterator[None]:
-    """Without what the exporters say of themselves; PyTorch's random state stays as it is."""
-    before = torch.random.get_rng_state()
-    try:
-        with quietly():
-            yield
-    finally:
-        torch.random.set_rng_state(before)
-
-
-def _tensors(model: Model, batch: Arrays) -> tuple[Tensor, ...]:
-    return tuple(torch.from_numpy(np.array(batch[p.name])) for p in model.signature.inputs)
 
 
 def _traced(module: nn.Module, model: Model, batch: Arrays) -> onnx.ModelProto:
     buffer = io.BytesIO()
     ports = (*model.signature.inputs, *model.signature.outputs)
-    given = _tensors(model, batch)
-    with _quietly(), torch.no_grad():
+    given = tensors(model, batch)
+    with silent(), torch.no_grad():
         called: Any = module
         if isinstance(called, Script):  # the exporter takes TorchScript alone or none at all
             called = torch.jit.trace(called, given, check_trace=False)  # type: ignore[no-untyped-call]
@@ -161,17 +120,13 @@ def _axis(port: Port, at: int) -> str:
 
 
 def _translated(module: nn.Module, model: Model, batch: Arrays) -> onnx.ModelProto:
-    axes = [
-        {at: torch.export.Dim.DYNAMIC for at, size in enumerate(port.shape) if size is None}
-        for port in model.signature.inputs
-    ]
-    with _quietly(), torch.no_grad():
+    with silent(), torch.no_grad():
         made = torch.onnx.export(
             module,
-            _tensors(model, batch),
+            tensors(model, batch),
             input_names=[port.name for port in model.signature.inputs],
             output_names=[f"{_MADE}{at}" for at in range(len(model.signature.outputs))],
-            dynamic_shapes={"arrays": tuple(axes)},
+            dynamic_shapes={"arrays": dynamic_shapes(model.signature)},
             opset_version=NEWER,
             dynamo=True,
             verbose=False,
@@ -291,27 +246,8 @@ def _compare(
     options.intra_op_num_threads = 1
     session = onnxruntime.InferenceSession(str(path), options, ["CPUExecutionProvider"])
     names = [port.name for port in model.signature.outputs]
-    with torch.inference_mode():
-        answers = [[each.numpy() for each in module(*_tensors(model, batch))] for batch in rows]
-    spreads = [spread([each[at] for each in answers]) for at in range(len(names))]
-    flipped = seen = 0
-    for batch, right in zip(rows, answers, strict=True):
-        found = session.run(names, dict(batch))
-        for name, one, two, usual in zip(names, found, right, spreads, strict=True):
-            off = gap(one, two) / usual
-            if not off <= NEAR:
-                raise Failed(
-                    f"ONNX Runtime's {name} differs from PyTorch's by {off:.1e} of its spread for "
-                    f"{len(next(iter(batch.values())))} rows"
-                )
-            if name == output and two.ndim > 1 and two.shape[-1] > 1 and two.dtype.kind == "f":
-                changed = one.argmax(-1) != two.argmax(-1)
-                flipped, seen = flipped + int(changed.sum()), seen + changed.size
-    if flipped > FLIPS * seen:
-        raise Failed(f"{flipped} of {seen} answers are others than PyTorch's")
 
+    def answer(batch: Arrays) -> Sequence[np.ndarray]:
+        return cast(Sequence[np.ndarray], session.run(names, dict(batch)))
 
-def _parts(module: nn.Module) -> list[str]:
-    if not isinstance(module, Graph):
-        return ["model"]
-    return list(dict.fromkeys(call.name for call in module.program.block.calls)) or ["model"]
+    compare(module, model, answer, rows, output, "ONNX Runtime")
