@@ -3,10 +3,11 @@
 Readers (`forest_xgboost`, `forest_lightgbm`, `forest_catboost`, `forest_sklearn`) make one,
 `forest_packing` turns it into what the kernel runs. A raw prediction (margin) is
 
-    (base + leaf of tree 0 + leaf of tree 1 + ...) * factor / divide + offset
+    (base + leaf of tree 0 + leaf of tree 1 + ...) * factor + offset
 
 added in the trees' order, in the precision of `sums`, which is the order and precision of the
-library that the forest comes from.
+library that the forest comes from. A prediction is the link of that; before it, forests that
+average divide the sum by `divide`.
 """
 
 from __future__ import annotations

@@ -157,8 +157,9 @@ WRITE_RANKS(write_wide, uint32_t)
     }                                                                                              \
     static void finish_##suffix(const job *j, real *sums, real *out) {                             \
         const forest *f = j->f;                                                                    \
+        real divide = j->finished ? (real)f->divide : 1;                                           \
         for (uint32_t k = 0; k < f->outputs; k++)                                                  \
-            sums[k] = sums[k] * (real)f->factor / (real)f->divide + (real)f->offset[k];            \
+            sums[k] = sums[k] * (real)f->factor / divide + (real)f->offset[k];                     \
         if (j->finished && f->link)                                                                \
             link_##suffix(f, sums, out);                                                           \
         else                                                                                       \
