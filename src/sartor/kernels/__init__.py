@@ -26,3 +26,8 @@ def forest() -> ModuleType:
     if why := missing():
         raise WrongRequest(f"the forest kernel is missing: {why}")
     return importlib.import_module("sartor.kernels._forest")
+
+
+def uses() -> str:
+    """The widest instruction set that the forest kernel runs with here; empty where it is missing."""
+    return "" if missing() else ("portable C", "AVX2", "AVX-512")[forest().level]
