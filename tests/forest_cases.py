@@ -75,7 +75,9 @@ def grown(draw: np.random.Generator) -> Forest:
     nodes = len(inner)
     real = "float32" if draw.random() < 0.5 else "float64"
     threshold = np.round(draw.normal(size=nodes), int(draw.integers(0, 9)))
-    threshold = np.where(draw.random(nodes) < 0.05, draw.choice([0.0, -0.0, np.inf, 1e300], nodes), threshold)
+    threshold = np.where(
+        draw.random(nodes) < 0.05, draw.choice([0.0, -0.0, np.inf, 1e300], nodes), threshold
+    )
     return Forest(
         features=features, starts=np.concatenate([[0], np.cumsum(sizes)]),
         threshold=threshold, missing=draw.integers(0, 2 if draw.random() < 0.5 else 5, nodes),
@@ -113,7 +115,9 @@ def slowly(forest: Forest, rows: np.ndarray) -> np.ndarray:
         for tree, start in enumerate(forest.starts[:-1]):
             node = int(start)
             while forest.feature[node] != LEAF:
-                side = forest.left if _left(forest, node, row[forest.feature[node]]) else forest.right
+                side = (
+                    forest.left if _left(forest, node, row[forest.feature[node]]) else forest.right
+                )
                 node = int(start + side[node])
             if forest.leaf.shape[1] > 1:
                 sums += forest.leaf[node].astype(real)

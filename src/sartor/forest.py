@@ -158,7 +158,9 @@ def _check_numbers(forest: Forest) -> None:
     if forest.category is not None:
         chosen = forest.category[inner]
         if (chosen >= len(forest.sets)).any():
-            raise WrongRequest("a node of the forest asks for a set of categories that is not there")
+            raise WrongRequest(
+                "a node of the forest asks for a set of categories that is not there"
+            )
     for each in forest.sets:
         if len(each) and not 0 <= each.min() <= each.max() < MOST_CATEGORY:
             raise WrongRequest(

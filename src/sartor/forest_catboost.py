@@ -97,9 +97,7 @@ def _oblivious(
     inner = (1 << depth) - 1
     level = np.log2(np.arange(inner) + 1).astype(np.int64)
     at = np.arange(inner)
-    feature, border, missing = (
-        np.array([each[k] for each in splits] or [0]) for k in range(3)
-    )
+    feature, border, missing = (np.array([each[k] for each in splits] or [0]) for k in range(3))
     pad = np.zeros(1 << depth, np.int64)
     return {
         "feature": np.append(feature[level], pad + LEAF).astype(np.int64),

@@ -69,7 +69,9 @@ def ranked(forest: Forest) -> Ranked:
     column, rank = np.zeros(len(inner), np.int64), np.zeros(len(inner), np.int64)
     feature = forest.feature[numeric].astype(np.int64)
     cut = cuts_of(forest.threshold[numeric], forest)
-    pairs = np.unique(np.stack([feature, cut], 1), axis=0) if len(cut) else np.zeros((0, 2), np.int64)
+    pairs = (
+        np.unique(np.stack([feature, cut], 1), axis=0) if len(cut) else np.zeros((0, 2), np.int64)
+    )
     used, first = np.unique(pairs[:, 0], return_index=True)
     start = np.append(first, len(pairs))
     where = _places(pairs, feature, cut)
@@ -88,7 +90,9 @@ def _places(pairs: np.ndarray, feature: np.ndarray, cut: np.ndarray) -> np.ndarr
     """Which row of the sorted pairs each (feature, cut) is."""
     shape = np.dtype([("feature", np.int64), ("cut", np.int64)])
     rows = np.ascontiguousarray(pairs).view(shape)[:, 0]
-    return np.searchsorted(rows, np.ascontiguousarray(np.stack([feature, cut], 1)).view(shape)[:, 0])
+    return np.searchsorted(
+        rows, np.ascontiguousarray(np.stack([feature, cut], 1)).view(shape)[:, 0]
+    )
 
 
 def _families(
@@ -180,7 +184,9 @@ def numbered(forest: Forest, layout: int) -> Numbered:
         child = np.where(side, forest.right[node[parent]], forest.left[node[parent]])
         tree = tree[parent]
         node, level = roots[tree] + child, level + 1
-    return _assembled(found, entries, np.maximum(depth, 3 if layout == NARROW else 0), shallow, tops)
+    return _assembled(
+        found, entries, np.maximum(depth, 3 if layout == NARROW else 0), shallow, tops
+    )
 
 
 def _upper(forest: Forest, tops: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -274,7 +280,10 @@ def _walked(forest: Forest, asked: Ranked, layout: int) -> Body | None:
     odd = np.arange(filler) % 2 == 1
     empty = np.where(odd, 0, never).astype(np.uint64) << np.uint64(shift)
     nodes = np.concatenate([nodes, empty | (np.arange(filler) // 2).astype(np.uint64)])
-    start, entries = _padded(order.start, lanes, len(order.node)), _padded(order.entries, lanes, filler)
+    start, entries = (
+        _padded(order.start, lanes, len(order.node)),
+        _padded(order.entries, lanes, filler),
+    )
     tops = np.zeros(0, np.uint32)
     if layout == NARROW:
         top_rank, top_column = _asks(forest, asked, order.tops, False, never)
@@ -348,8 +357,9 @@ def _oblivious(forest: Forest, asked: Ranked, splits: np.ndarray) -> Body:
     flipped = _padded(flipped, lanes, 0xFFFF0000)
     for group, deepest in enumerate(groups):
         tops.append(flipped[group * LANES : (group + 1) * LANES, :deepest].T.ravel())
+    leaves = _leaves_in_order(forest, depth, start, int(entries.sum()))
     return Body(OBLIVIOUS, 0, 0, np.concatenate(tops), start, entries, groups, groups,
-                np.zeros(0, np.uint32), _leaves_in_order(forest, depth, start, int(entries.sum())))  # fmt: skip
+                np.zeros(0, np.uint32), leaves)  # fmt: skip
 
 
 def _leaves_in_order(
@@ -431,5 +441,3 @@ def _joined(counts: list[int], sections: list[Any]) -> bytes:
     words = [*counts, *places]
     head = b"SARTORF1" + struct.pack(f"<{len(words) + 1}Q", at, *words)
     return head + bytes(-len(head) % 64) + b"".join(parts)
-
-

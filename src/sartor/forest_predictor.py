@@ -20,9 +20,7 @@ class Predictor:
     `threads` is a ceiling for batches. `level` forbids instruction sets above it.
     """
 
-    def __init__(
-        self, given: Forest | bytes, *, threads: int = 1, level: int = AVX512
-    ) -> None:
+    def __init__(self, given: Forest | bytes, *, threads: int = 1, level: int = AVX512) -> None:
         packed = pack(given) if isinstance(given, Forest) else given
         try:
             self._kernel = kernels.forest().Forest(packed)
@@ -52,7 +50,11 @@ class Predictor:
         return out
 
     def _fitted(self, rows: Any) -> np.ndarray:
-        if rows.ndim not in (1, 2) or rows.shape[-1] != self.features or rows.dtype.kind not in "fiub":
+        if (
+            rows.ndim not in (1, 2)
+            or rows.shape[-1] != self.features
+            or rows.dtype.kind not in "fiub"
+        ):
             raise WrongRequest(
                 f"the forest takes rows of {self.features} numbers; it was given "
                 f"{rows.dtype}{list(rows.shape)}"

@@ -102,7 +102,8 @@ def _nodes(
     trees: Sequence[Mapping[str, Any]], weights: np.ndarray | None, outputs: int
 ) -> dict[str, Any]:
     parts: dict[str, list[np.ndarray]] = {
-        name: [] for name in ("feature", "threshold", "left", "right", "missing", "category", "leaf")
+        name: []
+        for name in ("feature", "threshold", "left", "right", "missing", "category", "leaf")
     }
     sets: list[np.ndarray] = []
     for number, tree in enumerate(trees):
@@ -147,7 +148,10 @@ def _tree(
 
 
 def _categorical(
-    tree: Mapping[str, Any], found: dict[str, np.ndarray], chosen: np.ndarray, sets: list[np.ndarray]
+    tree: Mapping[str, Any],
+    found: dict[str, np.ndarray],
+    chosen: np.ndarray,
+    sets: list[np.ndarray],
 ) -> None:
     """XGBoost sends what is in the set to the right; here it goes left, so the sides change."""
     categories = np.asarray(tree["categories"], np.int64)

@@ -16,7 +16,9 @@ def missing() -> str:
         importlib.import_module("sartor.kernels._forest")
     except ImportError as error:
         if getattr(error, "name", "") == "sartor.kernels._forest":
-            return "it was not built: install a C compiler (gcc or clang), then install sartor again"
+            return (
+                "it was not built: install a C compiler (gcc or clang), then install sartor again"
+            )
         return f"it does not load: {error}"
     return ""
 
@@ -29,5 +31,5 @@ def forest() -> ModuleType:
 
 
 def uses() -> str:
-    """The widest instruction set that the forest kernel runs with here; empty where it is missing."""
+    """The widest instruction set that the forest kernel uses here; empty where it is missing."""
     return "" if missing() else ("portable C", "AVX2", "AVX-512")[forest().level]
