@@ -1,4 +1,4 @@
-"""The one thing that pyproject.toml cannot say: a kernel in C, left out where it cannot be built."""
+"""What pyproject.toml cannot say: a kernel in C, left out where it cannot be built."""
 
 from setuptools import Extension, setup
 

@@ -292,10 +292,8 @@ def shown(cell: Cell, found: dict[str, Any]) -> list[str]:
         low, high = np.quantile(again, [0.025, 0.975])
         each = np.median(told["seconds"]) / cell.batch * 1e6
         off = "" if told["off"] is None else f"off by {told['off']:.2g}"
-        lines.append(
-            f"| {cell.name} | {tool} | {each:.3f} | {np.median(ratio):.2f} ({low:.2f} to {high:.2f}) "
-            f"| {off} |"
-        )
+        times = f"{np.median(ratio):.2f} ({low:.2f} to {high:.2f})"
+        lines.append(f"| {cell.name} | {tool} | {each:.3f} | {times} | {off} |")
     return lines
 
 

@@ -24,6 +24,7 @@ LAYERS = [
     ["bootstrap", "melded"],
     ["contracts"],
     ["kernels", "forest", "ubjson"],
+    ["forest_ranks"],
     ["forest_packing", "forest_predictor", "forest_xgboost", "forest_lightgbm", "forest_catboost"],
     ["forest_sklearn"],
     ["limits", "spec", "data", "metrics"],

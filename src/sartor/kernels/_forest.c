@@ -87,7 +87,8 @@ static PyObject *predict(PyObject *given, PyObject *const *args, Py_ssize_t coun
     if (!sort || (in.ndim != 1 && in.ndim != 2) || in.shape[in.ndim - 1] != features)
         why = "rows must be float32 or float64 numbers, one for each feature: [features] or "
               "[rows, features]";
-    else if (features > 1 && in.strides[in.ndim - 1] != in.itemsize)
+    else if ((features > 1 && in.strides[in.ndim - 1] != in.itemsize) ||
+             ((size_t)in.buf | (size_t)in.strides[0]) % (size_t)in.itemsize)
         why = "the numbers of a row must lie side by side in memory";
     Py_ssize_t rows = why || flat ? 1 : in.shape[0];
     Py_ssize_t each = forest_double(f) ? 8 : 4;

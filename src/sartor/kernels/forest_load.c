@@ -55,7 +55,7 @@ static int counts(reader *r) {
         }
     uint64_t *w = r->words;
     if (!w[W_OUTPUTS] || !w[W_WIDTH] || (w[W_WIDTH] > 1 && w[W_WIDTH] != w[W_OUTPUTS]) ||
-        w[W_NUMERIC] > w[W_COLUMNS] || w[W_GROUPS] != (w[W_TREES] + LANES - 1) / LANES ||
+        w[W_NUMERIC] > w[W_COLUMNS] || (w[W_LINK] == 8 && w[W_OUTPUTS] != 1) || w[W_GROUPS] != (w[W_TREES] + LANES - 1) / LANES ||
         w[W_COLUMN_BITS] + w[W_PAIR_BITS] >= (w[W_LAYOUT] == WIDE ? 64u : 32u)) {
         r->why = "the packed forest contradicts itself in its counts";
         return -1;
@@ -90,6 +90,10 @@ static int search_levels(reader *r, forest *f) {
         scale *s = &f->scales[i];
         s->feature = feature[i];
         s->count = start[i + 1] - start[i];
+        if (f->layout != WIDE && s->count > 65534) { /* 65535 is what no rank reaches */
+            r->why = "the packed forest has more thresholds of a feature than its nodes can tell";
+            return -1;
+        }
         const uint8_t *from = cuts + start[i] * each;
         size_t n = s->count, step = 1;
         for (s->depth = 0; s->depth < LEVELS;) {
@@ -191,7 +195,7 @@ static int check_oblivious(reader *r, const forest *f, const uint32_t *entries) 
             uint64_t reach = 1;
             for (uint32_t d = 0; d < f->depth[g]; d++) {
                 uint32_t split = f->tops[at + d * LANES + lane];
-                if ((split & 0xffff) >= f->column_count && f->column_count) return -1;
+                if ((split & 0xffff) >= (f->column_count ? f->column_count : 1)) return -1;
                 if (split >> 16 != 0xffff) reach = (uint64_t)2 << d;
             }
             if (reach > entries[g * LANES + lane]) return -1;
