@@ -199,6 +199,67 @@ TARGET static void all_in_one(const block *b) { all(ONE_REGISTER, b); }
 TARGET static void all_in_two(const block *b) { all(TWO_REGISTERS, b); }
 TARGET static void all_in_memory(const block *b) { all(MEMORY, b); }
 
+/* Symmetric trees over many rows: 32 rows in the lanes, one tree after another, so that a question
+   is one load and one comparison for all of them. */
+enum { MOST_COLUMNS = 128, ACROSS = 32 };
+
+INLINE void add_across(const forest *f, void *sums, uint32_t start, __m512i at) {
+    __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(at));
+    __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(at, 1));
+    if (f->sums_double) {
+        const double *leaves = (const double *)f->leaves + start;
+        __m256i part[4] = {_mm512_castsi512_si256(low), _mm512_extracti64x4_epi64(low, 1),
+                           _mm512_castsi512_si256(high), _mm512_extracti64x4_epi64(high, 1)};
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; i++) {
+            double *to = (double *)sums + 8 * i;
+            __m512d leaf = _mm512_i32gather_pd(part[i], leaves, 8);
+            _mm512_storeu_pd(to, _mm512_add_pd(_mm512_loadu_pd(to), leaf));
+        }
+    } else {
+        const float *leaves = (const float *)f->leaves + start;
+        float *to = sums;
+        __m512 a = _mm512_i32gather_ps(low, leaves, 4), b = _mm512_i32gather_ps(high, leaves, 4);
+        _mm512_storeu_ps(to, _mm512_add_ps(_mm512_loadu_ps(to), a));
+        _mm512_storeu_ps(to + 16, _mm512_add_ps(_mm512_loadu_ps(to + 16), b));
+    }
+}
+
+/* Returns how many rows were done: a multiple of 32. One output, trees at most 16 deep. */
+TARGET static size_t across(const block *b) {
+    const forest *f = b->f;
+    uint16_t turned[MOST_COLUMNS * BLOCK] __attribute__((aligned(64)));
+    size_t rows = b->rows / ACROSS * ACROSS, each = f->sums_double ? 8 : 4;
+    for (size_t r = 0; r < rows; r++)
+        for (uint32_t c = 0; c < f->column_count; c++)
+            turned[c * BLOCK + r] = ((const uint16_t *)b->ranks)[r * f->padded + c];
+    for (uint32_t t = 0; rows && t < f->trees; t++) {
+        uint32_t g = t / LANES, depth = f->depth[g];
+        const uint32_t *split = f->tops + f->top_at[g] + t % LANES;
+        for (size_t r = 0; r < rows; r += ACROSS) {
+            __m512i at = _mm512_setzero_si512();
+            for (uint32_t d = 0; d < depth; d++) {
+                uint32_t s = split[d * LANES];
+                __m512i ranks = _mm512_load_si512(turned + (s & 0xffff) * BLOCK + r);
+                __mmask32 go =
+                    _mm512_cmpge_epu16_mask(ranks, _mm512_set1_epi16((short)(s >> 16)));
+                at = _mm512_or_si512(at, _mm512_maskz_set1_epi16(go, (short)(1 << d)));
+            }
+            add_across(f, (uint8_t *)b->sums + r * each, f->start[t], at);
+        }
+    }
+    return rows;
+}
+
+static int fits_across(const block *b) {
+    const forest *f = b->f;
+    if (f->layout != OBLIVIOUS || f->outputs > 1 || f->width > 1 || b->rows < ACROSS) return 0;
+    if (!f->column_count || f->column_count > MOST_COLUMNS) return 0;
+    for (uint32_t g = 0; g < f->groups; g++)
+        if (f->depth[g] > 16) return 0;
+    return 1;
+}
+
 /* Eight lanes of 64 bits; twice for a group of sixteen trees. */
 TARGET static void wide(const block *b) {
     const forest *f = b->f;
@@ -237,7 +298,14 @@ TARGET static void wide(const block *b) {
         }
 }
 
-void forest_walk_avx512(const block *b) {
+void forest_walk_avx512(const block *given) {
+    block rest = *given, *b = &rest;
+    if (fits_across(given)) {
+        size_t done = across(given);
+        rest.rows -= done;
+        rest.ranks = (uint16_t *)given->ranks + done * given->f->padded;
+        rest.sums = (uint8_t *)given->sums + done * (given->f->sums_double ? 8 : 4);
+    }
     if (b->f->layout == WIDE)
         wide(b);
     else if (b->f->column_count <= 32)
