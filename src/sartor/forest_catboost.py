@@ -56,7 +56,9 @@ def _forest(told: Mapping[str, Any]) -> Forest:
     if not trees:
         raise WrongRequest("the CatBoost model has no trees")
     width = trees[0]["leaf"].shape[1]
-    whole = {name: np.concatenate([each[name] for each in trees]) for name in trees[0]}
+    whole: dict[str, Any] = {
+        name: np.concatenate([each[name] for each in trees]) for name in trees[0]
+    }
     return Forest(
         features=max(flat, default=-1) + 1,
         starts=np.concatenate([[0], np.cumsum([len(each["feature"]) for each in trees])]),

@@ -52,7 +52,7 @@ def numbered(forest: Forest, layout: int) -> Numbered:
     if layout == NARROW:
         tree, node, tops = _upper(forest, tops)
     place = np.tile(np.arange(UPPER), trees) if layout == NARROW else np.zeros(trees, np.int64)
-    found = []
+    found: list[tuple[np.ndarray, ...]] = []
     level = 3 if layout == NARROW else 0
     while len(node):
         if len(found) > len(forest.feature):
@@ -112,7 +112,8 @@ def _assembled(
 
 
 def _places_odd(start: np.ndarray, entries: np.ndarray, total: int) -> np.ndarray:
-    return (np.arange(total) - np.repeat(start, entries)) % 2 == 1
+    odd: np.ndarray = (np.arange(total) - np.repeat(start, entries)) % 2 == 1
+    return odd
 
 
 def pack(forest: Forest, *, layout: int | None = None) -> bytes:
@@ -174,7 +175,7 @@ def _walked(forest: Forest, asked: Ranked, layout: int) -> Body | None:
         _padded(order.start, lanes, len(order.node)),
         _padded(order.entries, lanes, filler),
     )
-    tops = np.zeros(0, np.uint32)
+    tops: np.ndarray = np.zeros(0, np.uint32)
     if layout == NARROW:
         top_rank, top_column = _asks(forest, asked, order.tops, False, never)
         top = top_rank << np.uint64(shift) | top_column << np.uint64(pair_bits)

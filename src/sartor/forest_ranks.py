@@ -56,12 +56,9 @@ def ranked(forest: Forest) -> Ranked:
     column, rank = np.zeros(len(inner), np.int64), np.zeros(len(inner), np.int64)
     feature = forest.feature[numeric].astype(np.int64)
     cut = cuts_of(forest.threshold[numeric], forest)
-    pairs = (
-        np.unique(np.stack([feature, cut], 1), axis=0) if len(cut) else np.zeros((0, 2), np.int64)
-    )
+    pairs, where = _distinct(feature, cut)
     used, first = np.unique(pairs[:, 0], return_index=True)
     start = np.append(first, len(pairs))
-    where = _places(pairs, feature, cut)
     scale = np.searchsorted(used, feature)
     rank[numeric] = where - start[scale] + 1
     kinds, which = np.unique(scale * 8 + forest.missing[numeric], return_inverse=True)
@@ -73,13 +70,15 @@ def ranked(forest: Forest) -> Ranked:
     )  # fmt: skip
 
 
-def _places(pairs: np.ndarray, feature: np.ndarray, cut: np.ndarray) -> np.ndarray:
-    """Which row of the sorted pairs each (feature, cut) is."""
-    shape = np.dtype([("feature", np.int64), ("cut", np.int64)])
-    rows = np.ascontiguousarray(pairs).view(shape)[:, 0]
-    return np.searchsorted(
-        rows, np.ascontiguousarray(np.stack([feature, cut], 1)).view(shape)[:, 0]
-    )
+def _distinct(feature: np.ndarray, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The sorted, distinct (feature, cut), and which of them each is."""
+    order = np.lexsort((cut, feature))
+    pairs = np.stack([feature, cut], 1)[order]
+    new = np.ones(len(pairs), bool)
+    new[1:] = (pairs[1:] != pairs[:-1]).any(1)
+    where = np.empty(len(pairs), np.int64)
+    where[order] = np.cumsum(new) - 1
+    return pairs[new], where
 
 
 def _families(
