@@ -31,7 +31,8 @@ def cuts_of(threshold: np.ndarray, forest: Forest) -> np.ndarray:
     # left; where x < t goes left, to the lower one too, which then still goes left.
     above = near.astype(np.float64) > threshold
     exact = near.astype(np.float64) == threshold
-    return keys(near, "float32") - above - (exact & forest.strict)
+    found: np.ndarray = keys(near, "float32") - above - (exact & forest.strict)
+    return found
 
 
 @dataclass(frozen=True)
