@@ -47,6 +47,8 @@ def resnet() -> list[Entries]:
         [thin, trained(), eight], [thin, trained(), step("static-int8"), step("tune", effort=0.3)],
         *[[step("structured-prune", share=0.3, importance=how), trained()]
           for how in ("taylor", "activation", "random")],
+        [step("structured-prune", share=0.15), trained()],
+        3 * [step("structured-prune", share=0.53), step("recover", effort=0.3, rate=0.03)],
         [step("low-rank", share=0.5)], [step("low-rank", share=0.5), trained()],
         [step("drop-layers", keep=0.5)], [step("drop-layers", keep=0.5), trained()],
         [step("drop-layers", keep=0.5), thin, trained(), eight],

@@ -37,14 +37,16 @@ def compare(forest: Forest, rows: int, margins: Any, finished: Any = None, **lim
     ways = [Predictor(pack(forest, layout=x), level=y) for x in (None, WIDE) for y in range(3)]
     for seed, size in enumerate(_blocks(rows)):
         given = adversarial(forest, size, seed, **limits)
-        wanted = np.asarray(margins(given)).reshape(size, -1)
+        with np.errstate(all="ignore"):  # the libraries' own checks overflow on such rows
+            wanted = np.asarray(margins(given)).reshape(size, -1)
         for way in ways:
             found = (
                 way.predict(given) if forest.divide != 1 and not finished else way.margins(given)
             )
             np.testing.assert_array_equal(found, wanted)
         if finished is not None:
-            answers = np.asarray(finished(given)).reshape(size, -1)
+            with np.errstate(all="ignore"):
+                answers = np.asarray(finished(given)).reshape(size, -1)
             near = 1e-6 if forest.sums == "float32" else 1e-12
             np.testing.assert_allclose(ways[0].predict(given), answers, rtol=near, atol=near)
 

@@ -89,7 +89,7 @@ class Fixed:
     def remember(self, key: str, compute: Any, *, shared: bool = False) -> Any:
         return compute()
 
-    def teach(self, batch: Any) -> Any:
+    def teach(self, batch: Any, sharers: int = 1) -> Any:
         return self.taught if isinstance(self.taught, dict) else {"y": self.taught}
 
     def lengths(self, split: str) -> Any:
@@ -203,7 +203,7 @@ def test_answers_as_long_as_their_batch_teach() -> None:
             width = int(self._lengths[rows].max())
             return {"x": np.zeros((len(rows), width)), "label": self.label[rows]}
 
-        def teach(self, batch: Any) -> Any:
+        def teach(self, batch: Any, sharers: int = 1) -> Any:
             return {"y": np.zeros((*batch["x"].shape, 9), np.float32)}
 
     rows = np.array([0, 40, 63])
@@ -361,7 +361,7 @@ def test_training_batches_alone_are_changed_and_the_original_answers_them(tmp_pa
 
     made.augment = shift
     teach = made.teach
-    made.teach = lambda batch: (answered.append(batch[name].mean()), teach(batch))[1]  # type: ignore[method-assign]
+    made.teach = lambda batch, sharers=1: (answered.append(batch[name].mean()), teach(batch))[1]  # type: ignore[method-assign]
     training = trainer._Training(graph_of(made.toy.model), trainer.Plan(4, teacher=1.0), made)
     answered.clear()  # what the norms saw
     for at in range(2):
@@ -404,7 +404,7 @@ def test_an_interrupted_training_on_changed_rows_ends_as_one_that_was_not(
 def test_gradients_are_clipped(tmp_path: Path) -> None:
     made = bench(tmp_path)
     training = trainer._Training(graph_of(made.toy.model), trainer.Plan(4), made)
-    with trainer.settings(0):
+    with trainer.settings(0, 1):
         for weight in training.net.weights:
             weight.grad = torch.full_like(weight, 1e4)
         training._tame()

@@ -44,6 +44,7 @@ class LocalBench:
     seed: int = 0
     training: Training = field(default_factory=Training)
     augment: Augmentation | None = None
+    processes: int = 1
     budget: float = math.inf
     patience: float = math.inf
 
@@ -70,6 +71,7 @@ class LocalBench:
             "search": self.search.digest,
             "seed": self.seed,
             **({"training": [self.training.steps, self.training.macs]} if trains else {}),
+            **({"processes": self.processes} if trains and self.processes > 1 else {}),
             **({"augment": self.augment.digest} if self.augment is not None else {}),
         }
 
@@ -101,12 +103,12 @@ class LocalBench:
         part = self._part(split)
         return None if part is None else part.lengths
 
-    def teach(self, batch: Arrays) -> Arrays:
-        """The original's answers, on all cores, since this is not timed; what is no input of it
-        (the labels) is left out."""
+    def teach(self, batch: Arrays, sharers: int = 1) -> Arrays:
+        """The original's answers, on all cores, since this is not timed, or on the part of one of
+        the `sharers`; what is no input of it (the labels) is left out."""
         names = [port.name for port in self.teacher.signature.inputs]
         inputs = {name: batch[name] for name in names if name in batch}
-        whole = dataclasses.replace(self.target, threads=machine.cores())
+        whole = dataclasses.replace(self.target, threads=max(machine.cores() // sharers, 1))
         return lanes.session(self.teacher, whole, _digest(self.teacher))(inputs)
 
     def remember(

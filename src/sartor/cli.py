@@ -130,6 +130,12 @@ def _optimize(commands: Any) -> None:
         help="changes the inputs of training batches: (inputs by name, rng) -> inputs",
     )
     command.add_argument(
+        "--train-processes",
+        type=int,
+        metavar="N",
+        help="spread every training over so many processes (default: 1)",
+    )
+    command.add_argument(
         "--fix",
         action="append",
         dest="fixed",

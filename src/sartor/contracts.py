@@ -166,6 +166,10 @@ class Bench(Protocol):
         Failed with a sentence."""
 
     @property
+    def processes(self) -> int:
+        """Over how many processes a training is spread."""
+
+    @property
     def budget(self) -> float:
         """Seconds of the whole run, for what to propose; infinite where trials are counted."""
 
@@ -193,8 +197,8 @@ class Bench(Protocol):
     def lengths(self, split: str) -> np.ndarray | None:
         """[N]: the true length of each row; None where rows are not padded."""
 
-    def teach(self, batch: Arrays) -> Arrays:
-        """The original's answers."""
+    def teach(self, batch: Arrays, sharers: int = 1) -> Arrays:
+        """The original's answers, where so many processes ask at the same time."""
 
     def remember(
         self, key: str, compute: Callable[[], Mapping[str, np.ndarray]], *, shared: bool = False

@@ -58,6 +58,7 @@ class ToyBench:
     target: Target = field(default_factory=Target)
     training: Training = field(default_factory=lambda: Training(30, 0.01, 1))
     augment: Callable[..., Arrays] | None = None
+    processes: int = 1
     budget: float = 900.0
     patience: float = 900.0
 
@@ -94,7 +95,7 @@ class ToyBench:
     def lengths(self, split: str) -> np.ndarray | None:
         return None
 
-    def teach(self, batch: Arrays) -> Arrays:
+    def teach(self, batch: Arrays, sharers: int = 1) -> Arrays:
         with runtime(self.teacher.kind).start(self.teacher, self.target) as session:
             return session({p.name: batch[p.name] for p in self.teacher.signature.inputs})
 

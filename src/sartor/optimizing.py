@@ -106,6 +106,7 @@ def _bench(ready: Prepared, folder: RunFolder, spec: Spec) -> LocalBench:
         seed=spec.seed,
         training=granted(told) if told else Training(),
         augment=ready.augment,
+        processes=spec.train_processes,
         budget=math.inf if spec.trials is not None else spec.budget,
     )
 

@@ -91,6 +91,8 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
     request = _request(spec, original, data, task, limits, target)
     if augment is not None:
         request["augment"] = augment.digest
+    if spec.train_processes > 1:
+        request["train_processes"] = spec.train_processes
     return Prepared(original, data, task, target, limits, objective, tuple(notes), request, augment)
 
 

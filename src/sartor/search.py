@@ -119,7 +119,7 @@ class GuidedSearch:
             self.longer.append((trial, milder))
         elif milder:
             self.waiting.insert(0, milder)
-        elif recipe and (bold := bolder(trial, recipe)):
+        elif recipe and (bold := bolder(trial, recipe, self._best())):
             self.waiting.append(bold)
 
     def upcoming(self, n: int) -> list[Recipe]:
@@ -264,8 +264,11 @@ def feasible(trial: Trial) -> bool:
 
 
 def _trains_longer(recipe: Recipe, milder: Recipe) -> bool:
-    changed = [new for old, new in zip(recipe, milder, strict=True) if new != old]
-    return any(map(trains, changed))
+    changed = [(old, new) for old, new in zip(recipe, milder, strict=True) if new != old]
+    return any(
+        trains(new) and getattr(new, new.repair or "") > getattr(old, new.repair or "")
+        for old, new in changed
+    )
 
 
 def _shortfall(trial: Trial) -> float:

@@ -12,6 +12,7 @@ Every key of `Spec` may stand so at the top, or grouped under one of these headi
     [data]        source (= data), label, segments, group, mask, augment (file.py:function)
     [task]        kind (= task), metric, output
     [target]      threads, batch, device, watts, fixed (such as fixed = {image = [1, 3, 224, 224]})
+    [train]       processes (= train_processes)
     [search]      trials, seed, memory, deadline, techniques, without, recipes, confidence,
                   learn_from
 
@@ -194,6 +195,7 @@ class Spec:
     fixed: tuple[tuple[str, tuple[int, ...]], ...] = _key((), _fixed, group="target")
     device: str = _key("cpu", _text, group="target")
     watts: float | None = _key(None, _number, group="target")
+    train_processes: int = _key(1, _whole, group="train", alias="processes")
     trials: int | None = _key(None, _trials, group="search")
     seed: int = _key(0, _whole, group="search")
     memory: int | None = _key(None, _bytes, group="search")
@@ -265,6 +267,11 @@ def _check_numbers(spec: Spec) -> None:
         raise WrongRequest(f"budget {spec.budget:g} s: write a time above 0, e.g. 10m")
     if not 1 <= spec.threads <= cores:
         raise WrongRequest(f"threads {spec.threads}: this machine has {cores}; write 1 to {cores}")
+    if not 1 <= spec.train_processes <= cores:
+        raise WrongRequest(
+            f"train_processes {spec.train_processes}: this machine has {cores} cores; write 1 to "
+            f"{cores}"
+        )
     if spec.batch < 1:
         raise WrongRequest(f"batch {spec.batch}: write 1 or more")
     if spec.watts is not None and not 0 < spec.watts < math.inf:

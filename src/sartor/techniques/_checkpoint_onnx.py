@@ -75,3 +75,12 @@ class Checkpoint:
         seen = Seen(several("best"), int(done), best, before, last, int(rising))
         moments = [under(f"moment {at} ") for at in range(len(several("moments")))]
         return cls(seen, several("now"), several("mask"), moments)
+
+
+def restored(moments: Mapping[str, Tensor], weight: Tensor) -> dict[str, Tensor]:
+    """What the optimizer knows of a weight, in memory as the weight is (a kernel may have its
+    channels innermost): a fused step goes through both in the order of their bytes."""
+    return {
+        name: torch.empty_like(weight).copy_(value) if value.shape == weight.shape else value
+        for name, value in moments.items()
+    }

@@ -44,10 +44,12 @@ class Plan:
 
 
 class Loss:
-    """The loss of a plan on a bench. Raises Failed where classes cannot be balanced."""
+    """The loss of a plan on a bench, used by so many processes at once. Raises Failed where classes
+    cannot be balanced."""
 
-    def __init__(self, plan: Plan, bench: Bench) -> None:
+    def __init__(self, plan: Plan, bench: Bench, sharers: int = 1) -> None:
         self.plan, self.bench, self.task = plan, bench, bench.task
+        self.sharers = sharers
         self.share = plan.teacher if self.task.labelled else 1.0
         balanced = plan.balance != "none"
         self.weights = torch.from_numpy(class_weights(bench)) if balanced else None
@@ -81,6 +83,12 @@ class Loss:
                     spread = other.var().clamp_min(1e-6)
                     parts.append(0.1 * F.mse_loss(answers[name].float(), other) / spread)
         return torch.stack(parts).sum()
+
+    def learn(self, rows: int) -> None:
+        """Has the original's answers to the first training rows remembered, where they teach."""
+        if self.share > 0:
+            for number in range(-(-rows // _TAUGHT)):
+                self._chunk("train", number)
 
     def _weight(self, batch: Arrays) -> Tensor | None:
         """[N]: what each row counts; None where all count the same."""
@@ -159,7 +167,7 @@ class Loss:
                     for name in sorted(names)
                     if len({each[name].shape[1:] for each in chunks.values()}) == 1
                 }
-        taught = self.bench.teach(batch)
+        taught = self.bench.teach(batch, self.sharers)
         return {name: value for name, value in taught.items() if _by_row([value], [len(given)])}
 
     def _chunk(self, part: str, number: int) -> Mapping[str, np.ndarray]:

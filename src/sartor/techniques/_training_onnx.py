@@ -2,8 +2,9 @@
 
     trained = train(graph, Plan(steps=500), bench)       the graph's constants are changed
 
-The steps run on Lightning Fabric. Rows, order and rounding depend on the seed and the step alone,
-so that a training that was killed goes on from its last checkpoint as if nothing had happened.
+The steps run on Lightning Fabric, in one process or in several (see `_ranks_onnx`). Rows, order and
+rounding depend on the seed, the step and the number of processes alone, so that a training that was
+killed goes on from its last checkpoint as if nothing had happened.
 """
 
 from __future__ import annotations
@@ -15,10 +16,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
+import onnx
 import torch
-from lightning_fabric import Fabric
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,18 +28,19 @@ from sartor.contracts import Arrays, Bench, Failed, Model
 from sartor.pace import Pace
 from sartor.techniques._agreement_onnx import agree
 from sartor.techniques._autograd_onnx import GraphModule, followed
-from sartor.techniques._checkpoint_onnx import Checkpoint, Seen
+from sartor.techniques._checkpoint_onnx import Checkpoint, Seen, restored
 from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
 from sartor.techniques._loss_onnx import Loss, Plan, without_classes, without_gradient
 from sartor.techniques._norms_onnx import Norms
 from sartor.techniques._operators_onnx import called
+from sartor.techniques._order_onnx import Order
+from sartor.techniques._ranks_onnx import Rank, joined, spread
+from sartor.techniques._rates_onnx import optimizer, schedule, zeros_kept
 from sartor.techniques._sparsity_onnx import Sparse, Sparsity, sparsifiable
-from sartor.techniques._weights_onnx import Stored, weighs
+from sartor.techniques._weights_onnx import weighs
 
-_WARM = 0.1  # share of the steps in which the rate rises
 _CLIP = 5.0  # the largest norm of a step's gradient
-_LEAST_SCALE = 1e-3  # of a weight's rate: a bias of zeros would never move
 _LOOKS = 6  # times that the search split is looked at
 _JUDGED = 1024  # rows of the search split that are looked at
 _DEAR = 20  # times as many rows are trained on, or fewer are looked at
@@ -49,7 +52,6 @@ _TELL_SECONDS = 2.0
 _FEWEST = 64  # rows without which nothing is trained
 _SHORTEST = 3  # steps
 _SEEN = 4  # batches by which norms begin
-_WINDOW = 16  # batches among which rows of like length are put together
 
 
 @dataclass
@@ -68,10 +70,10 @@ def threads() -> int:
 
 
 @contextmanager
-def settings(seed: int) -> Iterator[None]:
+def settings(seed: int, threads: int) -> Iterator[None]:
     """Threads, seed and gradient mode of torch for a training; what was found comes back."""
     before = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_rng_state()
-    torch.set_num_threads(threads())
+    torch.set_num_threads(threads)
     torch.set_grad_enabled(True)
     torch.manual_seed(seed)
     try:
@@ -86,8 +88,7 @@ def train(graph: Graph, plan: Plan, bench: Bench, sparse: Sparse | None = None) 
     """Trains the weights of the graph in place, `sparse` says which shall become zeros on the way.
 
     Raises Failed where the graph cannot be followed, the loss is no number, or nothing teaches."""
-    with settings(bench.seed):
-        training = _Training(graph, plan, bench, sparse)
+    with _together(graph, plan, bench, sparse) as training:
         try:
             return training.run()
         except Failed:
@@ -95,13 +96,32 @@ def train(graph: Graph, plan: Plan, bench: Bench, sparse: Sparse | None = None) 
             raise
 
 
+@contextmanager
+def _together(
+    graph: Graph, plan: Plan, bench: Bench, sparse: Sparse | None = None
+) -> Iterator[_Training]:
+    """The training, in as many processes as the bench says."""
+    count, cores = bench.processes, threads()
+    others = spread(bench, count, cores, graph, follow, plan, bench, sparse)
+    with others as rank, settings(bench.seed, rank.threads):
+        yield _Training(graph, plan, bench, sparse, rank)
+
+
+def follow(rank: Rank, path: Path, plan: Plan, bench: Bench, sparse: Sparse | None) -> None:
+    """In another process than the first: all steps that are left, until it is ended."""
+    with settings(bench.seed, rank.threads), joined():
+        training = _Training(Graph(onnx.load(path)), plan, bench, sparse, rank)
+        for at in range(training.begin().done, plan.steps):
+            training.step(at)
+
+
 def cost(graph: Graph, bench: Bench, batch: int = 64, steps: int = 3) -> tuple[float, int]:
     """Seconds of a training step of this graph here, by the labels alone where there are any, and
     its multiply-accumulates for an example."""
-    with settings(bench.seed):
-        # The original's answers are remembered, unless they are to rows that were changed.
-        teacher = 0.0 if bench.augment is None else 0.5
-        training = _Training(graph, Plan(steps + 1, batch, teacher=teacher), bench)
+    # The original's answers are remembered, unless they are to rows that were changed.
+    teacher = 0.0 if bench.augment is None else 0.5
+    with _together(graph, Plan(steps + 1, batch, teacher=teacher), bench) as training:
+        training.meet()
         training.step(0)
         began = time.perf_counter()
         for at in range(1, steps + 1):
@@ -151,9 +171,15 @@ def untrainable(model: Model, bench: Bench, effort: float, balance: str = "none"
 
 class _Training:
     def __init__(
-        self, graph: Graph, plan: Plan, bench: Bench, sparse: Sparse | None = None
+        self,
+        graph: Graph,
+        plan: Plan,
+        bench: Bench,
+        sparse: Sparse | None = None,
+        rank: Rank | None = None,
     ) -> None:
         self.graph, self.plan, self.bench = graph, plan, bench
+        self.rank = rank or Rank(threads=threads())
         self.until = time.monotonic() + bench.patience
         self.rows = min(bench.count("train"), plan.steps * plan.batch)
         if not self.rows:
@@ -163,22 +189,24 @@ class _Training:
         if not self.net.names:
             raise Failed("it has no weights in floats of 32 bits to train")
         self.net.channels_last()
-        agree(self.net, graph, bench)
-        self.lengths = bench.lengths("train")
-        self._begin()
+        if self.rank.first:
+            agree(self.net, graph, bench)
+        self._rows = Order(self.rows, plan.batch, bench.seed, bench.lengths("train"))
+        self._see()
         self.hints = self._prepared(graph)
-        self.loss = Loss(plan, bench)
+        self.loss = Loss(plan, bench, self.rank.count)
         self.sparsity = self._sparsity(graph, sparse)
         stored = [self.net.rounded.get(name) for name in self.net.names]
-        self.masks = [_zeros_kept(*each) for each in zip(self.net.weights, stored, strict=True)]
-        self.scales = [max(_scale(weight), _LEAST_SCALE) for weight in self._trained()]
+        self.masks = [zeros_kept(*each) for each in zip(self.net.weights, stored, strict=True)]
         precision = "bf16-mixed" if "amx_bf16" in bench.target.features else "32-true"
-        self.fabric = Fabric(accelerator="cpu", devices=1, precision=precision)  # type: ignore[arg-type]
-        self.module, self.optimizer = self.fabric.setup(self.net, self._optimizer())
-        facts = f"{dataclasses.asdict(plan)} {threads()} {precision} {sparse}"
+        self.fabric = self.rank.fabric(precision)
+        self.module, self.optimizer = self.fabric.setup(
+            self.net, optimizer(self._trained(), plan.rate, plan.decay)
+        )
+        facts = f"{dataclasses.asdict(plan)} {self.rank.cores} {precision} {sparse}"
         self.place = bench.keeping(f"training {graph.digest()} {facts}")
 
-    def _begin(self) -> None:
+    def _see(self) -> None:
         """Lets the norms see some rows."""
 
         def seen() -> Iterator[dict[str, Tensor]]:
@@ -217,19 +245,23 @@ class _Training:
         norms = (*self.norms.gains.values(), *self.norms.shifts.values())
         return [*self.net.weights, *norms, *hints]
 
-    def _optimizer(self) -> torch.optim.Optimizer:
-        groups = [
-            {"params": [weight], "lr": self.plan.rate * scale}
-            for weight, scale in zip(self._trained(), self.scales, strict=True)
-        ]
-        for group in groups:
-            group["initial"] = group["lr"]
-        return torch.optim.AdamW(
-            groups, betas=(0.9, 0.98), weight_decay=self.plan.decay, fused=True
-        )
+    def begin(self) -> Seen:
+        """What was seen by the time it was stopped, or before the first step."""
+        seen = self._resumed()
+        self.meet()
+        return seen
+
+    def meet(self) -> None:
+        """Gives all processes the same weights, once the original's answers are remembered."""
+        if self.rank.count == 1:
+            return
+        if self.rank.first and self.bench.augment is None:
+            with self.rank.alone():
+                self.loss.learn(self.rows)
+        self.rank.share([*self._trained(), *self._moving()])
 
     def run(self) -> Trained:
-        seen = self._resumed()
+        seen = self.begin()
         looks = {round(self.plan.steps * (at + 1) / _LOOKS) for at in range(_LOOKS)}
         start, began = seen.done, time.monotonic()
         saved = told = began
@@ -267,9 +299,10 @@ class _Training:
 
     def step(self, at: int) -> None:
         rows = self._rows(at)
-        batch, known = self._batch(rows, at)
+        own = self.rank.part(rows)
+        batch, known = self._batch(own, at)
         for group in self.optimizer.param_groups:
-            group["lr"] = group["initial"] * _schedule(at, self.plan.steps)
+            group["lr"] = group["initial"] * schedule(at, self.plan.steps)
         self.module.train()
         feeds = self._feeds(batch)
         answers = self.module(feeds, self.hints.names if self.hints else ())
@@ -282,7 +315,12 @@ class _Training:
                 f"than {self.plan.rate:g} may hold"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        self.fabric.backward(loss)
+        if self.rank.count == 1:
+            self.fabric.backward(loss)
+        else:
+            self.fabric.backward(loss * (len(own) * self.rank.count / len(rows)))
+            gradients = [each.grad for each in self._trained() if each.grad is not None]
+            self.rank.average(self.fabric, [*gradients, *self._moving()])
         self._tame()
         self.optimizer.step()
         if self.sparsity:
@@ -294,7 +332,8 @@ class _Training:
         batch = self.bench.pick("train", rows)
         if self.bench.augment is None:
             return batch, rows
-        return self.bench.augment(batch, self.bench.seed, at), None
+        which = () if self.rank.count == 1 else (self.rank.index,)
+        return self.bench.augment(batch, self.bench.seed, at, *which), None
 
     def _tame(self) -> None:
         """Zeros stay zeros; gradients of like size whatever the layer; none beyond bounds."""
@@ -302,20 +341,6 @@ class _Training:
             if weight.grad is not None and mask is not None:
                 weight.grad.mul_(mask)
         self.fabric.clip_gradients(self.module, self.optimizer, max_norm=_CLIP)
-
-    def _rows(self, at: int) -> np.ndarray:
-        """The rows of a step: every epoch in an order of its own, rows of like length together."""
-        size = min(self.plan.batch, self.rows)
-        each = max(self.rows // size, 1)
-        epoch, turn = divmod(at, each)
-        order = np.random.default_rng((self.bench.seed, epoch)).permutation(self.rows)
-        if self.lengths is None:
-            return order[turn * size : (turn + 1) * size]
-        window = order[turn // _WINDOW * _WINDOW * size :][: _WINDOW * size]
-        window = window[np.argsort(self.lengths[window], kind="stable")]
-        cuts = [window[i : i + size] for i in range(0, len(window) - size + 1, size)]
-        mixed = np.random.default_rng((self.bench.seed, epoch, turn // _WINDOW))
-        return np.asarray(cuts[mixed.permutation(len(cuts))[turn % _WINDOW % len(cuts)]])
 
     @torch.no_grad()
     def judged(self) -> float:
@@ -326,12 +351,13 @@ class _Training:
         if batches is None:
             raise Failed("there are no search rows")
         total, seen = 0.0, 0
-        for batch in batches:
-            answers = self.module(self._feeds(batch))
-            count = len(batch[self.net.inputs[0]])
-            rows = np.arange(seen, seen + count)
-            total += float(self.loss(answers, batch, rows, "search")) * count
-            seen += count
+        with self.rank.alone():
+            for batch in batches:
+                answers = self.module(self._feeds(batch))
+                count = len(batch[self.net.inputs[0]])
+                rows = np.arange(seen, seen + count)
+                total += float(self.loss(answers, batch, rows, "search")) * count
+                seen += count
         return total / seen if math.isfinite(total) else math.inf
 
     # -- checkpoints ------------------------------------------------------------------------------
@@ -357,35 +383,14 @@ class _Training:
         """What was seen by the time it was stopped. Weights that are to be zeros and are not yet
         are never the best."""
         if not self.place.exists():
-            before = self.judged()
+            before = self.judged() if self.rank.first else math.inf
             best = math.inf if self.sparsity else before
             return Seen(self._values(), 0, best, before, before)
         kept = Checkpoint.load(self.place)
         self._put(kept.values)
         for weight, moments in zip(self._trained(), kept.moments, strict=True):
             if moments:
-                self.optimizer.state[weight] = dict(moments)
+                self.optimizer.state[weight] = restored(moments, weight)
         if self.sparsity:
             self.sparsity.masks = list(kept.masks)
         return kept.seen
-
-
-def _schedule(at: int, steps: int) -> float:
-    """Up linearly, then down along half a cosine."""
-    warm = max(round(_WARM * steps), 1)
-    if at < warm:
-        return (at + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (at - warm) / max(steps - warm, 1)))
-
-
-def _scale(weight: Tensor) -> float:
-    return float(weight.detach().square().mean().sqrt())
-
-
-def _zeros_kept(weight: nn.Parameter, stored: Stored | None) -> Tensor | None:
-    """1 where a pruned weight is not zero; None for weights that were not pruned, such as a bias
-    that begins as zeros. Rounding to few bits makes zeros too, but fewer than stand a step to both
-    sides of zero."""
-    zeros = weight.detach() == 0
-    least = max(1 / 8, stored.beside_zero(weight) if stored is not None else 0.0)
-    return None if weight.ndim < 2 or float(zeros.float().mean()) < least else (~zeros).float()
