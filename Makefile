@@ -3,11 +3,11 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
-.PHONY: install demo test test-all check format data bench clean
+.PHONY: install demo test test-all sanitize check format data bench clean
 
 install: $(INSTALLED)
 
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(wildcard src/sartor/kernels/*.[ch])
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade 'pip>=25'
 	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[onnx,demo,dev]'
@@ -24,7 +24,12 @@ test: $(INSTALLED)
 test-all: $(INSTALLED)
 	$(BIN)/pytest -m 'not slow' -n 2
 	$(BIN)/pytest -m slow
+	$(MAKE) sanitize
 	$(BIN)/python benchmarks/statistics/simulate.py --repetitions 200
+
+# The forest kernel under AddressSanitizer and UBSan: random forests, damaged files.
+sanitize: $(INSTALLED)
+	bash benchmarks/sanitize.sh $(BIN)/python
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .

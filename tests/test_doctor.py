@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,8 @@ from typing import Any
 import pytest
 from conftest import Said
 
-from sartor import doctor, registry
+from sartor import doctor, kernels, registry
+from sartor.contracts import WrongRequest
 
 Sartor = Callable[..., Said]
 
@@ -25,7 +27,9 @@ def test_it_names_what_is_here(sartor: Sartor) -> None:
     assert set(registry.techniques("onnx")) <= names
     assert found["machine"]["cores"] >= 1
     assert found["machine"]["energy"].startswith(("measured by", "estimated from CPU time"))
-    for word in ("onnxruntime", "static-int8", "Runtimes", "Techniques"):
+    assert found["kernels"][0]["missing"] == ""
+    assert found["kernels"][0]["uses"] in ("portable C", "AVX2", "AVX-512")
+    for word in ("forest kernel", "onnxruntime", "static-int8", "Runtimes", "Techniques"):
         assert word in said.err
 
 
@@ -58,3 +62,15 @@ def test_it_says_what_is_missing_without_importing_it(
     }
     assert "no_such_framework" in said.err
     assert "sartor[magic]" in " ".join(said.err.split())
+
+
+def test_it_says_why_the_kernel_is_missing(sartor: Sartor, monkeypatch: pytest.MonkeyPatch) -> None:
+    kernels.missing.cache_clear()
+    monkeypatch.setitem(sys.modules, "sartor.kernels._forest", None)
+    try:
+        assert "install a C compiler" in kernels.missing()
+        assert "forest kernel: missing: it was not built" in sartor("doctor").out
+        with pytest.raises(WrongRequest, match="forest kernel is missing"):
+            kernels.forest()
+    finally:
+        kernels.missing.cache_clear()

@@ -9,7 +9,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from sartor import machine
+from sartor import kernels, machine
 from sartor.registry import Plugin, plugins, runtime, techniques
 
 
@@ -19,6 +19,7 @@ def diagnose() -> dict[str, Any]:
     shown = {plugin.kind for plugin in kinds}
     return {
         "machine": {**machine.describe(), "energy": machine.energy_source()},
+        "kernels": [{"name": "forest", "missing": kernels.missing(), "uses": kernels.uses()}],
         "runtimes": [_runtime(plugin) for plugin in kinds],
         "techniques": [
             {
@@ -66,6 +67,9 @@ def render(found: dict[str, Any]) -> RenderableType:
                 entry["kind"], ", ".join(entry["names"]) or entry["file"], _state(entry, "ready")
             )
     lines = [f"{name}: {_flat(value)}" for name, value in found["machine"].items()]
+    for each in found["kernels"]:
+        state = f"missing: {each['missing']}" if each["missing"] else f"ready, {each['uses']}"
+        lines.append(f"{each['name']} kernel: {state}")
     return Group(Text("\n".join(lines)), table, tools)
 
 
