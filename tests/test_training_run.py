@@ -83,3 +83,25 @@ def test_what_would_be_too_big_is_not_trained(digits, tmp_path, monkeypatch):
     assert "before it was trained" in last.reason
     assert not last.steps
     assert 0.2 < last.figures["size"] / last.figures["original.size"] < 0.9
+
+
+def test_what_gains_far_less_than_what_is_there_is_not_trained(digits, tmp_path, monkeypatch):
+    monkeypatch.setattr(trials, "LONG", 0.0)
+    monkeypatch.setattr(trials, "WORTH", 1.1)
+    monkeypatch.setattr(trials, "LIKELY", 1.0)
+    split = np.repeat(["train", "search", "holdout"], [400, 200, 400])
+    run = sartor.optimize(
+        digits.model,
+        digits.data(tmp_path, split=split),
+        ["accuracy >= baseline - 0.3"],
+        minimize="size",
+        trials=3,
+        out=tmp_path / "run",
+        recipes=[[{"technique": "weight-only"}], [THIN, TRAIN]],
+    )
+    first, last = run.trials[1:]
+    assert first.state == "done", first.reason
+    assert last.state == "dropped"
+    assert last.reason.startswith("not worth its training: size")
+    assert "and trial 1 has" in last.reason
+    assert not last.steps

@@ -47,6 +47,8 @@ SCREEN_ROUNDS, SCREEN_SECONDS = 10, 4.0
 LOOK_ROUNDS, LOOK_SECONDS = 5, 2.0
 ALIKE_ROWS = 256  # on which it is seen whether batching changes answers
 LONG = 10.0  # seconds of training before which size and speed are looked at
+LIKELY = 0.05  # doubt below which a trial rather keeps its limits than not
+WORTH = 2.0  # times the objective of such a trial, above which nothing is trained
 
 
 def count_flops(model: Model, part: Part) -> float:
@@ -235,8 +237,8 @@ class Laboratory(Builder):
 
     def _in_vain(self, trial: Trial, recipe: Recipe) -> Trial | None:
         """A trial that is dropped before its long training, which changes neither size nor speed:
-        without it the recipe makes a model that is too big or too slow. What is thinned after a
-        training is thinned by its values."""
+        without it the recipe makes a model that is too big or too slow, or gains far less than what
+        is there. What is thinned after a training is thinned by its values."""
         last = max((at for at, each in enumerate(recipe) if each.stage == "structure"), default=0)
         sketch = (*recipe[:last], *(each for each in recipe[last:] if not each.values_only))
         if sketch == recipe:
@@ -245,9 +247,29 @@ class Laboratory(Builder):
         if not LONG <= seconds <= max(self.patience(), self.longest()):
             return None  # too short to matter, or refused for want of time
         found, _ = self._performance(trial, self.build(sketch))
-        if found.state != "dropped":
+        better = self._far_better(found)
+        if found.state != "dropped" and better is None:
             return None
-        return dataclasses.replace(found, reason=f"{found.reason} (seen before it was trained)")
+        reason = found.reason
+        if not reason and better:
+            value, other = (each.figures["objective"] for each in (found, better))
+            reason = (
+                f"not worth its training: {self.objective.metric} {value:.2f} x the original's, "
+                f"and trial {better.number} has {other:.2f} x"
+            )
+        return dataclasses.replace(
+            found, state="dropped", reason=f"{reason} (seen before it was trained)"
+        )
+
+    def _far_better(self, trial: Trial) -> Trial | None:
+        """What rather keeps all limits and gains far more, where that does not hang on answers."""
+        if self.objective.metric not in PERFORMANCE:
+            return None
+        kept = [t for t in self.seen.values() if t.state == "done" and t.p_value <= LIKELY]
+        best = min(kept, key=lambda each: each.figures["objective"], default=None)
+        if best is None or trial.figures["objective"] <= WORTH * best.figures["objective"]:
+            return None
+        return best
 
     def _efforts(self, recipe: Recipe) -> float:
         """Of the trainings that change values only, from the first step on that is not made yet."""
