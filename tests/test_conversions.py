@@ -156,6 +156,8 @@ class _Laboratory:
     """As much of one as the openings ask: a conversion makes a model of its kind."""
 
     bench = None
+    formats: tuple[str, ...] = ()
+    rival = True
 
     def __init__(self, kind: str, broken: bool = False) -> None:
         self.original = Model(kind, None, Signature((), ()))

@@ -37,9 +37,11 @@ def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Reci
             except Stopped as end:
                 lab.stops[lab.key(model, then[-1])] = (end.state, end.reason)
                 lists.append((then, [then]))
-    turns = chain.from_iterable(
-        zip_longest(*(each for _, each in lists), *later, _thinner(lists, lab))
+                later.append([])
+    own_first = chain.from_iterable(
+        (each, crossed) for (_, each), crossed in zip(lists, later, strict=True)
     )
+    turns = chain.from_iterable(zip_longest(*own_first, _thinner(lists, lab)))
     return list(dict.fromkeys(each for each in turns if each is not None))
 
 

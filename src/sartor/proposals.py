@@ -169,13 +169,13 @@ def _variants(cls: type[Technique]) -> list[Technique] | None:
 
 def sample(known: Known, rng: np.random.Generator, kind: str) -> Recipe:
     """A recipe at random: each slot holds nothing with two chances of three, and behind a
-    conversion there are as many slots again. A model whose own kind has techniques that only
-    convert it is converted in any case."""
+    conversion there are as many slots again. What nothing was done to is converted, where it can
+    be: a model as its framework left it is rarely the best."""
     steps: list[Technique] = []
     slots = list(SLOTS)
     for stage in slots:  # grows while it is gone through
         names = [n for n, cls in known.items() if cls.stage == stage and kind in cls.kinds]
-        needed = all(cls.makes for cls in known.values() if kind in cls.kinds)
+        needed = stage == "conversion" and not steps
         if not names or (not needed and rng.random() < 2 / 3):
             continue
         picked = names[int(rng.integers(len(names)))]
