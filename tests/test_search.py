@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -106,6 +106,23 @@ def test_the_original_is_asked_first_then_the_portfolio() -> None:
     assert asked[0] == ()
     assert [technique_name(each) for each in asked[1]] == ["fuse"]
     assert [technique_name(each) for each in asked[2]] == ["fuse", "round"]
+
+
+def test_what_comes_later_is_asked_for_when_the_portfolio_was_tried() -> None:
+    asked_for = []
+
+    def later() -> Iterator[Recipe]:
+        asked_for.append(len(searcher.told))
+        yield recipe_from_json("fake", [{"technique": "fuse"}])  # known by then
+        yield recipe_from_json("fake", [{"technique": "round"}])
+
+    portfolio = [recipe_from_json("fake", [{"technique": "fuse"}])]
+    searcher = GuidedSearch("fake", TOYS, portfolio, later=later())
+    assert searcher.upcoming(9)[:2] == [(), *portfolio]
+    assert not asked_for
+    asked = [recipe for recipe, _ in drive(searcher, Landscape(), 3)]
+    assert asked_for == [2]
+    assert [technique_name(each) for each in asked[2]] == ["round"]
 
 
 @pytest.mark.parametrize("seed", range(3))

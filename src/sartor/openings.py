@@ -4,7 +4,7 @@ makes of it."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain, takewhile, zip_longest
+from itertools import chain, islice, takewhile, zip_longest
 
 from sartor.building import Stopped
 from sartor.contracts import Model, Recipe, Technique, technique_name
@@ -12,8 +12,20 @@ from sartor.proposals import legal
 from sartor.registry import kinds, portfolio
 from sartor.trials import Laboratory
 
+FIRST = 2  # recipes that are tried before anything is converted
 
-def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Recipe]:
+
+def openings(
+    lab: Laboratory, known: Mapping[str, type[Technique]]
+) -> tuple[list[Recipe], Iterator[Recipe]]:
+    """What to try at once, and what is found out when that was tried: converting a model may take
+    longer than the first answer."""
+    offered = _offered(lab.original, lab, known)
+    own = (each for each in offered if not any(step.makes for step in each))
+    return list(islice(own, FIRST)), _in_turns(lab, known)
+
+
+def _in_turns(lab: Laboratory, known: Mapping[str, type[Technique]]) -> Iterator[Recipe]:
     """The portfolio of the original's kind, and of each kind that it may become, behind the
     conversions: the first of each, then the second of each and so on, since no runtime is the best
     for all models. What a conversion makes is kept in the store, and where it fails the first trial
@@ -42,7 +54,7 @@ def openings(lab: Laboratory, known: Mapping[str, type[Technique]]) -> list[Reci
         (each, crossed) for (_, each), crossed in zip(lists, later, strict=True)
     )
     turns = chain.from_iterable(zip_longest(*own_first, _thinner(lists, lab)))
-    return list(dict.fromkeys(each for each in turns if each is not None))
+    yield from dict.fromkeys(each for each in turns if each is not None)
 
 
 def _offered(

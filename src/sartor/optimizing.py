@@ -132,8 +132,9 @@ def search(
     first = [recipe(kind, entries) for entries in spec.recipes]
     own = _features(lab, folder) if spec.learn_from else {}
     lessons = learned(spec.learn_from, kind, own, spec.objective, folder.root)
+    portfolio, later = openings(lab, known)
     seeker = GuidedSearch(
-        kind, known, openings(lab, known), requested=first, lessons=lessons, trials=spec.trials,
+        kind, known, portfolio, requested=first, later=later, lessons=lessons, trials=spec.trials,
         seed=spec.seed, ends=spec.formats,
     )  # fmt: skip
     finished = folder.trials()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
@@ -48,9 +48,9 @@ class GuidedSearch:
 
     `known` maps technique names to classes for models of `kind`, and for what a conversion among
     them makes of these; what is `requested` comes first, then the `portfolio`, each in its
-    order; `lessons` are trials of earlier runs on other models; `trials` ends the search after
-    that many (None: until the caller stops); `ends` are the kinds of model that recipes may end in,
-    where some are named.
+    order, then what comes `later`, which is asked for only when that was tried; `lessons` are
+    trials of earlier runs on other models; `trials` ends the search after that many (None: until
+    the caller stops); `ends` are the kinds of model that recipes may end in, where some are named.
     """
 
     def __init__(
@@ -60,6 +60,7 @@ class GuidedSearch:
         portfolio: Sequence[Recipe] = (),
         *,
         requested: Sequence[Recipe] = (),
+        later: Iterable[Recipe] = (),
         lessons: Sequence[Lesson] = (),
         trials: int | None = None,
         seed: int = 0,
@@ -68,7 +69,10 @@ class GuidedSearch:
         self.kind = kind
         self.ends = frozenset(ends)
         self.known = dict(sorted(known.items()))
+        if lessons or not portfolio:  # what is learned orders all; something must come first
+            portfolio, later = list(dict.fromkeys([*portfolio, *later])), ()
         self.waiting: list[Recipe] = [(), *requested, *portfolio]
+        self.later = iter(later)
         self.trials = trials
         self.longer: list[tuple[Trial, Recipe]] = []  # what was trained, to be trained for longer
         self.told: dict[str, Trial] = {}
@@ -92,7 +96,7 @@ class GuidedSearch:
     def ask(self) -> tuple[Recipe, float] | None:
         if self.trials is not None and len(self.told) >= self.trials:
             return None
-        while self.waiting:
+        while self.waiting or self._opened_later():
             recipe = self.waiting.pop(0)
             if key_of(recipe) not in self.told and self._allowed(recipe):
                 return self._asked(recipe)
@@ -105,6 +109,10 @@ class GuidedSearch:
             return None
         promise = np.log(np.maximum(self._promise(pool), 1e-300)) + self._believed(pool)
         return self._asked(pool[int(np.argmax(promise))])
+
+    def _opened_later(self) -> bool:
+        self.waiting += self.later
+        return bool(self.waiting)
 
     def _asked(self, recipe: Recipe) -> tuple[Recipe, float]:
         self.pending.add(key_of(recipe))
@@ -131,7 +139,7 @@ class GuidedSearch:
         change of state: what would be asked if no answer changed the plan."""
         ahead = copy.copy(self)
         ahead.waiting, ahead.pending = list(self.waiting), set(self.pending)
-        ahead.longer = list(self.longer)
+        ahead.longer, ahead.later = list(self.longer), iter(())
         ahead.rng, ahead.points = copy.deepcopy(self.rng), self.points.copied()
         ahead.trials = None
         found: list[Recipe] = []
