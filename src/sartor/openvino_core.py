@@ -12,7 +12,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from sartor.contracts import Failed, WrongRequest
+from sartor.contracts import Failed
+from sartor.sessions import AT_LEAST_ONE, check_settings
 
 # OpenVINO and NNCF report every import and every quantization to their makers unless a file in the
 # user's home says no. Both go without the package that does it.
@@ -20,11 +21,14 @@ sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]
 
 import openvino as ov  # noqa: E402
 
-__all__ = ["check", "compiled", "core", "named", "opened", "ov", "properties", "said", "written"]
+__all__ = ["SETTINGS", "compiled", "core", "named", "opened", "ov", "properties", "said", "written"]
 
-HINTS = ("latency", "throughput")
-PRECISIONS = ("f32", "bf16", "f16")
-GROUPS = (0, 32, 64, 128)
+SETTINGS: Mapping[str, tuple[Any, ...] | str] = {
+    "threads": AT_LEAST_ONE,
+    "hint": ("latency", "throughput"),
+    "precision": ("f32", "bf16", "f16"),
+    "dynamic_quantization": (0, 32, 64, 128),
+}
 
 
 @cache
@@ -36,7 +40,7 @@ def properties(settings: Mapping[str, Any], threads: int) -> dict[str, Any]:
     """What a model of these settings is compiled with, for at most so many threads. Left to itself
     OpenVINO computes in bfloat16 where the processor can, and rounds what goes into a product with
     compressed weights to eight bits: here both are done only where a setting says so."""
-    check(settings)
+    check_settings(settings, SETTINGS, "OpenVINO")
     threads = min(settings.get("threads", threads), threads)
     hint = settings.get("hint", "latency")
     return {
@@ -56,29 +60,6 @@ def compiled(path: Path, wanted: Mapping[str, Any]) -> ov.CompiledModel:
         return core().compile_model(str(path), "CPU", dict(wanted))
     except Exception as error:  # RuntimeError and what else its C++ side raises
         raise Failed(f"OpenVINO cannot start {Path(path).name}: {said(error)}") from None
-
-
-def check(settings: Mapping[str, Any]) -> None:
-    """Raises WrongRequest for a setting that is unknown or out of its domain."""
-    known: dict[str, tuple[Any, ...] | str] = {
-        "threads": "a whole number from 1",
-        "hint": HINTS,
-        "precision": PRECISIONS,
-        "dynamic_quantization": GROUPS,
-    }
-    for name, value in settings.items():
-        if name not in known:
-            raise WrongRequest(
-                f"no setting {name!r} for OpenVINO models; there are: {', '.join(known)}"
-            )
-        domain = known[name]
-        if isinstance(domain, str):
-            fits = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        else:
-            fits = any(value == each and type(value) is type(each) for each in domain)
-        if not fits:
-            choices = domain if isinstance(domain, str) else ", ".join(map(repr, domain))
-            raise WrongRequest(f"the setting {name} cannot be {value!r}; write {choices}")
 
 
 def said(error: Exception) -> str:

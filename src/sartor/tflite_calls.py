@@ -14,6 +14,7 @@ import numpy as np
 from ai_edge_litert import interpreter as litert
 
 from sartor.contracts import Arrays, Failed, Port, Signature, WrongRequest
+from sartor.sessions import Entry
 from sartor.tflite_file import Flat, read
 
 MOST = os.cpu_count() or 1  # interpreters of one session: as many calls at once
@@ -32,9 +33,8 @@ class Caller:
         stated = signature or self.flat.signature
         self.inputs = _matched(self.path, self.flat, "inputs", stated.inputs)
         self.outputs = _matched(self.path, self.flat, "outputs", stated.outputs)
-        self.ports = stated.inputs
+        self.entry = Entry(stated.inputs)
         self.remembers = self.flat.remembers
-        self._wanted = [(p.name, np.dtype(p.dtype), p.shape) for p in self.ports]
         self._free: list[Run] = []
         self._made = 0
         self._turn = threading.Condition()
@@ -45,12 +45,7 @@ class Caller:
         up on values that fit."""
         if self.flat is None:
             raise Failed("the session was closed; start another one")
-        if len(batch) != len(self._wanted):
-            raise self._refusal(batch)
-        for name, dtype, shape in self._wanted:
-            array = batch.get(name)
-            if array is None or array.dtype != dtype or not fits(array.shape, shape):
-                raise self._refusal(batch)
+        self.entry.arrays(batch)
         run = self._take()
         try:
             answers = self._answers(run, batch)
@@ -101,13 +96,6 @@ class Caller:
             raise Failed(f"LiteRT cannot start {self.path.name}: {said(error)}") from None
         self._made += 1
         return made
-
-    def _refusal(self, batch: Arrays) -> WrongRequest:
-        wanted = ", ".join(f"{p.name} {p.dtype}{_shape(p.shape)}" for p in self.ports)
-        got = ", ".join(
-            f"{name} {np.asarray(a).dtype}{_shape(np.shape(a))}" for name, a in batch.items()
-        )
-        return WrongRequest(f"the model takes {wanted}; it was given {got or 'nothing'}")
 
     def __enter__(self) -> Caller:
         return self
@@ -189,13 +177,3 @@ def said(error: Exception) -> str:
     """LiteRT's own words on one line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return " ".join(lines)[:400] or type(error).__name__
-
-
-def fits(got: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(got) == len(wanted) and all(
-        size is None or size == have for size, have in zip(wanted, got, strict=True)
-    )
-
-
-def _shape(shape: Sequence[int | None]) -> str:
-    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"

@@ -27,6 +27,7 @@ import numpy as np
 
 from sartor.contracts import Arrays, Failed, Model, Part, Port, Signature, Target, WrongRequest
 from sartor.references import load_function
+from sartor.sessions import Entry
 
 PART = "function"
 
@@ -111,7 +112,7 @@ class FunctionSession:
 
     def __init__(self, model: Model) -> None:
         facts = _facts(model.payload)
-        self.ports, self.outputs = model.signature.inputs, model.signature.outputs
+        self.entry, self.outputs = Entry(model.signature.inputs), model.signature.outputs
         made = load_function(f"{facts['source']}:{facts['function']}")()
         if not callable(made):
             raise Failed(
@@ -121,12 +122,9 @@ class FunctionSession:
         self.function: Callable[[dict[str, np.ndarray]], Any] = made
 
     def __call__(self, batch: Arrays) -> dict[str, np.ndarray]:
-        """Raises WrongRequest where names, dtypes or ranks do not fit, Failed where the function
+        """Raises WrongRequest where names, dtypes or shapes do not fit, Failed where the function
         raises or its answers are not those of the signature."""
-        if len(batch) != len(self.ports) or not all(_fits(batch, port) for port in self.ports):
-            wanted = ", ".join(f"{p.name} {p.dtype}{list(p.shape)}" for p in self.ports)
-            got = ", ".join(f"{n} {np.asarray(a).dtype}{list(a.shape)}" for n, a in batch.items())
-            raise WrongRequest(f"the model takes {wanted}; it was given {got or 'nothing'}")
+        self.entry.arrays(batch)
         try:
             found = self.function(dict(batch))
         except Exception as error:  # whatever the user's code raises, the sentence names it
@@ -144,11 +142,6 @@ class FunctionSession:
 
     def __exit__(self, *exc: object) -> None:
         del self.function
-
-
-def _fits(batch: Arrays, port: Port) -> bool:
-    array = batch.get(port.name)
-    return array is not None and array.ndim == len(port.shape) and str(array.dtype) == port.dtype
 
 
 def _facts(path: Any) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import mmap
 import os
 import re
-import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib.metadata import version
@@ -21,7 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 import onnxruntime as ort
 
-from sartor.contracts import Arrays, Failed, Model, Part, Port, Signature, Target, WrongRequest
+from sartor.contracts import Arrays, Failed, Model, Part, Signature, Target, WrongRequest
+from sartor.sessions import AT_LEAST_ONE, Entry, check_settings, copy_files
 
 GRAPH_LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -32,6 +32,14 @@ GRAPH_LEVELS = {
 MODES = {
     "sequential": ort.ExecutionMode.ORT_SEQUENTIAL,
     "parallel": ort.ExecutionMode.ORT_PARALLEL,
+}
+SETTINGS: Mapping[str, tuple[Any, ...] | str] = {
+    "threads": AT_LEAST_ONE,
+    "execution_mode": tuple(MODES),
+    "graph_level": tuple(GRAPH_LEVELS),
+    "spinning": (True, False),
+    "arena": (True, False),
+    "mem_pattern": (True, False),
 }
 ERRORS_ONLY = 3
 WARM = 3  # calls before those of a profile: the first ones allocate
@@ -60,13 +68,7 @@ class Onnx:
     def save(self, model: Model, folder: Path) -> Path:
         """Copies the file and its external data, which keeps its name, into `folder`."""
         path = Path(model.payload)
-        names = (path.name, *_file().externals(path))
-        for name in names:
-            made = folder / name
-            made.parent.mkdir(parents=True, exist_ok=True)
-            if not (made.exists() and made.samefile(path.parent / name)):
-                shutil.copyfile(path.parent / name, made)
-        return folder / path.name
+        return copy_files(path, (path.name, *_file().externals(path)), folder)
 
     def reads(self, model: Model) -> tuple[str, ...]:
         """The external data that the file names, as it names them, whether or not they are there.
@@ -77,7 +79,7 @@ class Onnx:
         return external_names(data)
 
     def digest(self, model: Model) -> str:
-        _check(model.settings)
+        check_settings(model.settings, SETTINGS, "ONNX")
         digest: str = _file().digest(Path(model.payload), model.settings)
         return digest
 
@@ -130,35 +132,20 @@ class OnnxSession:
             )
         except Exception as error:  # its classes share no base but Exception
             raise Failed(f"ONNX Runtime cannot start {self.path.name}: {said(error)}") from None
-        self.ports = model.signature.inputs
+        self.entry = Entry(model.signature.inputs)
         self.names = [port.name for port in self.session.get_outputs()]
-        self._wanted = [(p.name, _numpy(p.dtype), len(p.shape)) for p in self.ports]
 
     def __call__(self, batch: Arrays) -> dict[str, np.ndarray]:
         """Raises WrongRequest where names, dtypes or shapes do not fit, Failed where ONNX Runtime
         gives up on values that fit."""
         if self.session is None:
             raise Failed("the session was closed; start another one")
-        if len(batch) != len(self._wanted):
-            raise self._refusal(batch)
-        for name, dtype, rank in self._wanted:
-            array = batch.get(name)
-            if array is None or array.ndim != rank or not _fits(array, dtype):
-                raise self._refusal(batch)
+        self.entry.arrays(batch)
         try:
             answers = self.session.run(self.names, dict(batch))
         except Exception as error:  # its classes share no base but Exception
-            if not all(_shape_fits(np.shape(batch[p.name]), p) for p in self.ports):
-                raise self._refusal(batch) from None
             raise Failed(f"ONNX Runtime: {said(error)}") from None
         return dict(zip(self.names, answers, strict=True))
-
-    def _refusal(self, batch: Arrays) -> WrongRequest:
-        wanted = ", ".join(f"{p.name} {p.dtype}{_shape(p.shape)}" for p in self.ports)
-        got = ", ".join(
-            f"{name} {np.asarray(a).dtype}{_shape(np.shape(a))}" for name, a in batch.items()
-        )
-        return WrongRequest(f"the model takes {wanted}; it was given {got or 'nothing'}")
 
     def end_profiling(self) -> str:
         if self.session is None:
@@ -235,7 +222,7 @@ def _varint(view: memoryview, at: int, end: int) -> tuple[int, int]:
 
 
 def _options(settings: Mapping[str, Any], target: Target) -> ort.SessionOptions:
-    _check(settings)
+    check_settings(settings, SETTINGS, "ONNX")
     if target.device != "cpu":
         raise WrongRequest(f"ONNX models run on 'cpu' here, not on {target.device!r}")
     options = ort.SessionOptions()
@@ -252,31 +239,6 @@ def _options(settings: Mapping[str, Any], target: Target) -> ort.SessionOptions:
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     options.add_session_config_entry("session.inter_op.allow_spinning", spinning)
     return options
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    """Raises WrongRequest for a setting that is unknown or out of its domain."""
-    known: dict[str, tuple[Any, ...] | str] = {
-        "threads": "a whole number from 1",
-        "execution_mode": tuple(MODES),
-        "graph_level": tuple(GRAPH_LEVELS),
-        "spinning": (True, False),
-        "arena": (True, False),
-        "mem_pattern": (True, False),
-    }
-    for name, value in settings.items():
-        if name not in known:
-            raise WrongRequest(
-                f"no setting {name!r} for ONNX models; there are: {', '.join(known)}"
-            )
-        domain = known[name]
-        if name == "threads":
-            fits = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-        else:
-            fits = any(value == each and type(value) is type(each) for each in domain)
-        if not fits:
-            choices = domain if isinstance(domain, str) else ", ".join(map(repr, domain))
-            raise WrongRequest(f"the setting {name} cannot be {value!r}; write {choices}")
 
 
 def _file() -> ModuleType:
@@ -301,21 +263,3 @@ def said(error: Exception) -> str:
     lines = str(error).strip().splitlines() or [type(error).__name__]
     words = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", lines[0])
     return re.sub(r"/onnxruntime_src/\S+:\d+ .*?\) (?=[A-Z])", "", words)[:400]
-
-
-def _numpy(dtype: str) -> np.dtype[Any] | None:
-    return None if dtype == "str" else np.dtype(dtype)
-
-
-def _fits(array: np.ndarray, dtype: np.dtype[Any] | None) -> bool:
-    return array.dtype.kind in "UO" if dtype is None else array.dtype == dtype
-
-
-def _shape_fits(shape: tuple[int, ...], port: Port) -> bool:
-    return len(shape) == len(port.shape) and all(
-        size is None or size == got for size, got in zip(port.shape, shape, strict=True)
-    )
-
-
-def _shape(shape: tuple[int | None, ...]) -> str:
-    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"

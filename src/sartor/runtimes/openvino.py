@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import shutil
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,7 +14,8 @@ import numpy as np
 
 from sartor import openvino_ir as files
 from sartor.contracts import Arrays, Failed, Model, Part, Signature, Target, WrongRequest
-from sartor.openvino_core import check, compiled, ov, properties, said
+from sartor.openvino_core import SETTINGS, compiled, ov, properties, said
+from sartor.sessions import Entry, check_settings, copy_files
 
 REQUIRES = ("openvino",)  # imported in openvino_core, so that it tells nobody
 WARM = 3  # calls before those of a profile: the first ones allocate
@@ -39,19 +39,14 @@ class Openvino:
 
     def save(self, model: Model, folder: Path) -> Path:
         path = Path(model.payload)
-        folder.mkdir(parents=True, exist_ok=True)
-        for name in files.names_of(path):
-            made = folder / name
-            if not (made.exists() and made.samefile(path.parent / name)):
-                shutil.copyfile(path.parent / name, made)
-        return folder / path.name
+        return copy_files(path, files.names_of(path), folder)
 
     def reads(self, model: Model) -> tuple[str, ...]:
         """The weights, which the file does not name: OpenVINO looks for them under its name."""
         return files.names_of(Path(model.payload))[1:]
 
     def digest(self, model: Model) -> str:
-        check(model.settings)
+        check_settings(model.settings, SETTINGS, "OpenVINO")
         return files.digest(Path(model.payload), model.settings)
 
     def size(self, model: Model) -> int:
@@ -99,17 +94,17 @@ class OpenvinoSession:
     def __init__(self, model: Model, wanted: Mapping[str, Any]) -> None:
         path = Path(model.payload)
         files.signature(path)
-        self.ports = model.signature.inputs
+        self.entry = Entry(model.signature.inputs)
         self.names = [port.name for port in model.signature.outputs]
         self.compiled: ov.CompiledModel | None = compiled(path, wanted)
         have = (len(self.compiled.inputs), len(self.compiled.outputs))
-        if have != (len(self.ports), len(self.names)):
+        if have != (len(self.entry.ports), len(self.names)):
             raise WrongRequest(
-                f"{path} has {have[0]} inputs and {have[1]} outputs, not the {len(self.ports)} and "
+                f"{path} has {have[0]} inputs and {have[1]} outputs, not the "
+                f"{len(self.entry.ports)} and "
                 f"{len(self.names)} that are stated; it was changed: convert it again"
             )
         self.free: queue.SimpleQueue[ov.InferRequest] = queue.SimpleQueue()
-        self._wanted = [(p.name, _numpy(p.dtype), p.shape) for p in self.ports]
 
     def __call__(self, batch: Arrays) -> dict[str, np.ndarray]:
         """Raises WrongRequest where names, dtypes or shapes do not fit, Failed where OpenVINO gives
@@ -141,22 +136,10 @@ class OpenvinoSession:
         return dict(zip(self.names, answers, strict=True)), taken
 
     def _arrays(self, batch: Arrays) -> dict[int, np.ndarray]:
-        if len(batch) != len(self._wanted):
-            raise self._refusal(batch)
-        arrays = {}
-        for at, (name, dtype, shape) in enumerate(self._wanted):
-            array = batch.get(name)
-            if array is None or not _fits(array, dtype) or not _shape_fits(array.shape, shape):
-                raise self._refusal(batch)
-            arrays[at] = np.ascontiguousarray(array) if array.ndim else array
-        return arrays
-
-    def _refusal(self, batch: Arrays) -> WrongRequest:
-        wanted = ", ".join(f"{p.name} {p.dtype}{_shape(p.shape)}" for p in self.ports)
-        got = ", ".join(
-            f"{name} {np.asarray(a).dtype}{_shape(np.shape(a))}" for name, a in batch.items()
-        )
-        return WrongRequest(f"the model takes {wanted}; it was given {got or 'nothing'}")
+        return {
+            at: np.ascontiguousarray(array) if array.ndim else array
+            for at, array in enumerate(self.entry.arrays(batch))
+        }
 
     def __enter__(self) -> OpenvinoSession:
         return self
@@ -184,21 +167,3 @@ def _parts() -> ModuleType:
     from sartor.runtimes import _openvino_parts
 
     return _openvino_parts
-
-
-def _numpy(dtype: str) -> np.dtype[Any] | None:
-    return None if dtype == "str" else np.dtype(dtype)
-
-
-def _fits(array: np.ndarray, dtype: np.dtype[Any] | None) -> bool:
-    return array.dtype.kind in "UO" if dtype is None else array.dtype == dtype
-
-
-def _shape_fits(got: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(got) == len(wanted) and all(
-        size is None or size == have for size, have in zip(wanted, got, strict=True)
-    )
-
-
-def _shape(sizes: tuple[int | None, ...]) -> str:
-    return f"[{', '.join('?' if size is None else str(size) for size in sizes)}]"

@@ -10,7 +10,6 @@ import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
 from collections.abc import Mapping
 from functools import lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -22,9 +21,14 @@ import numpy as np
 
 from sartor import tflite_file as files
 from sartor.contracts import Arrays, Model, Part, Signature, Target, WrongRequest
+from sartor.sessions import AT_LEAST_ONE, check_settings, copy_files
 from sartor.tflite_calls import Caller
 
 FLOATS = "float32"
+SETTINGS: Mapping[str, tuple[Any, ...] | str] = {
+    "threads": AT_LEAST_ONE,
+    "interface": (FLOATS,),
+}
 REQUIRES = ("ai_edge_litert",)  # for the registry: `tflite_calls` imports it
 
 
@@ -45,14 +49,10 @@ class Tflite:
 
     def save(self, model: Model, folder: Path) -> Path:
         path = Path(model.payload)
-        made = folder / path.name
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (made.exists() and made.samefile(path)):
-            shutil.copyfile(path, made)
-        return made
+        return copy_files(path, (path.name,), folder)
 
     def digest(self, model: Model) -> str:
-        _check(model.settings)
+        check_settings(model.settings, SETTINGS, "TensorFlow Lite")
         path = Path(model.payload)
         stat = path.stat()
         whole = hashlib.sha256(_digest(path, stat.st_mtime_ns, stat.st_size, stat.st_ino))
@@ -65,7 +65,7 @@ class Tflite:
     def start(self, model: Model, target: Target) -> Caller:
         """A session that uses at most the target's threads. Raises Failed where LiteRT refuses the
         model, WrongRequest for a file, a setting or a device that it does not know."""
-        _check(model.settings)
+        check_settings(model.settings, SETTINGS, "TensorFlow Lite")
         if target.device != "cpu":
             raise WrongRequest(
                 f"TensorFlow Lite models run on 'cpu' here, not on {target.device!r}"
@@ -118,23 +118,6 @@ def _integers(dtype: str) -> bool:
 def _digest(path: Path, *_: int) -> bytes:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").digest()
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    """Raises WrongRequest for a setting that is unknown or out of its domain."""
-    for name, value in settings.items():
-        if name == "threads":
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise WrongRequest(
-                    f"the setting threads cannot be {value!r}; write a whole number from 1"
-                )
-        elif name == "interface":
-            if value != FLOATS:
-                raise WrongRequest(f"the setting interface cannot be {value!r}; write {FLOATS!r}")
-        else:
-            raise WrongRequest(
-                f"no setting {name!r} for TensorFlow Lite models; there are: threads, interface"
-            )
 
 
 def _parts() -> ModuleType:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -33,12 +32,14 @@ from sartor.contracts import (
     Target,
     WrongRequest,
 )
+from sartor.sessions import Entry, check_settings, copy_files
 from sartor.torch_graph import Graph, check, load, short
 from sartor.torch_program import program, signature_of
 from sartor.torch_script import check_script, unsaid
 
 Look = Callable[[], Glimpse]
 FUSED = "fused"
+SETTINGS = {FUSED: (True, False)}  # of frozen TorchScript
 WARM = 3  # calls before those of a profile: the first ones allocate
 
 
@@ -80,14 +81,10 @@ class Torch:
 
     def save(self, model: Model, folder: Path) -> Path:
         path = Path(model.payload)
-        made = folder / path.name
-        folder.mkdir(parents=True, exist_ok=True)
-        if not (made.exists() and made.samefile(path)):
-            shutil.copyfile(path, made)
-        return made
+        return copy_files(path, (path.name,), folder)
 
     def digest(self, model: Model) -> str:
-        _check(model.settings)
+        check_settings(model.settings, SETTINGS, "PyTorch")
         path = Path(model.payload)
         stat = path.stat()
         found = _digest(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -102,7 +99,7 @@ class Torch:
     def start(self, model: Model, target: Target) -> TorchSession:
         """A session that uses at most the target's threads. Raises WrongRequest for a file that is
         not safe to run, and for a setting or device that is not known."""
-        _check(model.settings)
+        check_settings(model.settings, SETTINGS, "PyTorch")
         if target.device != "cpu":
             raise WrongRequest(f"PyTorch models run on 'cpu' here, not on {target.device!r}")
         return TorchSession(model, target.threads)
@@ -134,12 +131,11 @@ class TorchSession:
 
     def __init__(self, model: Model, threads: int) -> None:
         self.threads, self.before = threads, torch.get_num_threads()
-        self.ports = model.signature.inputs
+        self.entry = Entry(model.signature.inputs)
         self.names = [port.name for port in model.signature.outputs]
         fused = bool(model.settings.get(FUSED))
         self.module: torch.nn.Module | None = load(Path(model.payload), fused)
         self.copies = not isinstance(self.module, Graph) or self.module.writes_inputs
-        self._wanted = [(p.name, np.dtype(p.dtype), p.shape) for p in self.ports]
 
     def __call__(self, batch: Arrays) -> dict[str, np.ndarray]:
         """Raises WrongRequest where names, dtypes or shapes do not fit, Failed where PyTorch gives
@@ -163,23 +159,11 @@ class TorchSession:
         }
 
     def _tensors(self, batch: Arrays) -> list[torch.Tensor]:
-        if len(batch) != len(self._wanted):
-            raise self._refusal(batch)
         tensors = []
-        for name, dtype, shape in self._wanted:
-            array = batch.get(name)
-            if array is None or array.dtype != dtype or not _fits(array.shape, shape):
-                raise self._refusal(batch)
+        for array in self.entry.arrays(batch):
             owned = array.flags.writeable and array.flags.c_contiguous and not self.copies
             tensors.append(torch.from_numpy(array if owned else np.array(array, order="C")))
         return tensors
-
-    def _refusal(self, batch: Arrays) -> WrongRequest:
-        wanted = ", ".join(f"{p.name} {p.dtype}{_shape(p.shape)}" for p in self.ports)
-        got = ", ".join(
-            f"{name} {np.asarray(a).dtype}{_shape(np.shape(a))}" for name, a in batch.items()
-        )
-        return WrongRequest(f"the model takes {wanted}; it was given {got or 'nothing'}")
 
     def timed(self, batch: Arrays, names: Mapping[str, str]) -> dict[str, float]:
         """Part -> seconds of this batch; `names` gives the part of each call."""
@@ -231,25 +215,6 @@ def _known(path: Path, *_: int) -> Signature:
     if told is None:
         raise unsaid(path)
     return signature_of(told, path)
-
-
-def _check(settings: Mapping[str, Any]) -> None:
-    """`fused` (true or false) of frozen TorchScript is the one setting."""
-    for name, value in settings.items():
-        if name != FUSED:
-            raise WrongRequest(f"no setting {name!r} for PyTorch models; write {FUSED!r}")
-        if not isinstance(value, bool):
-            raise WrongRequest(f"{FUSED} is {value!r}; write true or false")
-
-
-def _fits(got: tuple[int, ...], wanted: tuple[int | None, ...]) -> bool:
-    return len(got) == len(wanted) and all(
-        size is None or size == have for size, have in zip(wanted, got, strict=True)
-    )
-
-
-def _shape(shape: tuple[int | None, ...]) -> str:
-    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
 def _adopting() -> ModuleType:
