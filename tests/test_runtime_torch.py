@@ -102,7 +102,7 @@ class Called(nn.Module):
 
 
 def test_submodules_may_be_called_save_and_load(tmp_path: Path) -> None:
-    with torch_files.quietly():
+    with torch_files.quiet():
         torch.jit.save(torch.jit.script(Called()), str(tmp_path / "script.ts"))
         torch.jit.save(torch.jit.trace(Called(), torch.zeros(2, 6)), str(tmp_path / "traced.ts"))
     for name in ("script.ts", "traced.ts"):
@@ -197,7 +197,7 @@ def test_a_live_program_is_taken_too(tmp_path: Path) -> None:
 
 def test_torchscript_is_taken_in_with_data(tmp_path: Path) -> None:
     path = tmp_path / "theirs.ts"
-    with torch_files.quietly():
+    with torch_files.quiet():
         traced = torch.jit.trace(toy_modules()["mlp"], torch.zeros(2, 32))
         torch.jit.save(traced, str(path))
     with pytest.raises(WrongRequest, match="with data"):
@@ -409,7 +409,7 @@ def test_programs_in_training_are_refused(layer: nn.Module, tmp_path: Path) -> N
 
 def test_rows_that_answer_for_each_other_are_remarked(tmp_path: Path) -> None:
     for layer, remarked in ((nn.BatchNorm1d(6), True), (nn.LayerNorm(6), False)):
-        with torch_files.quietly():
+        with torch_files.quiet():
             made = torch.jit.trace(layer.train(), torch.ones(2, 6), check_trace=False)
         model = ENGINE.adopt(made, tmp_path / str(remarked), look(input=rows(8, 6)))
         said = [each for each in ENGINE.remarks(model) if "rows beside it" in each]
@@ -458,7 +458,7 @@ def test_what_a_module_keeps_of_earlier_calls_is_no_hindrance(tmp_path: Path) ->
 
 
 def test_scripted_parts_of_a_module(tmp_path: Path) -> None:
-    with torch_files.quietly():
+    with torch_files.quiet():
         module = nn.Sequential(torch.jit.script(nn.Linear(6, 6)), nn.Linear(6, 3))
     model = ENGINE.adopt(module, tmp_path, look(input=rows(4, 6)))
     assert model.signature.outputs[0].shape == (None, 3)
@@ -647,7 +647,7 @@ def encoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         intermediate_size=64, max_position_embeddings=32, num_labels=3,
     )  # fmt: skip
     torch.manual_seed(0)
-    with torch_files.quietly():
+    with torch_files.quiet():
         transformers.BertForSequenceClassification(config).save_pretrained(place)
     return place
 
@@ -664,7 +664,7 @@ def test_a_folder_of_hugging_faces(encoder: Path, tmp_path: Path) -> None:
     model = adopt(str(encoder), tmp_path, look=look(**words(), label=np.zeros(6)))
     assert [port.name for port in model.signature.outputs] == ["logits"]
     assert model.signature.inputs[0].shape == (None, None)
-    with torch_files.quietly():
+    with torch_files.quiet():
         live = transformers.BertForSequenceClassification.from_pretrained(encoder).eval()
     batch: Arrays = {name: each[:2, :5] for name, each in words().items()}
     with ENGINE.start(model, Target()) as run, torch.inference_mode():

@@ -30,6 +30,7 @@ import psutil
 from sartor import machine
 from sartor.ahead import Crew, Lost
 from sartor.contracts import HUNG, Failed, Training, WrongRequest
+from sartor.libraries import lines_of
 from sartor.records import Journal
 from sartor.trials import Laboratory
 from sartor.workers import Pool
@@ -291,7 +292,7 @@ class RayHands:
             try:
                 self.known[worker] = self.ray.get(self.starting[worker], timeout=seconds)
             except self.lost_errors as error:
-                raise Lost(f"a worker did not start: {_first(error)}") from None
+                raise Lost(f"a worker did not start: {_last(error)}") from None
         return self.known[worker]
 
     @property
@@ -324,7 +325,7 @@ class RayHands:
         try:
             return self.ray.get(ref, timeout=JOIN_SECONDS)
         except self.lost_errors as error:
-            raise Lost(_first(error)) from None
+            raise Lost(_last(error)) from None
 
     def forget(self, ticket: Any) -> None:
         with contextlib.suppress(Exception):
@@ -398,6 +399,5 @@ def _difference(expected: Mapping[str, Any], told: Mapping[str, Any]) -> str:
     return ""
 
 
-def _first(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[-1] if lines else type(error).__name__)[:300]
+def _last(error: BaseException) -> str:
+    return lines_of(error)[-1][:300]

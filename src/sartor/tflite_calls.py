@@ -14,6 +14,7 @@ import numpy as np
 from ai_edge_litert import interpreter as litert
 
 from sartor.contracts import Arrays, Failed, Port, Signature, WrongRequest
+from sartor.libraries import one_line
 from sartor.sessions import Entry
 from sartor.tflite_file import Flat, read
 
@@ -51,7 +52,7 @@ class Caller:
             answers = self._answers(run, batch)
         except (RuntimeError, ValueError) as error:
             self._give(None)  # one that failed may be half set up: it is not asked again
-            raise Failed(f"LiteRT: {said(error)}") from None
+            raise Failed(f"LiteRT: {one_line(error)}") from None
         self._give(run)
         return answers
 
@@ -93,7 +94,7 @@ class Caller:
         try:
             made = Run(self.path, self.threads)
         except (RuntimeError, ValueError) as error:
-            raise Failed(f"LiteRT cannot start {self.path.name}: {said(error)}") from None
+            raise Failed(f"LiteRT cannot start {self.path.name}: {one_line(error)}") from None
         self._made += 1
         return made
 
@@ -171,9 +172,3 @@ def _matched(
                 raise WrongRequest(f"{path}: {port.name} is {have}, not {port.dtype} as was stated")
         found.append((port, _Tensor(own[port.name], have, how)))
     return found
-
-
-def said(error: Exception) -> str:
-    """LiteRT's own words on one line."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return " ".join(lines)[:400] or type(error).__name__

@@ -6,13 +6,8 @@ litert-torch takes seconds to load: it is imported where it is used.
 from __future__ import annotations
 
 import hashlib
-import io
-import logging
-import os
 import re
-import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from sartor.contracts import Arrays, Bench, Failed, Port, Signature
+from sartor.libraries import lines_of
 from sartor.nearness import gap, spread
 from sartor.tflite_calls import Caller
 from sartor.tflite_write import packed, unpacked
+from sartor.torch_graph import silent
 
 ROWS = 128  # on which the answers are compared
 NEAR = 1e-3  # of the answers' spread
@@ -71,7 +68,7 @@ def traced(
     constants alone is computed once and for all, so that a graph may read sizes out of tensors."""
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with torch.no_grad(), quiet():
+    with torch.no_grad(), silent():
         return make_fx(run, tracing_mode="real", pre_dispatch=True)(*arguments)
 
 
@@ -80,7 +77,7 @@ def written(
 ) -> tuple[Path, Signature]:
     """The file that litert-torch makes of a module, which takes the inputs in their order and gives
     a tuple of the outputs, and its signature. Raises Failed with the converter's own reason."""
-    with quiet():
+    with silent():
         import litert_torch
 
         try:
@@ -176,30 +173,9 @@ def compare(
 
 def reason(error: BaseException) -> str:
     """What a converter's error says, and the operator that it names, on one line."""
-    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    lines = lines_of(error)
     telling = [line for line in lines if re.search(r"aten\.|tfl\.|stablehlo\.|not supported", line)]
-    return (telling or lines or [type(error).__name__])[0][:300]
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without what a converter prints, warns of and logs; random state, environment and the log's
-    levels stay as they are."""
-    state, environment = torch.random.get_rng_state(), dict(os.environ)
-    disabled, level = logging.root.manager.disable, logging.root.level
-    said = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
-            yield
-        finally:
-            logging.disable(disabled)
-            logging.root.setLevel(level)
-            os.environ.clear()
-            os.environ.update(environment)
-            torch.random.set_rng_state(state)
+    return (telling or lines)[0][:300]
 
 
 def by_names(

@@ -6,13 +6,10 @@ As a module a program can be traced and exported again. Which operators it may c
 
 from __future__ import annotations
 
-import io
-import logging
-import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from sartor.contracts import WrongRequest
+from sartor.libraries import first_line, quiet
 from sartor.torch_archive import Archive, facts, opened, write
 from sartor.torch_operators import only_checks, own, resolved
 from sartor.torch_program import WIDTHS, Block, Call, Program, Ref, Stored, program
@@ -45,7 +43,7 @@ def load(path: Path, fused: bool = False) -> nn.Module:
 def for_inference(frozen: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """Frozen TorchScript with its weights laid out for this processor's kernels, and neighbours
     fused. What comes of it cannot be written to a file: it is made where it runs."""
-    with quietly(), torch.no_grad():
+    with quiet(), torch.no_grad():
         return torch.jit.optimize_for_inference(frozen)
 
 
@@ -70,7 +68,7 @@ def scripted(archive: Archive) -> torch.jit.ScriptModule:
             module: Any = torch.jit.load(str(seen), map_location="cpu")  # type: ignore[no-untyped-call]
     except Exception as error:  # RuntimeError and whatever its reader raises
         raise WrongRequest(
-            f"{archive.path} cannot be read by PyTorch {torch.__version__}: {short(error)}"
+            f"{archive.path} cannot be read by PyTorch {torch.__version__}: {first_line(error)}"
         ) from None
     if hasattr(module, "training"):  # else it is frozen
         module.eval()
@@ -79,25 +77,15 @@ def scripted(archive: Archive) -> torch.jit.ScriptModule:
     return module  # type: ignore[no-any-return]
 
 
-def short(error: BaseException, most: int = 300) -> str:
-    """The first line of an error that says something, without the codes of colours."""
-    said = re.sub(r"\x1b\[[0-9;]*m", "", str(error))
-    lines = [line.strip() for line in said.splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:most]
-
-
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Without what PyTorch prints, warns of and logs on the way: what comes of it is looked at."""
-    before = logging.root.manager.disable
-    said = io.StringIO()
-    with warnings.catch_warnings(), redirect_stdout(said), redirect_stderr(said):
-        warnings.simplefilter("ignore")
-        logging.disable(logging.CRITICAL)
-        try:
+def silent() -> Iterator[None]:
+    """As `quiet`; and PyTorch's random state stays as it is."""
+    before = torch.random.get_rng_state()
+    try:
+        with quiet():
             yield
-        finally:
-            logging.disable(before)
+    finally:
+        torch.random.set_rng_state(before)
 
 
 class Script(nn.Module):
@@ -150,7 +138,7 @@ class Graph(nn.Module):
                 raise KeyError(f"{last} is no name of a weight")
         except (KeyError, AttributeError, RuntimeError) as error:
             raise WrongRequest(
-                f"{archive.path}: the weight {stored.name!r}: {short(error)}"
+                f"{archive.path}: the weight {stored.name!r}: {first_line(error)}"
             ) from None
         self._held.append((name, home, place, last))
 

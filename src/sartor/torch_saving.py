@@ -16,7 +16,7 @@ import torch
 
 from sartor import torch_archive as archives
 from sartor.contracts import Signature
-from sartor.torch_graph import quietly
+from sartor.libraries import quiet
 from sartor.torch_script import read_members
 
 PROGRAM, SCRIPT = "model.pt2", "model.ts"
@@ -34,7 +34,7 @@ def write_program(
     told = {"inputs": dict(names), "outputs": list(out), "remarks": list(remarks)}
     with tempfile.TemporaryDirectory() as place:
         saved = Path(place) / "saved.pt2"
-        with quietly():
+        with quiet():
             torch.export.save(made, saved)
         archives.write(folder / PROGRAM, archives.cleaned(archives.opened(saved), told))
     return folder / PROGRAM
@@ -51,7 +51,7 @@ def write_script(
     inputs, "*" alone where it is called by position."""
     with tempfile.TemporaryDirectory() as place:
         saved = Path(place) / "saved.ts"
-        with quietly():  # that TorchScript is no longer the way to go
+        with quiet():  # that TorchScript is no longer the way to go
             torch.jit.save(made, str(saved))
         members = read_members(archives.opened(saved))
     told = {

@@ -19,10 +19,10 @@ from typing import Any
 import torch
 
 from sartor import torch_archive as archives
+from sartor.libraries import quiet
 from sartor.testing_torch import save_toys
-from sartor.torch_graph import quietly
 
-__all__ = ["HARMLESS", "PROGRAMS", "RAN", "SCRIPTS", "Bomb", "pickled", "quietly"]
+__all__ = ["HARMLESS", "PROGRAMS", "RAN", "SCRIPTS", "Bomb", "pickled", "quiet"]
 
 Make = Callable[[], bytes]
 

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 
 from sartor import torch_archive as archives
 from sartor.contracts import Glimpse, WrongRequest
+from sartor.libraries import first_line, quiet
 from sartor.runtimes._torch_export import exported
 from sartor.runtimes._torch_live import Fed
-from sartor.torch_graph import check, quietly, scripted, short
+from sartor.torch_graph import check, scripted
 from sartor.torch_program import program
 from sartor.torch_saving import PROGRAM, write_program
 from sartor.torch_script import unsaid
@@ -136,8 +137,8 @@ def settled(module: nn.Module, weights: Path | None = None) -> tuple[nn.Module, 
             made = copy.deepcopy(module, _histories(module)).cpu().eval()
     except Exception as error:  # whatever a module's own code raises
         raise WrongRequest(
-            f"the {type(module).__name__} cannot be copied ({short(error)}): leave out what it "
-            "keeps of earlier calls, or save it with torch.export.save"
+            f"the {type(module).__name__} cannot be copied ({first_line(error)}): leave out what "
+            "it keeps of earlier calls, or save it with torch.export.save"
         ) from None
     if weights is not None:
         _fill(made, weights)
@@ -183,7 +184,7 @@ def _fill(module: nn.Module, path: Path) -> None:
         raise WrongRequest(f"{path} needs {error.name}: pip install 'sartor[torch]'") from None
     except Exception as error:  # unpickling and safetensors raise anything
         raise WrongRequest(
-            f"{path} holds no weights that are safe to read: {short(error)}"
+            f"{path} holds no weights that are safe to read: {first_line(error)}"
         ) from None
     try:
         module.load_state_dict(state)
@@ -249,12 +250,12 @@ def _is_archive(path: Path) -> bool:
 def _trusted(read: Callable[..., Any], path: Path) -> Any:
     """What PyTorch makes of a file that its owner vouches for."""
     try:
-        with quietly():
+        with quiet():
             return read(str(path))
     except Exception as error:  # unpickling raises anything
         raise WrongRequest(
             f"{path} cannot be read by PyTorch {torch.__version__}: {type(error).__name__}: "
-            f"{short(error)}"
+            f"{first_line(error)}"
         ) from None
 
 
@@ -308,7 +309,7 @@ def _unpickled(path: Path, folder: Path, look: Look | None, trust: bool) -> Path
 def _only_weights(path: Path) -> bool:
     """Read without running anything: whether there are but tensors, numbers and texts in it."""
     try:
-        with quietly():
+        with quiet():
             torch.load(path, map_location="meta", weights_only=True)
     except Exception:  # a module, or what its reader raises of damaged files
         return False
@@ -344,7 +345,7 @@ def _from_keras(model: Any, folder: Path, look: Look | None) -> Path:
     if look is None:
         raise WrongRequest("a Keras model is compared with its export on rows: it needs data")
     seen = look()
-    with quietly(), _keras().on_cpu():  # Keras' own code warns of itself
+    with quiet(), _keras().on_cpu():  # Keras' own code warns of itself
         module, inputs = _keras().taken(model, seen)
         with _keras().unrolled(model):
             made = exported(module, inputs, folder)

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from sartor.contracts import Port, Signature, WrongRequest
+from sartor.libraries import first_line, quiet
 from sartor.nearness import gap, spread
 from sartor.runtimes._torch_live import Fed, answered, called, outputs
 from sartor.runtimes._torch_tidy import tidy
-from sartor.torch_graph import Graph, load, quietly, short
+from sartor.torch_graph import Graph, load
 from sartor.torch_program import DTYPES, distinct, unfit
 from sartor.torch_saving import write_program, write_script
 
@@ -97,7 +98,7 @@ def exported(
             chosen = inputs if axes.batch else [_row(each, 0) for each in inputs]
             form = Form(axes, names, tuple(remarks))
             try:
-                with quietly(), torch.no_grad():
+                with quiet(), torch.no_grad():
                     file = make(module, chosen, form, folder)
                     others = [] if make is _program else _alone(inputs)
                     variants = [*_variants(chosen, axes), _others(inputs, axes)]
@@ -140,11 +141,11 @@ def _why(error: Exception) -> str:
     if "DataDependent" in type(error).__name__:
         return (
             "its forward decides something by the values of the rows (write torch.where for it): "
-            f"{short(error, 160)}"
+            f"{first_line(error, 160)}"
         )
     if isinstance(error, WrongRequest):
-        return short(error)
-    return f"{type(error).__name__}: {short(error)}"
+        return first_line(error)
+    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def _takes_several(module: nn.Module, inputs: Sequence[Fed]) -> bool:

@@ -18,7 +18,7 @@ from torch import nn
 from transformers.utils import logging
 
 from sartor.contracts import WrongRequest
-from sartor.torch_graph import short
+from sartor.libraries import first_line
 
 
 def model(folder: Path) -> nn.Module:
@@ -72,7 +72,7 @@ def _read(cls: Any, folder: Path) -> nn.Module:
     except Exception as error:  # OSError, ValueError and what its many classes raise
         raise WrongRequest(
             f"{folder} cannot be read by transformers {transformers.__version__}: "
-            f"{type(error).__name__}: {short(error)}"
+            f"{type(error).__name__}: {first_line(error)}"
         ) from None
     missing = sorted(str(each) for each in told["missing_keys"])
     if missing:

@@ -29,10 +29,11 @@ from torch import Tensor, nn
 
 from sartor.contracts import Glimpse, WrongRequest
 from sartor.keras_archive import CONFIG, SAVED, WEIGHTS, members
+from sartor.libraries import first_line, quiet
 from sartor.nearness import gap, spread
 from sartor.runtimes._torch_adopt import fed_rows, matched, tensor
 from sartor.runtimes._torch_live import Fed, outputs
-from sartor.torch_graph import load, quietly, short
+from sartor.torch_graph import load
 
 NEAR = 1e-4  # of the answers' spread
 SPARE = 1_000_000  # bytes that a model may take beyond its file: states that are not stored
@@ -101,13 +102,13 @@ def _check_backend() -> None:
 
 def _loaded(path: Path, seen: Path, trust: bool) -> Any:
     try:
-        with quietly(), warnings.catch_warnings(record=True) as told, on_cpu():
+        with quiet(), warnings.catch_warnings(record=True) as told, on_cpu():
             warnings.simplefilter("always")
             found = keras.saving.load_model(seen, compile=False, safe_mode=not trust)
     except Exception as error:  # whatever its many classes raise
         raise WrongRequest(
             f"{path} cannot be read by Keras {keras.__version__}: {type(error).__name__}: "
-            f"{short(error)}"
+            f"{first_line(error)}"
         ) from None
     _check_model(path, found)
     if any("freshly-initialized" in str(each.message) for each in told):
@@ -132,7 +133,7 @@ def _check_weights(path: Path, data: bytes) -> int:
     except WrongRequest:
         raise
     except Exception as error:  # OSError, RuntimeError, KeyError: whatever a damaged file causes
-        raise WrongRequest(f"{path} is damaged ({WEIGHTS}: {short(error)})") from None
+        raise WrongRequest(f"{path} is damaged ({WEIGHTS}: {first_line(error)})") from None
 
 
 def _held(path: Path, file: Any, most: int) -> int:
@@ -147,8 +148,8 @@ def _held(path: Path, file: Any, most: int) -> int:
         for name in group:
             if not isinstance(group.get(name, getlink=True), h5py.HardLink):
                 raise WrongRequest(
-                    f"{path}: {WEIGHTS} refers to another place ({short(ValueError(name))}), which "
-                    f"Keras does not write: save the model again with {SAVED}"
+                    f"{path}: {WEIGHTS} refers to another place ({first_line(ValueError(name))}), "
+                    f"which Keras does not write: save the model again with {SAVED}"
                 )
             each = group[name]
             if isinstance(each, h5py.Group):
@@ -170,7 +171,7 @@ def _check_room(path: Path, config: bytes, held: int) -> None:
     """Raises WrongRequest where the layers want more memory than there are weights, before they
     take it."""
     try:
-        with quietly(), keras.device("meta"):  # sizes without numbers
+        with quiet(), keras.device("meta"):  # sizes without numbers
             made = keras.saving.deserialize_keras_object(json.loads(config), safe_mode=True)
         _check_model(path, made)
         wanted = sum(math.prod(each.shape) * each.value.element_size() for each in made.variables)
@@ -179,7 +180,7 @@ def _check_room(path: Path, config: bytes, held: int) -> None:
     except Exception as error:  # whatever its many classes raise
         raise WrongRequest(
             f"{path} cannot be read by Keras {keras.__version__}: {type(error).__name__}: "
-            f"{short(error)}"
+            f"{first_line(error)}"
         ) from None
     if wanted > held + SPARE:
         raise WrongRequest(

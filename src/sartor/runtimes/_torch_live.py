@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from sartor.contracts import WrongRequest
-from sartor.torch_graph import short
+from sartor.libraries import first_line
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def answered(module: Callable[..., Any], inputs: Sequence[Fed]) -> list[tuple[st
         told = ", ".join(f"{e.parameter} {list(e.rows.shape)} {e.rows.dtype}" for e in inputs)
         raise WrongRequest(
             f"the model does not run on rows of the data ({told}): {type(error).__name__}: "
-            f"{short(error)}"
+            f"{first_line(error)}"
         ) from None
     if not found:
         raise WrongRequest("the model returns no tensor: its forward must give one, or several")

@@ -32,8 +32,9 @@ from sartor.contracts import (
     Target,
     WrongRequest,
 )
+from sartor.libraries import first_line
 from sartor.sessions import Entry, check_settings, copy_files
-from sartor.torch_graph import Graph, check, load, short
+from sartor.torch_graph import Graph, check, load
 from sartor.torch_program import program, signature_of
 from sartor.torch_script import check_script, unsaid
 
@@ -153,7 +154,7 @@ class TorchSession:
         try:
             found = module(*tensors)
         except Exception as error:  # RuntimeError, IndexError and what else its operators raise
-            raise Failed(f"PyTorch: {short(error)}") from None
+            raise Failed(f"PyTorch: {first_line(error)}") from None
         return {
             name: np.array(tensor.numpy()) for name, tensor in zip(self.names, found, strict=True)
         }

@@ -16,8 +16,9 @@ import onnxruntime
 import torch
 
 from sartor.contracts import Bench, Failed
+from sartor.libraries import first_line
 from sartor.nearness import spread
-from sartor.techniques._graph_onnx import Graph, first_line, start, write
+from sartor.techniques._graph_onnx import Graph, start, write
 
 if TYPE_CHECKING:
     from sartor.techniques._autograd_onnx import GraphModule

@@ -26,9 +26,10 @@ import torch
 from torch import Tensor, nn
 
 from sartor.contracts import Failed
+from sartor.libraries import first_line
 from sartor.techniques import _operators_shapes_onnx  # noqa: F401  (it adds to OPERATORS)
 from sartor.techniques._blockwise_onnx import BLOCKWISE, blockwise
-from sartor.techniques._graph_onnx import Graph, first_line
+from sartor.techniques._graph_onnx import Graph
 from sartor.techniques._levels_onnx import Levels
 from sartor.techniques._norms_onnx import Norms
 from sartor.techniques._operators_onnx import OPERATORS, Call, beyond, called

@@ -23,6 +23,7 @@ import onnxruntime
 from onnx import numpy_helper
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique
+from sartor.libraries import first_line
 
 # A protobuf ends at 2 GiB; beyond this many bytes of weights they go into a file beside the model.
 _INLINE = 1_500_000_000
@@ -329,11 +330,6 @@ def start(
     except Exception as error:  # ONNX Runtime's exceptions share no other base class
         said = first_line(error)
         raise Failed(f"ONNX Runtime does not load the changed model: {said}") from error
-
-
-def first_line(error: Exception, most: int = 300) -> str:
-    """The first line of what an error says; its kind where it says nothing."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:most]
 
 
 def _plain_inputs(proto: onnx.ModelProto) -> None:

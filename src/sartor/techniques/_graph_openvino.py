@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
-import os
-import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import numpy as np
@@ -133,27 +129,3 @@ def finish(
     path = written(graph, bench.scratch, type(technique).__name__.lower(), keep, halves)
     compiled(path, properties(model.settings, bench.target.threads))  # NNCF's graphs may not run
     return dataclasses.replace(model, payload=path, lineage=(*model.lineage, step))
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Without NNCF's progress, its log and its warnings."""
-    log = logging.getLogger("nncf")
-    level = log.level
-    log.setLevel(logging.CRITICAL)
-    try:
-        with (
-            open(os.devnull, "w", encoding="utf-8") as nowhere,
-            redirect_stdout(nowhere),
-            redirect_stderr(nowhere),
-            warnings.catch_warnings(),
-        ):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        log.setLevel(level)
-
-
-def short(error: Exception) -> str:
-    """What NNCF says, on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -10,7 +10,8 @@ from onnx import TensorProto, helper
 from onnx.version_converter import ConvertError, convert_version
 
 from sartor.contracts import Bench, Failed, Model, Target, Unneeded
-from sartor.techniques._graph_onnx import Graph, Parts, attribute, first_line, peek
+from sartor.libraries import first_line
+from sartor.techniques._graph_onnx import Graph, Parts, attribute, peek
 
 MICROSOFT = "com.microsoft"
 

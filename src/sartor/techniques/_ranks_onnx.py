@@ -32,7 +32,8 @@ from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import Tensor, nn
 
 from sartor.contracts import Bench, Failed, Unneeded, WrongRequest
-from sartor.techniques._graph_onnx import Graph, first_line, write
+from sartor.libraries import first_line
+from sartor.techniques._graph_onnx import Graph, write
 from sartor.workers import Worker
 
 _BUCKET = 1 << 22  # numbers that are averaged together

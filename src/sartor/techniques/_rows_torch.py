@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Port, Signature, technique_name
 from sartor.nearness import gap, spread
-from sartor.torch_graph import Graph, quietly
+from sartor.torch_graph import Graph
 
 ROWS, BATCH = 512, 32  # on which the answers are compared
 NEAR = 1e-3  # of the answers' spread
@@ -53,17 +52,6 @@ def _fitting(batch: Arrays, ports: Sequence[Port]) -> dict[str, np.ndarray]:
 
 def tensors(model: Model, batch: Arrays) -> tuple[Tensor, ...]:
     return tuple(torch.from_numpy(np.array(batch[p.name])) for p in model.signature.inputs)
-
-
-@contextmanager
-def silent() -> Iterator[None]:
-    """Without what the exporters say of themselves; PyTorch's random state stays as it is."""
-    before = torch.random.get_rng_state()
-    try:
-        with quietly():
-            yield
-    finally:
-        torch.random.set_rng_state(before)
 
 
 def room(bench: Bench) -> Path:

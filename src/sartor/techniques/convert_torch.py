@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Port, Signature, Step, Technique
+from sartor.libraries import first_line
 from sartor.space import choice
 from sartor.techniques._fold_torch import fold
 from sartor.techniques._rows_torch import (
@@ -29,7 +30,7 @@ from sartor.techniques._rows_torch import (
     silent,
     tensors,
 )
-from sartor.torch_graph import Script, load, short
+from sartor.torch_graph import Script, load
 
 OPSET = 17  # what ONNX Runtime's transformer optimizer and its quantizers know best
 NEWER = 18  # the least that the exporter by graph writes
@@ -82,7 +83,7 @@ class ToOnnx(Technique):
                     model, kind="onnx", payload=path, settings={}, lineage=(*model.lineage, step)
                 )
             except Exception as error:  # an exporter raises anything
-                reasons[f"{exporter}: {short(error, 200)}"] = None
+                reasons[f"{exporter}: {first_line(error, 200)}"] = None
         raise Failed(
             f"PyTorch's exporters give no ONNX model that answers alike: {'; '.join(reasons)}"
         )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sartor.contracts import Bench, Failed, Model, Step, Technique, Unneeded
+from sartor.libraries import one_line, quiet
 from sartor.openvino_core import opened, ov
 from sartor.space import choice
 from sartor.techniques._graph_openvino import (
@@ -17,9 +18,7 @@ from sartor.techniques._graph_openvino import (
     foreign,
     in_integers,
     operators,
-    quietly,
     rounded,
-    short,
     weighty,
 )
 from sartor.techniques._sensitivity_openvino import worst
@@ -97,7 +96,7 @@ class PostTrainingInt8(Technique):
         smooth = AdvancedSmoothQuantParameters(convolution=-1, matmul=self.smooth or -1)
         overflow = OverflowFix.ENABLE if _saturates(bench) else OverflowFix.DISABLE
         try:
-            with quietly():
+            with quiet():
                 return nncf.quantize(
                     opened(Path(model.payload)),
                     nncf.Dataset(list(examples(model, bench, self.examples))),
@@ -115,7 +114,7 @@ class PostTrainingInt8(Technique):
                     ),
                 )
         except Exception as error:  # its classes and the C++ side's share no other base
-            raise Failed(f"NNCF: {short(error)}") from None
+            raise Failed(f"NNCF: {one_line(error)}") from None
 
 
 @dataclass(frozen=True)
@@ -160,10 +159,10 @@ class CompressedWeights(Technique):
         if self.mode != "int8":
             few = {"group_size": self.group, "ratio": self.ratio, "all_layers": self.all_layers}
         try:
-            with quietly():
+            with quiet():
                 return nncf.compress_weights(graph, mode=modes[self.mode], **few)
         except Exception as error:  # its classes and the C++ side's share no other base
-            raise Failed(f"NNCF: {short(error)}") from None
+            raise Failed(f"NNCF: {one_line(error)}") from None
 
 
 @dataclass(frozen=True)

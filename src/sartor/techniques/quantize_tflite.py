@@ -19,8 +19,8 @@ from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique, Unneeded, WrongRequest
+from sartor.libraries import first_line, quiet
 from sartor.space import choice
-from sartor.techniques._quiet_tflite import quiet
 from sartor.tflite_calls import Caller
 from sartor.tflite_file import Flat, operator_name, part_names, read
 from sartor.tflite_write import packed, unpacked
@@ -115,7 +115,7 @@ class _Rounding(Technique):
                 made = tool.quantize(ranges, enable_progress_report=False)
                 return bytes(made.quantized_model)
             except Exception as error:  # a quantizer raises anything
-                raise Failed(f"ai-edge-quantizer: {_first(error)}") from None
+                raise Failed(f"ai-edge-quantizer: {first_line(error)}") from None
 
     def _worst(self, model: Model, flat: Flat, able: Sequence[str], bench: Bench) -> list[str]:
         """The operators in order of what their rounding alone does to the answer, the worst
@@ -350,11 +350,6 @@ def _off(found: Sequence[Arrays] | None, right: Sequence[Arrays]) -> float:
             one, two = (np.stack([each[name] for each in side]) for side in (found, right))
             total += float(np.square(one - two).mean()) / (float(two.var()) or 1.0)
     return total
-
-
-def _first(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines or [type(error).__name__])[0][:300]
 
 
 def portfolio(model: Model, bench: Bench) -> list[list[dict[str, Any]]]:

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique
+from sartor.libraries import first_line
 from sartor.space import choice
 from sartor.techniques._rows_torch import (
     changed_for_torch,
@@ -23,7 +24,7 @@ from sartor.techniques._rows_torch import (
     tensors,
 )
 from sartor.torch_archive import opened
-from sartor.torch_graph import Graph, load, refs, short
+from sartor.torch_graph import Graph, load, refs
 from sartor.torch_program import Program, Ref, program
 from sartor.torch_saving import write_program
 
@@ -163,7 +164,7 @@ def _written(module: Graph, model: Model, batch: Arrays, folder: Path) -> Path:
             )
             made = made.run_decompositions(dict(_torchao()))
     except Exception as error:  # an exporter raises anything
-        raise Failed(f"PyTorch cannot export it quantized: {short(error, 200)}") from None
+        raise Failed(f"PyTorch cannot export it quantized: {first_line(error, 200)}") from None
     ports = model.signature.inputs
     names = dict(zip(made.graph_signature.user_inputs, (p.name for p in ports), strict=True))
     outputs = [port.name for port in model.signature.outputs]

@@ -13,9 +13,10 @@ import torch
 from torch import nn
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique
+from sartor.libraries import first_line
 from sartor.space import choice
 from sartor.techniques._rows_torch import compare, parts_of, room, rows_of, silent, tensors
-from sartor.torch_graph import Script, load, short
+from sartor.torch_graph import Script, load
 from sartor.torch_saving import write_script
 
 
@@ -47,7 +48,7 @@ class FreezeScript(Technique):
         try:
             frozen, names = _frozen(module, model, rows[0])
         except Exception as error:  # PyTorch's tracer raises anything
-            raise Failed(f"PyTorch cannot freeze it: {short(error, 200)}") from None
+            raise Failed(f"PyTorch cannot freeze it: {first_line(error, 200)}") from None
         path = write_script(frozen, room(bench), names, model.signature)
         _compare(module, model, load(path, self.fused), rows, bench.task.output)
         return dataclasses.replace(

@@ -10,6 +10,7 @@ from typing import ClassVar
 import numpy as np
 
 from sartor.contracts import Bench, Failed, Model, Technique
+from sartor.libraries import first_line
 from sartor.space import choice, span
 from sartor.techniques._axes_groups_onnx import Group, groups, keep
 from sartor.techniques._axes_onnx import Atom
@@ -19,7 +20,6 @@ from sartor.techniques._graph_onnx import (
     Graph,
     Parts,
     finish,
-    first_line,
     foreign,
     peek,
     read,

@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique
-from sartor.tflite_export import compare, example, fixed, quiet, rows, traced, written
-from sartor.torch_graph import Graph, Script, load
+from sartor.tflite_export import compare, example, fixed, rows, traced, written
+from sartor.torch_graph import Graph, Script, load, silent
 
 REQUIRES = ("litert_torch", "ai_edge_litert")  # imported where they are used
 
@@ -51,7 +51,7 @@ class TorchToTflite(Technique):
 
         def right(batch: Arrays) -> dict[str, np.ndarray]:
             given = [torch.from_numpy(np.array(batch[p.name])) for p in signature.inputs]
-            with torch.inference_mode(), quiet():
+            with torch.inference_mode(), silent():
                 found = module(*given)
             return {name: each.numpy() for name, each in zip(names, found, strict=True)}
 
