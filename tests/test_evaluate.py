@@ -26,11 +26,11 @@ from sartor.evaluate import (
     footprint,
     heaviest,
     memory_pair,
-    natural_batch,
     throughputs,
     timed_rows,
     turn_size,
 )
+from sartor.fitting import natural_batch
 from sartor.records import Timing
 from sartor.registry import open_model, runtime
 from sartor.testing_onnx import Draft, save_toys

@@ -24,10 +24,10 @@ from sartor.evaluate import (
     answering,
     answers,
     memory_pair,
-    natural_batch,
     throughputs,
 )
 from sartor.figures import figures_of, truth_of
+from sartor.fitting import natural_batch
 from sartor.glimpse import looker, repeatable
 from sartor.judge_timing import conditions_of, further_starts, runs_wanted
 from sartor.limits import TIMED, Limit, parse

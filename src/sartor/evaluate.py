@@ -14,6 +14,7 @@ import numpy as np
 from sartor import lanes, machine
 from sartor.contracts import Arrays, Failed, Model, Signature, Target, Task
 from sartor.data import Part
+from sartor.fitting import natural_batch
 from sartor.records import WATTS, Timing
 from sartor.registry import runtime
 from sartor.turns import Turn
@@ -56,11 +57,6 @@ def answers(
         lanes.answer_rows, model, digest(model), part, rows, task.output, target, sample,
         timeout=timeout,
     )  # fmt: skip
-
-
-def natural_batch(signature: Signature) -> int | None:
-    """How many rows the model insists on at a time; None where it takes any number."""
-    return lanes.natural_batch(signature)
 
 
 def answering(signature: Signature, sample: Mapping[str, np.ndarray]) -> Signature:

@@ -12,6 +12,8 @@ average divide the sum by `divide`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -36,6 +38,20 @@ LINKS = {
     "log1p-exp": 6, "signed-square": 7, "two-classes": 8, "positive": 9,
 }  # fmt: skip
 Precision = Literal["float32", "float64"]
+
+
+@contextmanager
+def reading(library: str) -> Iterator[None]:
+    """What a reader of a library's file stumbles over becomes one sentence: WrongRequest."""
+    try:
+        yield
+    except WrongRequest:
+        raise
+    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
+        raise WrongRequest(
+            f"the {library} model is damaged, or of a version that is not known here: "
+            f"{type(error).__name__} {error}"
+        ) from None
 
 
 @dataclass(frozen=True)

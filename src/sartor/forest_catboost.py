@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from sartor.contracts import WrongRequest
-from sartor.forest import LEAF, LEFT, RIGHT, Forest, checked
+from sartor.forest import LEAF, LEFT, RIGHT, Forest, checked, reading
 
 DEEPEST = 16
 LINK = {
@@ -25,15 +25,8 @@ def read(data: bytes) -> Forest:
         told = json.loads(data)
     except (ValueError, RecursionError) as error:
         raise WrongRequest(f"the file is no JSON that can be read: {error}") from None
-    try:
+    with reading("CatBoost"):
         return checked(_forest(told))
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
-        if isinstance(error, WrongRequest):
-            raise
-        raise WrongRequest(
-            "the CatBoost model is damaged, or of a version that is not known here: "
-            f"{type(error).__name__} {error}"
-        ) from None
 
 
 def _forest(told: Mapping[str, Any]) -> Forest:

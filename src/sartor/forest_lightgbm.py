@@ -19,6 +19,7 @@ from sartor.forest import (
     ZERO_RIGHT,
     Forest,
     checked,
+    reading,
 )
 
 # What LightGBM takes for zero: it drops such values from a row before its trees see them.
@@ -37,16 +38,9 @@ CATEGORICAL, DEFAULT_LEFT = 1, 2
 def read(data: bytes) -> Forest:
     """The forest in a file's bytes. Its margins are those of `Booster.predict(raw_score=True)`
     over all trees. Raises WrongRequest with a sentence."""
-    try:
+    with reading("LightGBM"):
         head, blocks = _split(data.decode())
         return checked(_forest(head, blocks))
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError) as error:
-        if isinstance(error, WrongRequest):
-            raise
-        raise WrongRequest(
-            "the LightGBM model is damaged, or of a version that is not known here: "
-            f"{type(error).__name__} {error}"
-        ) from None
 
 
 def _split(text: str) -> tuple[dict[str, str], list[dict[str, str]]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from sartor import ubjson
 from sartor.contracts import WrongRequest
-from sartor.forest import CUT_POSITIVE, LEAF, LEFT, RIGHT, Forest, checked
+from sartor.forest import CUT_POSITIVE, LEAF, LEFT, RIGHT, Forest, checked, reading
 
 # Objective -> link from margin to prediction.
 LINK = {
@@ -29,15 +29,8 @@ def read(data: bytes) -> Forest:
     """The forest in a file's bytes. Its margins are those of `Booster.predict(output_margin=True)`
     over all trees. Raises WrongRequest with a sentence."""
     told = _parsed(data)
-    try:
+    with reading("XGBoost"):
         return checked(_forest(told))
-    except (KeyError, TypeError, ValueError, IndexError, OverflowError, AttributeError) as error:
-        if isinstance(error, WrongRequest):
-            raise
-        raise WrongRequest(
-            f"the XGBoost model is damaged, or of a version that is not known here: "
-            f"{type(error).__name__} {error}"
-        ) from None
 
 
 def _parsed(data: bytes) -> Any:

@@ -23,6 +23,7 @@ from sartor import machine
 from sartor.contracts import Arrays, Failed, Model, Port, Session, Signature, Target
 from sartor.contracts import Part as Counted
 from sartor.data import Part
+from sartor.fitting import natural_batch
 from sartor.registry import runtime
 from sartor.turns import Lane, Turn
 
@@ -76,12 +77,6 @@ def _padded(array: np.ndarray, port: Port) -> np.ndarray:
         for axis, (size, got) in enumerate(zip(port.shape, array.shape, strict=False))
     ]
     return np.pad(array, wanted) if len(wanted) == array.ndim else array
-
-
-def natural_batch(signature: Signature) -> int | None:
-    """How many rows the model insists on at a time; None where it takes any number."""
-    sizes = {port.shape[0] for port in signature.inputs if port.shape}
-    return next((size for size in sizes if size is not None), None)
 
 
 def in_portions(run: Session, signature: Signature, batch: Arrays) -> Arrays:

@@ -9,7 +9,7 @@ import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -92,6 +92,22 @@ def features() -> frozenset[str]:
         if found:
             return frozenset(found.lower().split())
     return _numpy_features()
+
+
+# Instructions that sum products of eight bits in 32, and so do four multiplications in one.
+_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
+
+
+def multiplies_integers(known: Collection[str]) -> bool:
+    """Whether a processor of these instruction sets has kernels of eight bits that gain."""
+    return not _DOT.isdisjoint(known)
+
+
+def saturates(known: Collection[str]) -> bool:
+    """Whether products of uint8 and int8 overflow their 16-bit sums: x86 without VNNI, where
+    weights must stay within 7 bits."""
+    vnni = {"avx512_vnni", "avx_vnni"}
+    return not {"avx2", "avx512f"}.isdisjoint(known) and vnni.isdisjoint(known)
 
 
 def _numpy_features() -> frozenset[str]:

@@ -19,8 +19,9 @@ from sartor.contracts import Arrays, Failed, Model, Target, Task, WrongRequest, 
 from sartor.data import Data, Part, read
 from sartor.evaluate import answering, digest
 from sartor.figures import truth_of
+from sartor.fitting import natural_batch
 from sartor.glimpse import looker, repeatable
-from sartor.lanes import natural_batch, sample_outputs
+from sartor.lanes import sample_outputs
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import check_labels, default_limit, find, infer_task
 from sartor.registry import adopt, conversion, kinds, plugins, reachable, runtime

@@ -23,11 +23,11 @@ from sartor.data import Part, read
 from sartor.evaluate import (
     footprint,
     heaviest,
-    natural_batch,
     throughputs,
     timed_rows,
     turn_size,
 )
+from sartor.fitting import natural_batch
 from sartor.glimpse import looker, repeatable
 from sartor.records import plain
 from sartor.registry import adopt, runtime

@@ -17,14 +17,11 @@ from torch import Tensor, nn
 
 from sartor.contracts import Arrays, Bench, Failed, Port, Signature
 from sartor.libraries import lines_of
-from sartor.nearness import gap, spread
+from sartor.nearness import difference
 from sartor.tflite_calls import Caller
 from sartor.tflite_write import packed, unpacked
 from sartor.torch_graph import silent
 
-ROWS = 128  # on which the answers are compared
-NEAR = 1e-3  # of the answers' spread
-FLIPS = 1e-3  # of the rows
 Answers = Callable[[Arrays], Arrays]
 
 
@@ -124,51 +121,21 @@ def _text(name: Any) -> str:
     return name.decode() if isinstance(name, bytes) else str(name)
 
 
-def rows(bench: Bench, signature: Signature) -> list[dict[str, np.ndarray]]:
-    """Batches of inputs as the fixed signature wants them: the last one filled up with rows of its
-    own, what is shorter with zeros. Raises Failed where there are none, or longer ones."""
-    size = signature.inputs[0].shape[0] or 1
-    batches = bench.batches("train", size, ROWS) or bench.batches("search", size, ROWS)
-    found = [
-        {port.name: _fitting(batch[port.name], port) for port in signature.inputs}
-        for batch in batches or ()
-    ]
-    if not found:
-        raise Failed("there are no rows to compare the converted model on")
-    return found
-
-
-def _fitting(array: np.ndarray, port: Port) -> np.ndarray:
-    again = array[np.arange(port.shape[0] or 1) % len(array)]
-    room = [(wanted or 0) - have for wanted, have in zip(port.shape, again.shape, strict=True)]
-    if min(room, default=0) < 0:
-        raise Failed(f"rows of {port.name!r} have the shape {list(array.shape[1:])}, which is more "
-                     f"than the {list(port.shape[1:])} of the target")  # fmt: skip
-    return np.pad(again, [(0, each) for each in room])
-
-
 def compare(
     path: Path, signature: Signature, right: Answers, batches: Sequence[Arrays], output: str
 ) -> None:
     """Raises Failed where LiteRT answers otherwise than the model did."""
-    answers = [right(batch) for batch in batches]
-    flipped = seen = 0
+    names = [port.name for port in signature.outputs]
+
+    def listed(answers: Arrays) -> list[np.ndarray]:
+        return [answers[name] for name in names]
+
+    wanted = [listed(right(batch)) for batch in batches]
     with Caller(path, signature) as caller:
-        made = [caller(batch) for batch in batches]
-    for port in signature.outputs:
-        usual = spread([each[port.name] for each in answers])
-        for one, two in zip(made, answers, strict=True):
-            off = gap(one[port.name], two[port.name]) / usual
-            if not off <= NEAR:
-                raise Failed(
-                    f"LiteRT's {port.name} differs from the model's by {off:.1e} of its spread"
-                )
-            found, wanted = one[port.name], two[port.name]
-            if port.name == output and wanted.ndim > 1 and wanted.shape[-1] > 1:
-                changed = found.argmax(-1) != wanted.argmax(-1)
-                flipped, seen = flipped + int(changed.sum()), seen + changed.size
-    if flipped > FLIPS * seen:
-        raise Failed(f"{flipped} of {seen} answers are others than the model's")
+        found = (listed(caller(batch)) for batch in batches)
+        wrong = difference(wanted, found, names, output, "LiteRT", "the model's")
+    if wrong:
+        raise Failed(wrong[0])
 
 
 def reason(error: BaseException) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 
 from sartor import openvino_ir
 from sartor.contracts import Bench, Model, Step, Technique
+from sartor.fitting import batches
 from sartor.openvino_core import compiled, named, opened, ov, properties, written
 
 WEIGHTY = (
@@ -96,18 +97,8 @@ def in_integers(op: ov.Node) -> bool:
 
 def examples(model: Model, bench: Bench, most: int) -> Iterator[dict[int, np.ndarray]]:
     """Inputs by their place, one example at a time, or as many as the model insists on."""
-    ports = model.signature.inputs
-    fixed = next((p.shape[0] for p in ports if p.shape and p.shape[0] is not None), None) or 1
-    for batch in bench.batches("train", fixed, most) or ():
-        rows = np.arange(fixed) % len(batch[ports[0].name])
-        arrays = [batch[port.name][rows] for port in ports]
-        yield {at: _padded(a, p.shape) for at, (a, p) in enumerate(zip(arrays, ports, strict=True))}
-
-
-def _padded(array: np.ndarray, shape: tuple[int | None, ...]) -> np.ndarray:
-    """Batches are cut to their longest row; a model of fixed length is given zeros behind it."""
-    wanted = zip(shape[1:], array.shape[1:], strict=True)
-    return np.pad(array, [(0, 0), *((0, max((size or have) - have, 0)) for size, have in wanted)])
+    for batch in batches(bench, model.signature, most):
+        yield dict(enumerate(batch.values()))
 
 
 def mark(model: Model) -> str:

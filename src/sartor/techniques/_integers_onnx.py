@@ -9,7 +9,7 @@ import onnx
 from onnx import TensorProto, helper
 from onnx.version_converter import ConvertError, convert_version
 
-from sartor.contracts import Bench, Failed, Model, Target, Unneeded
+from sartor.contracts import Bench, Failed, Model, Unneeded
 from sartor.libraries import first_line
 from sartor.techniques._graph_onnx import Graph, Parts, attribute, peek
 
@@ -214,13 +214,6 @@ def without_lopsided(graph: Graph, parts: Parts) -> Parts:
     if not kept.touched and parts.touched:
         raise Unneeded(f"nothing to quantize: {kept.most_frequent_reason()}")
     return kept
-
-
-def saturates(target: Target) -> bool:
-    """Whether products of uint8 and int8 overflow their 16-bit sums: x86 without VNNI, where
-    weights must stay within 7 bits."""
-    known = target.features
-    return bool(known & {"avx2", "avx512f"}) and not known & {"avx512_vnni", "avx_vnni"}
 
 
 def upgraded(graph: Graph, version: int) -> Graph:

@@ -11,43 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sartor.contracts import Arrays, Bench, Failed, Model, Port, Signature, technique_name
-from sartor.nearness import gap, spread
+from sartor.contracts import Arrays, Bench, Failed, Model, Signature, technique_name
+from sartor.nearness import difference
 from sartor.torch_graph import Graph
 
-ROWS, BATCH = 512, 32  # on which the answers are compared
-NEAR = 1e-3  # of the answers' spread
-FLIPS = 1e-3  # of the rows
-
-
-def rows_of(bench: Bench, signature: Signature) -> list[Arrays]:
-    """Batches of inputs of the size that the model insists on; else the last one a single row."""
-    fixed = next((p.shape[0] for p in signature.inputs if p.shape[0] is not None), None)
-    size = fixed or BATCH
-    most = max(ROWS, size)
-    batches = bench.batches("train", size, most) or bench.batches("search", size, most)
-    found = [{port.name: batch[port.name] for port in signature.inputs} for batch in batches or ()]
-    if not found:
-        raise Failed("there are no rows to compare the converted model on")
-    found = [_fitting(each, signature.inputs) for each in found]
-    if fixed is None:
-        return [*found, {name: array[:1] for name, array in found[0].items()}]
-    again = np.arange(fixed)
-    return [
-        {name: array[again % len(array)] for name, array in each.items()}  # the last may be short
-        for each in found
-    ]
-
-
-def _fitting(batch: Arrays, ports: Sequence[Port]) -> dict[str, np.ndarray]:
-    """Batches are cut to their longest row; a model of fixed length is given zeros behind it."""
-    made = {}
-    for port in ports:
-        array = batch[port.name]
-        wanted = zip(port.shape[1:], array.shape[1:], strict=True)
-        behind = [(0, (size or have) - have) for size, have in wanted]
-        made[port.name] = np.pad(array, [(0, 0), *behind])
-    return made
+ROWS = 512  # on which the answers are compared
 
 
 def tensors(model: Model, batch: Arrays) -> tuple[Tensor, ...]:
@@ -90,24 +58,10 @@ def compare(
     output: str,
     who: str,
 ) -> None:
-    """Raises Failed where `answer`, which is `who`'s, answers otherwise than the module: by more
-    than 1e-3 of the answers' spread, or with another class for more than one row of a thousand."""
-    names = [port.name for port in model.signature.outputs]
+    """Raises Failed where `answer`, which is `who`'s, answers otherwise than the module."""
     with torch.inference_mode():
-        answers = [[each.numpy() for each in module(*tensors(model, batch))] for batch in rows]
-    spreads = [spread([each[at] for each in answers]) for at in range(len(names))]
-    flipped = seen = 0
-    for batch, right in zip(rows, answers, strict=True):
-        found = answer(batch)
-        for name, one, two, usual in zip(names, found, right, spreads, strict=True):
-            off = gap(one, two) / usual
-            if not off <= NEAR:
-                raise Failed(
-                    f"{who}'s {name} differs from PyTorch's by {off:.1e} of its spread for "
-                    f"{len(next(iter(batch.values())))} rows"
-                )
-            if name == output and two.ndim > 1 and two.shape[-1] > 1 and two.dtype.kind == "f":
-                changed = one.argmax(-1) != two.argmax(-1)
-                flipped, seen = flipped + int(changed.sum()), seen + changed.size
-    if flipped > FLIPS * seen:
-        raise Failed(f"{flipped} of {seen} answers are others than PyTorch's")
+        right = [[each.numpy() for each in module(*tensors(model, batch))] for batch in rows]
+    names = [port.name for port in model.signature.outputs]
+    wrong = difference(right, map(answer, rows), names, output, who, "PyTorch's")
+    if wrong:
+        raise Failed(wrong[0])

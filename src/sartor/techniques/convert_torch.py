@@ -18,19 +18,19 @@ import torch
 from torch import nn
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Port, Signature, Step, Technique
+from sartor.fitting import to_compare
 from sartor.libraries import first_line
 from sartor.space import choice
 from sartor.techniques._fold_torch import fold
 from sartor.techniques._rows_torch import (
+    ROWS,
     changed_for_torch,
     compare,
     dynamic_shapes,
     parts_of,
-    rows_of,
-    silent,
     tensors,
 )
-from sartor.torch_graph import Script, load
+from sartor.torch_graph import Script, load, silent
 
 OPSET = 17  # what ONNX Runtime's transformer optimizer and its quantizers know best
 NEWER = 18  # the least that the exporter by graph writes
@@ -65,7 +65,7 @@ class ToOnnx(Technique):
 
     def apply(self, model: Model, bench: Bench) -> Model:
         module = load(Path(model.payload))
-        rows = rows_of(bench, model.signature)
+        rows = to_compare(bench, model.signature, ROWS)
         wide = any(each.dtype == torch.float64 for each in module.state_dict().values())
         exporters = ("trace", "dynamo") if self.exporter == "auto" else (self.exporter,)
         reasons: dict[str, None] = {}

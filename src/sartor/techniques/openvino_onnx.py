@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,17 +12,17 @@ import numpy as np
 
 from sartor import openvino_ir
 from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique
-from sartor.nearness import gap, spread
+from sartor.fitting import to_compare
+from sartor.machine import multiplies_integers
+from sartor.nearness import FLIPS, NEAR, difference, gap, spread
 from sartor.openvino_core import compiled, opened, ov, properties, said, written
 from sartor.techniques._graph_onnx import Graph, foreign, peek, read, start, watch
 
 REQUIRES = ("openvino",)  # imported in openvino_core, so that it tells nobody
-ROWS, BATCH = 128, 32  # on which the answers are compared
 # The largest difference as a share of the answers' spread, and the share of rows whose answer may
 # be another: where both compute in float32; and where they round to integers, each in its own way.
-FLOAT, ROUNDED = (1e-3, 1e-3), (0.1, 0.05)
+FLOAT, ROUNDED = (NEAR, FLIPS), (0.1, 0.05)
 _ROUNDING = ("QuantizeLinear", "DynamicQuantize", "Integer", "QLinear", "QAttention", "NBits")
-_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
 @dataclass(frozen=True)
@@ -82,29 +82,15 @@ def _compare(model: Model, path: Path, bench: Bench) -> None:
     near, flips = ROUNDED if _rounds(peek(model)) else FLOAT
     theirs = _Openvino(compiled(path, properties({}, bench.target.threads)))
     ours = start(Path(model.payload), bench.target.threads)
-    ports = model.signature.outputs
-    rows = list(_rows(bench, model))
-    right = [ours.run([port.name for port in ports], dict(batch)) for batch in rows]
-    spreads = [spread([each[at] for each in right]) for at in range(len(ports))]
-    flipped = seen = 0
-    for batch, answers in zip(rows, right, strict=True):
-        found = theirs(list(batch.values()))
-        for port, one, two, usual in zip(ports, found, answers, spreads, strict=True):
-            off = gap(one, two) / usual
-            if not off <= near:
-                raise Failed(
-                    f"OpenVINO's {port.name} differs from ONNX Runtime's by {off:.1e} of its "
-                    f"spread for {len(next(iter(batch.values())))} rows; "
-                    f"{_where(model, batch, bench)}"
-                )
-            if port.name == bench.task.output and two.ndim > 1 and two.shape[-1] > 1:
-                changed = one.argmax(-1) != two.argmax(-1)
-                flipped, seen = flipped + int(changed.sum()), seen + changed.size
-    if flipped > flips * seen:
-        raise Failed(
-            f"{flipped} of {seen} answers of OpenVINO are others than ONNX Runtime's; "
-            f"{_where(model, rows[0], bench)}"
-        )
+    names = [port.name for port in model.signature.outputs]
+    rows = to_compare(bench, model.signature)
+    right = [ours.run(names, dict(batch)) for batch in rows]
+    found = (theirs(list(batch.values())) for batch in rows)
+    who = "OpenVINO", "ONNX Runtime's"
+    wrong = difference(right, found, names, bench.task.output, *who, near, flips)
+    if wrong:
+        told, batch = wrong
+        raise Failed(f"{told}; {_where(model, rows[batch], bench)}")
 
 
 def _rounds(graph: Graph) -> bool:
@@ -123,32 +109,6 @@ class _Openvino:
         except Exception as error:  # RuntimeError and what else its C++ side raises
             raise Failed(f"OpenVINO: {said(error)}") from None
         return [np.array(found[at]) for at in range(len(self.model.outputs))]
-
-
-def _rows(bench: Bench, model: Model) -> Iterator[Arrays]:
-    """Batches of inputs of the size that the model insists on; else the last one a single row."""
-    ports = model.signature.inputs
-    fixed = next((p.shape[0] for p in ports if p.shape and p.shape[0] is not None), None)
-    size = fixed or BATCH
-    most = max(ROWS, size)
-    batches = bench.batches("train", size, most) or bench.batches("search", size, most)
-    first: Arrays | None = None
-    for batch in batches or ():
-        inputs = {port.name: _fitting(batch[port.name], port.shape, fixed) for port in ports}
-        first = first or inputs
-        yield inputs
-    if first is None:
-        raise Failed("there are no rows to compare the converted model on")
-    if fixed is None:
-        yield {name: array[:1] for name, array in first.items()}
-
-
-def _fitting(array: np.ndarray, shape: Sequence[int | None], rows: int | None) -> np.ndarray:
-    """Batches are cut to their longest row; a model of fixed length is given zeros behind it, and
-    one of a fixed batch its rows over again where the last are too few."""
-    wanted = zip(shape[1:], array.shape[1:], strict=True)
-    array = np.pad(array, [(0, 0), *((0, (size or have) - have) for size, have in wanted)])
-    return array if rows is None else array[np.arange(rows) % len(array)]
 
 
 def _where(model: Model, batch: Arrays, bench: Bench) -> str:
@@ -196,7 +156,7 @@ def _in_memory(model: ov.Model, bench: Bench) -> ov.CompiledModel:
 def portfolio(model: Model, bench: Bench) -> list[list[Mapping[str, Any]]]:
     """Quantized by ONNX Runtime's tools and run by OpenVINO: the fastest form of large
     convolutions that we have measured."""
-    if not bench.target.features & _DOT or bench.batches("train", 1, 1) is None:
+    if not multiplies_integers(bench.target.features) or bench.batches("train", 1, 1) is None:
         return []
     graph = peek(model)
     heavy = {node.op_type for node in graph.nodes} & {"Conv", "MatMul", "Gemm"}

@@ -10,12 +10,12 @@ import numpy as np
 import onnx
 
 from sartor.contracts import Bench, Model
+from sartor.machine import multiplies_integers
 from sartor.techniques._graph_onnx import Graph, peek
 
 Recipes = list[list[dict[str, Any]]]
 
 # Instruction sets that multiply eight-bit integers faster than floats.
-_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 _FAMILIES = {
     "Conv": "conv",
@@ -79,7 +79,7 @@ def _facts(graph: Graph, bench: Bench) -> Facts:
         attends=normed and bool(operators & {"Softmax", "Attention", "MultiHeadAttention"}),
         normed=normed,
         calibrated=bench.batches("train", 1, 1) is not None,
-        int8=bool(bench.target.features & _DOT),
+        int8=multiplies_integers(bench.target.features),
     )
 
 

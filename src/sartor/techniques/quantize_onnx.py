@@ -19,6 +19,7 @@ from onnxruntime.quantization.qdq_quantizer import QDQQuantizer
 from onnxruntime.quantization.quant_utils import QuantizationMode, QuantType, add_infer_metadata
 
 from sartor.contracts import Bench, Failed, Model, Technique, Unneeded
+from sartor.machine import saturates
 from sartor.space import choice
 from sartor.techniques._bias_onnx import correct_biases
 from sartor.techniques._calibration_onnx import Ranges, ranges, scale_of
@@ -36,7 +37,6 @@ from sartor.techniques._integers_onnx import (
     no_examples,
     obstacle,
     rounded,
-    saturates,
     spare,
     split_gemms,
     tidy,
@@ -136,7 +136,7 @@ class DynamicInt8(Technique):
         quantizer = ONNXQuantizer(
             graph.proto,
             self.per_channel,
-            saturates(bench.target),
+            saturates(bench.target.features),
             QuantizationMode.IntegerOps,
             static=False,
             weight_qType=QuantType.QInt8,
@@ -252,7 +252,7 @@ class StaticInt8(Technique):
         quantizer = QDQQuantizer(
             graph.proto,
             self.per_channel,
-            saturates(bench.target),
+            saturates(bench.target.features),
             weight_qType=QuantType.QInt8,
             activation_qType=QuantType.QInt8 if arm else QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, limits),
@@ -281,7 +281,7 @@ def _seen(graph: Graph, parts: Parts, found: Ranges) -> Parts:
 def _rounded_weights(
     graph: Graph, node: onnx.NodeProto, per_channel: bool, bench: Bench
 ) -> dict[int, np.ndarray]:
-    levels = 63 if saturates(bench.target) else 127
+    levels = 63 if saturates(bench.target.features) else 127
     axes = channel_axes(node) if per_channel else ()
     found = {index: graph.constant(node.input[index]) for index in WEIGHTS[node.op_type]}
     return {index: rounded(w, axes, levels) for index, w in found.items() if w is not None}

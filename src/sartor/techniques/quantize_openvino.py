@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from sartor.contracts import Bench, Failed, Model, Step, Technique, Unneeded
 from sartor.libraries import one_line, quiet
+from sartor.machine import multiplies_integers, saturates
 from sartor.openvino_core import opened, ov
 from sartor.space import choice
 from sartor.techniques._graph_openvino import (
@@ -27,7 +28,6 @@ REQUIRES = ("openvino", "nncf")  # imported where they are used: NNCF takes seco
 EXCEPTIONS = (0, 1, 2, 4, 8, 16)
 # NNCF rounds their weights, and OpenVINO 2026.4 then does not run them.
 RECURRENT = ("LSTMSequence", "GRUSequence", "LSTMCell", "GRUCell")
-_DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class PostTrainingInt8(Technique):
 
         attends = "Softmax" in operators(model) or "ScaledDotProductAttention" in operators(model)
         smooth = AdvancedSmoothQuantParameters(convolution=-1, matmul=self.smooth or -1)
-        overflow = OverflowFix.ENABLE if _saturates(bench) else OverflowFix.DISABLE
+        overflow = OverflowFix.ENABLE if saturates(bench.target.features) else OverflowFix.DISABLE
         try:
             with quiet():
                 return nncf.quantize(
@@ -185,12 +185,6 @@ class HalfWeights(Technique):
         return finish(model, self, graph, bench, Step(self, tuple(wide)), halves=True)
 
 
-def _saturates(bench: Bench) -> bool:
-    """Whether products of uint8 and int8 overflow their 16-bit sums: x86 without VNNI."""
-    known = bench.target.features
-    return bool(known & {"avx2", "avx512f"}) and not known & {"avx512_vnni", "avx_vnni"}
-
-
 # -- what to try first --------------------------------------------------------------------------
 
 
@@ -204,7 +198,7 @@ def portfolio(model: Model, bench: Bench) -> list[list[Mapping[str, Any]]]:
     compressed: dict[str, Any] = {"technique": "compressed-weights"}
     dynamic: dict[str, Any] = {"technique": "session-settings", "dynamic_quantization": 64}
     recipes: list[list[Mapping[str, Any]]] = []
-    if bench.batches("train", 1, 1) is not None and bench.target.features & _DOT:
+    if bench.batches("train", 1, 1) is not None and multiplies_integers(bench.target.features):
         recipes += [[int8], [{**int8, "preset": "mixed"}], [{**int8, "exceptions": 1}]]
         if attends:
             recipes.insert(0, [{**int8, "smooth": 0.95}])

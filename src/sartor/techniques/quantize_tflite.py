@@ -8,7 +8,7 @@ import hashlib
 import re
 import tempfile
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -19,6 +19,7 @@ from ai_edge_quantizer.algorithm_manager import AlgorithmName
 from ai_edge_quantizer.utils import qsv_utils
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique, Unneeded, WrongRequest
+from sartor.fitting import batches
 from sartor.libraries import first_line, quiet
 from sartor.space import choice
 from sartor.tflite_calls import Caller
@@ -123,7 +124,7 @@ class _Rounding(Technique):
         settings = dataclasses.replace(self, exceptions=0)
 
         def measure() -> Mapping[str, np.ndarray]:
-            batches = list(_rows(model, bench, LOOKED))
+            batches = _rows(model, bench, LOOKED)
             right = _answers(Path(model.payload), model, batches)
             found = [_off(self._one(model, bench, name, batches), right) for name in able]
             return {"off": np.array(found)}
@@ -148,7 +149,7 @@ class _Rounding(Technique):
 
     def _try(self, made: Model, bench: Bench) -> None:
         """Raises Failed where LiteRT does not run what came out, or gives no numbers."""
-        batches = list(_rows(made, bench, 1))
+        batches = _rows(made, bench, 1)
         for answers in _answers(Path(made.payload), made, batches):
             for name, each in answers.items():
                 if not np.isfinite(each).all():
@@ -232,7 +233,7 @@ class FullInt8(_Rounding):
         found = calibrator.Calibrator(
             Path(model.payload).read_bytes(), num_threads=1, qsv_update_func=how[self.ranges]
         )
-        batches = list(_rows(model, bench, self.examples))
+        batches = _rows(model, bench, self.examples)
         key = next(iter(found.get_signature_list()), None)
         found.calibrate({key: batches}, tool._recipe_manager)
         return found.get_model_qsvs()
@@ -316,23 +317,8 @@ def _pattern(name: str) -> str:
 # -- rows ------------------------------------------------------------------------------------------
 
 
-def _rows(model: Model, bench: Bench, most: int) -> Iterator[dict[str, np.ndarray]]:
-    """Batches of the size that the model insists on, else single rows; the last one is filled up
-    with rows of its own."""
-    ports = model.signature.inputs
-    size = next((port.shape[0] for port in ports if port.shape), None) or 1
-    given: Iterable[Arrays] | None = bench.batches("train", size, most)
-    for batch in given or bench.batches("search", size, most) or ():
-        found = {}
-        for port in ports:
-            array = batch[port.name]
-            array = array[np.arange(size) % len(array)]
-            room = [
-                max((wanted or 0) - have, 0)
-                for wanted, have in zip(port.shape, array.shape, strict=True)
-            ]
-            found[port.name] = np.pad(array, [(0, each) for each in room])
-        yield found
+def _rows(model: Model, bench: Bench, most: int) -> list[dict[str, np.ndarray]]:
+    return list(batches(bench, model.signature, most, parts=("train", "search")))
 
 
 def _answers(path: Path, model: Model, batches: Sequence[Arrays]) -> list[Arrays]:

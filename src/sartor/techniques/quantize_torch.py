@@ -13,18 +13,18 @@ import numpy as np
 import torch
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique
+from sartor.fitting import to_compare
 from sartor.libraries import first_line
 from sartor.space import choice
 from sartor.techniques._rows_torch import (
+    ROWS,
     changed_for_torch,
     dynamic_shapes,
     room,
-    rows_of,
-    silent,
     tensors,
 )
 from sartor.torch_archive import opened
-from sartor.torch_graph import Graph, load, refs
+from sartor.torch_graph import Graph, load, refs, silent
 from sartor.torch_program import Program, Ref, program
 from sartor.torch_saving import write_program
 
@@ -71,7 +71,7 @@ class LinearInt8(Technique):
     def apply(self, model: Model, bench: Bench) -> Model:
         module: Any = load(Path(model.payload))
         touched, skipped = considered(module.program)
-        rows = rows_of(bench, model.signature)
+        rows = to_compare(bench, model.signature, ROWS)
         if self.exceptions:
             spared = self._worst(module, model, touched, rows, bench)[: self.exceptions]
             touched = [each for each in touched if each not in spared]

@@ -13,10 +13,11 @@ import torch
 from torch import nn
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique
+from sartor.fitting import to_compare
 from sartor.libraries import first_line
 from sartor.space import choice
-from sartor.techniques._rows_torch import compare, parts_of, room, rows_of, silent, tensors
-from sartor.torch_graph import Script, load
+from sartor.techniques._rows_torch import ROWS, compare, parts_of, room, tensors
+from sartor.torch_graph import Script, load, silent
 from sartor.torch_saving import write_script
 
 
@@ -44,7 +45,7 @@ class FreezeScript(Technique):
 
     def apply(self, model: Model, bench: Bench) -> Model:
         module = load(Path(model.payload))
-        rows = rows_of(bench, model.signature)
+        rows = to_compare(bench, model.signature, ROWS)
         try:
             frozen, names = _frozen(module, model, rows[0])
         except Exception as error:  # PyTorch's tracer raises anything

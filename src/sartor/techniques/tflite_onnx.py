@@ -13,10 +13,11 @@ import onnxruntime
 import torch
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Signature, Step, Technique
+from sartor.fitting import to_compare
 from sartor.techniques._autograd_onnx import GraphModule, followed
 from sartor.techniques._graph_onnx import foreign, peek, read
 from sartor.techniques._operators_onnx import called
-from sartor.tflite_export import by_names, compare, example, fixed, rows, traced, written
+from sartor.tflite_export import by_names, compare, example, fixed, traced, written
 
 REQUIRES = ("litert_torch", "ai_edge_litert", "torch")  # imported where they are used
 _INTEGERS = frozenset({
@@ -58,7 +59,7 @@ class ToTflite(Technique):
     def apply(self, model: Model, bench: Bench) -> Model:
         graph = read(model)
         signature = fixed(model.signature, bench)
-        batches = rows(bench, signature)
+        batches = to_compare(bench, signature, free=1)
         net: Any = GraphModule(graph).eval()
         for weight in net.parameters():
             weight.requires_grad_(False)

@@ -11,7 +11,8 @@ import numpy as np
 import torch
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique
-from sartor.tflite_export import compare, example, fixed, rows, traced, written
+from sartor.fitting import to_compare
+from sartor.tflite_export import compare, example, fixed, traced, written
 from sartor.torch_graph import Graph, Script, load, silent
 
 REQUIRES = ("litert_torch", "ai_edge_litert")  # imported where they are used
@@ -42,7 +43,7 @@ class TorchToTflite(Technique):
         if isinstance(module, Script):
             raise Failed("TorchScript is converted by to-onnx > to-tflite, not straight away")
         signature = fixed(model.signature, bench)
-        batches = rows(bench, signature)
+        batches = to_compare(bench, signature, free=1)
         first = [torch.from_numpy(batches[0][port.name]) for port in signature.inputs]
         module_of_calls = traced(module, first)
         arguments = list(example(signature).values())

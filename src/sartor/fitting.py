@@ -1,0 +1,57 @@
+"""Rows of the data as a model takes them that insists on so many at a time, or on so long ones."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+
+from sartor.contracts import Bench, Failed, Port, Signature
+
+
+def natural_batch(signature: Signature) -> int | None:
+    """How many rows the model insists on at a time; None where it takes any number."""
+    sizes = (port.shape[0] for port in signature.inputs if port.shape)
+    return next((size for size in sizes if size is not None), None)
+
+
+def fitted(array: np.ndarray, port: Port, rows: int) -> np.ndarray:
+    """So many rows, the first ones over again where there are too few, with zeros behind each axis
+    that the model wants longer. Raises Failed where it wants one shorter."""
+    if rows != len(array):
+        array = array[np.arange(rows) % len(array)]
+    pairs = list(zip(port.shape[1:], array.shape[1:], strict=True))
+    behind = [0 if size is None else size - have for size, have in pairs]
+    if min(behind, default=0) < 0:
+        raise Failed(
+            f"rows of {port.name!r} have the shape {list(array.shape[1:])}, which is more than the "
+            f"{list(port.shape[1:])} of the target"
+        )
+    return np.pad(array, [(0, 0), *((0, each) for each in behind)]) if any(behind) else array
+
+
+def batches(
+    bench: Bench, signature: Signature, most: int, free: int = 1, parts: Sequence[str] = ("train",)
+) -> Iterator[dict[str, np.ndarray]]:
+    """The inputs of at most `most` rows of the first of `parts` that has any: as many at a time as
+    the model insists on, else `free`."""
+    size = natural_batch(signature)
+    found = (bench.batches(part, size or free, most) for part in parts)
+    for batch in next((each for each in found if each is not None), ()):
+        yield {
+            port.name: fitted(batch[port.name], port, size or len(batch[port.name]))
+            for port in signature.inputs
+        }
+
+
+def to_compare(
+    bench: Bench, signature: Signature, most: int = 128, free: int = 32
+) -> list[dict[str, np.ndarray]]:
+    """Batches to compare a model in two forms on; the last one a single row, where the model takes
+    any number. Raises Failed where there are no rows."""
+    found = list(batches(bench, signature, most, free, ("train", "search")))
+    if not found:
+        raise Failed("there are no rows to compare the converted model on")
+    if natural_batch(signature) is None:
+        found.append({name: array[:1] for name, array in found[0].items()})
+    return found
