@@ -23,6 +23,7 @@ LAYERS = [
     ["stats"],
     ["bootstrap", "melded"],
     ["contracts"],
+    ["sessions", "fitting", "libraries", "nearness"],
     ["kernels", "forest", "ubjson"],
     ["forest_ranks"],
     ["forest_packing", "forest_predictor", "forest_xgboost", "forest_lightgbm", "forest_catboost"],

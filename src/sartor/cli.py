@@ -21,9 +21,9 @@ STATUSES = (
     "4 undecided; 3 infeasible; 2 the request is wrong; 1 a defect; 130 stopped (Ctrl-C)"
 )
 MODEL = (
-    "a model: .onnx, .xml (OpenVINO), .pt2 (torch.export.save), TorchScript (.ts, .pt), a folder "
-    "of Hugging Face's, a .keras file, or file.py:factory, which returns a torch.nn.Module or a "
-    "keras.Model"
+    "a model: .onnx, .xml (OpenVINO), .tflite, .pt2 (torch.export.save), TorchScript (.ts, .pt), a "
+    "folder of Hugging Face's, a .keras file, or file.py:factory, which returns a torch.nn.Module "
+    "or a keras.Model"
 )
 LIMITS = """\
 limits: METRIC[.STATISTIC][@SEGMENT] (<=|>=) VALUE, for instance
