@@ -15,8 +15,6 @@ from sartor.techniques._graph_onnx import Graph, peek
 
 Recipes = list[list[dict[str, Any]]]
 
-# Instruction sets that multiply eight-bit integers faster than floats.
-
 _FAMILIES = {
     "Conv": "conv",
     "ConvTranspose": "conv",

@@ -83,7 +83,12 @@ class LinearInt8(Technique):
         return dataclasses.replace(model, payload=path, settings={}, lineage=(*model.lineage, step))
 
     def _worst(
-        self, module: Graph, model: Model, names: Sequence[str], rows: Sequence[Arrays], bench: Bench
+        self,
+        module: Graph,
+        model: Model,
+        names: Sequence[str],
+        rows: Sequence[Arrays],
+        bench: Bench,
     ) -> list[str]:
         """Layers, the one first whose rounding alone changes the answer of the task most."""
         at = [port.name for port in model.signature.outputs].index(bench.task.output)
