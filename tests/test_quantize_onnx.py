@@ -14,12 +14,13 @@ from onnx import TensorProto, helper, numpy_helper
 
 from sartor.contracts import Failed, Model, Target
 from sartor.lab import Toy, ToyBench
+from sartor.machine import saturates
 from sartor.registry import runtime
 from sartor.techniques import _calibration_onnx as calibration
 from sartor.techniques import _sensitivity_onnx as sensitivity
 from sartor.techniques._bias_onnx import correct_biases
 from sartor.techniques._graph_onnx import Graph, Parts, read
-from sartor.techniques._integers_onnx import rounded, saturates, split_gemms, upgraded
+from sartor.techniques._integers_onnx import rounded, split_gemms, upgraded
 from sartor.techniques._smooth_onnx import smooth
 from sartor.techniques.quantize_onnx import DynamicInt8, StaticInt8
 from sartor.techniques.weightonly_onnx import WeightOnly
@@ -167,9 +168,9 @@ def test_an_opset_that_cannot_be_upgraded_fails_with_a_sentence(toys):
 
 
 def test_weights_keep_to_seven_bits_where_products_saturate(toys, tmp_path):
-    assert saturates(Target(features=frozenset({"avx2"})))
-    assert not saturates(VNNI)
-    assert not saturates(Target(features=frozenset({"asimd"})))
+    assert saturates({"avx2"})
+    assert not saturates(VNNI.features)
+    assert not saturates({"asimd"})
     for technique in (DynamicInt8(), StaticInt8()):
         tops = []
         for target in (Target(features=frozenset({"avx2"})), VNNI):

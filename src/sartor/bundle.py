@@ -102,17 +102,25 @@ def reference_inputs(sample: Arrays, signature: Signature, seed: int = 0) -> dic
     for port in signature.inputs:
         seen = np.asarray(sample[port.name])
         rows = port.shape[0] if port.shape and port.shape[0] is not None else PARITY_ROWS
-        shape = (rows, *seen.shape[1:])
-        if seen.dtype.kind in "iu":
+        shape = (rows, *_sizes(port, seen))
+        if seen.dtype.kind in "biu":
             low, high = int(seen.min()), int(seen.max())
             # A mask of ones stays one: a row without any real token has no defined answer.
             low = 1 if (low, high) == (0, 1) else low
-            made[port.name] = rng.integers(low, high + 1, shape).astype(seen.dtype)
+            made[port.name] = rng.integers(low, high, shape, seen.dtype, endpoint=True)
         elif seen.dtype.kind == "f":
             made[port.name] = rng.normal(seen.mean(), seen.std() or 1.0, shape).astype(seen.dtype)
         else:
             made[port.name] = _letters(seen, shape, rng)
     return made
+
+
+def _sizes(port: Port, seen: np.ndarray) -> tuple[int, ...]:
+    """Of one row: those that the model insists on, else those of the data."""
+    if len(port.shape) != seen.ndim:
+        return seen.shape[1:]
+    pairs = zip(port.shape[1:], seen.shape[1:], strict=True)
+    return tuple(have if size is None else size for size, have in pairs)
 
 
 def _letters(seen: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
@@ -128,14 +136,12 @@ def _letters(seen: np.ndarray, shape: tuple[int, ...], rng: np.random.Generator)
 
 
 def _answered(model: Model, inputs: Arrays, target: Target) -> Arrays:
-    """The outputs for the made-up inputs; none where the model gives up on text that is none of
-    its own (a table of categories, say): real text may not stand in a bundle."""
+    """The outputs for the made-up inputs; none where the model gives up on them (a text that is in
+    no table of its own, numbers that only go together): real rows may not stand in a bundle."""
     with runtime(model.kind).start(model, target) as session:
         try:
             return session(inputs)
-        except Failed:
-            if all(np.asarray(each).dtype.kind not in "UO" for each in inputs.values()):
-                raise
+        except (Failed, WrongRequest):
             return {}
 
 

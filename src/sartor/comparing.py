@@ -147,7 +147,7 @@ def _row(name: str, model: Model, pool: Pool, race: Race, task: Task) -> dict[st
         raise WrongRequest(f"{name} takes other inputs than the first model: they cannot be paired")
     try:
         evidence = measure_pair(pool, race, model, task, (ROUNDS, SECONDS), TIMEOUT)
-    except Failed as failure:
+    except (Failed, WrongRequest) as failure:
         return {"model": name, "failed": str(failure)}
     higher = find(task.metric, task).higher
     texts = ("latency <= baseline", f"{task.metric} {'>=' if higher else '<='} baseline")

@@ -10,7 +10,7 @@ from sartor import bundle
 from sartor.building import APPLY_SECONDS
 from sartor.card import card
 from sartor.certify import Certification, Row
-from sartor.contracts import Failed
+from sartor.contracts import Failed, WrongRequest
 from sartor.finalists import Finalist
 from sartor.measuring import Measuring
 from sartor.outcome import nearness
@@ -111,7 +111,7 @@ class Delivery:
             about = f"{row.status}: {self.lab.title(trial)}"
             try:
                 self.write(row, about, [], scratch / "frontier" / name)
-            except Failed:
+            except (Failed, WrongRequest):
                 continue  # it does not run any more: nothing worth having
             kept.append(str(self.folder.frontier / name))
         if kept:

@@ -12,6 +12,11 @@ from sartor.contracts import WrongRequest
 from sartor.forest import LEAF, LEFT, RIGHT, Forest, checked, reading
 
 DEEPEST = 16
+PLAIN = (
+    *("RMSE", "MAE", "Quantile", "MultiQuantile", "Lq", "Huber", "Expectile", "MAPE", "LogCosh"),
+    *("MultiRMSE", "MultiRMSEWithMissingValues", "QueryRMSE", "QuerySoftMax", "PairLogit"),
+    *("PairLogitPairwise", "YetiRank", "YetiRankPairwise", "StochasticRank", "LambdaMart"),
+)  # whose predictions are the sums
 LINK = {
     "Logloss": "two-classes", "CrossEntropy": "two-classes", "MultiClass": "softmax",
     "MultiClassOneVsAll": "sigmoid", "Poisson": "exp", "Tweedie": "exp",
@@ -65,7 +70,13 @@ def _link(told: Mapping[str, Any]) -> str:
     params = told.get("model_info", {}).get("params", {})
     if isinstance(params, str):
         params = json.loads(params)
-    return LINK.get(str(params.get("loss_function", {}).get("type", "")), "identity")
+    loss = str(params.get("loss_function", {}).get("type", ""))
+    if loss not in LINK and loss not in PLAIN:
+        raise WrongRequest(
+            f"the CatBoost model was trained for {loss or 'no loss that it names'}, whose "
+            f"predictions are not known here; known: {', '.join((*LINK, *PLAIN))}"
+        )
+    return LINK.get(loss, "identity")
 
 
 def _split(split: Mapping[str, Any], treatment: Mapping[int, tuple[int, int]]) -> tuple[Any, ...]:

@@ -121,10 +121,10 @@ def pack(forest: Forest, *, layout: int | None = None) -> bytes:
     forest that is none or that does not fit."""
     checked(forest)
     asked = ranked(forest)
-    if layout == OBLIVIOUS or (layout is None and (splits := symmetric(forest, asked)) is not None):
-        splits = symmetric(forest, asked)
-        if splits is None:
-            raise WrongRequest("the forest's trees do not ask the same on each of their levels")
+    splits = symmetric(forest, asked) if layout in (None, OBLIVIOUS) else None
+    if layout == OBLIVIOUS and splits is None:
+        raise WrongRequest("the forest's trees do not ask the same on each of their levels")
+    if splits is not None:
         return _file(forest, asked, _oblivious(forest, asked, splits))
     if layout != WIDE:
         made = _walked(forest, asked, NARROW)

@@ -2,26 +2,55 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import re
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
+
+
+class _Nowhere(io.StringIO):
+    """Never closed: what was made meanwhile may hold on to it and write later."""
+
+    def write(self, text: str) -> int:
+        return len(text)
+
+    def close(self) -> None:
+        pass
+
+
+_turn = threading.Lock()
+_inside = 0  # threads that are quiet at this moment
+_before = ExitStack()  # what the last of them puts back
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without what Python code prints, warns of and logs; the environment and the log's levels are
-    afterwards what they were."""
+    """Without what Python code prints, warns of and logs, of all threads; the environment and the
+    log's levels are afterwards what they were."""
+    global _inside
+    with _turn:
+        if _inside == 0:
+            _before.enter_context(_held_back())
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _turn:
+            _inside -= 1
+            if _inside == 0:
+                _before.close()
+
+
+@contextmanager
+def _held_back() -> Iterator[None]:
     environment = dict(os.environ)
     disabled, level = logging.root.manager.disable, logging.root.level
-    with (
-        open(os.devnull, "w", encoding="utf-8") as nowhere,
-        redirect_stdout(nowhere),
-        redirect_stderr(nowhere),
-        warnings.catch_warnings(),
-    ):
+    nowhere = _Nowhere()
+    with redirect_stdout(nowhere), redirect_stderr(nowhere), warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sartor.contracts import Failed
-from sartor.sessions import AT_LEAST_ONE, check_settings
+from sartor.sessions import AT_LEAST_ONE, check_session
 
 # OpenVINO and NNCF report every import and every quantization to their makers unless a file in the
 # user's home says no. Both go without the package that does it.
@@ -40,7 +40,7 @@ def properties(settings: Mapping[str, Any], threads: int) -> dict[str, Any]:
     """What a model of these settings is compiled with, for at most so many threads. Left to itself
     OpenVINO computes in bfloat16 where the processor can, and rounds what goes into a product with
     compressed weights to eight bits: here both are done only where a setting says so."""
-    check_settings(settings, SETTINGS, "OpenVINO")
+    check_session(settings, SETTINGS, "OpenVINO")
     threads = min(settings.get("threads", threads), threads)
     hint = settings.get("hint", "latency")
     return {

@@ -20,6 +20,7 @@ from sartor.contracts import Port, Signature, WrongRequest
 DEEPEST = 64  # elements within elements: a Loop in a Loop takes five
 LONGEST = 2**31 - 1  # bytes of a graph without its weights
 CHUNK = 1 << 20
+DIGITS = 40  # of a size, at most
 
 _TYPES = {
     "f64": "float64",
@@ -185,13 +186,13 @@ class _Reader:
             "/".join(self.above[:4]) == "net/layers/layer/output"
         )
         if tag == "dim" and self.gate is not None and inside and len(self.above) == 6:
-            size = self.text.strip()
+            size = self.text[:DIGITS].strip()
             self.gate.sizes.append(int(size) if size.isdecimal() else None)
         self.above.pop()
 
     def _said(self, text: str) -> None:
-        if self.above[-1] == "dim":
-            self.text += text[:40]
+        if self.above[-1] == "dim" and len(self.text) < DIGITS:
+            self.text += text[:DIGITS]
 
 
 def _read(path: Path) -> Ir:

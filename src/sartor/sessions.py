@@ -60,7 +60,7 @@ def _shape(shape: Sequence[int | None]) -> str:
     return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
-def check_settings(
+def check_session(
     settings: Mapping[str, Any], known: Mapping[str, tuple[Any, ...] | str], models: str
 ) -> None:
     """Raises WrongRequest for a setting that is unknown or out of its domain, which is AT_LEAST_ONE
@@ -76,8 +76,14 @@ def check_settings(
         else:
             fits = any(value == each and type(value) is type(each) for each in domain)
         if not fits:
-            choices = domain if isinstance(domain, str) else ", ".join(map(repr, domain))
+            choices = _in_words(domain)
             raise WrongRequest(f"the setting {name} cannot be {value!r}; write {choices}")
+
+
+def _in_words(domain: tuple[Any, ...] | str) -> str:
+    if isinstance(domain, str):
+        return domain
+    return "true or false" if set(domain) == {True, False} else ", ".join(map(repr, domain))
 
 
 def copy_files(path: Path, names: Sequence[str], folder: Path) -> Path:

@@ -53,6 +53,9 @@ class Caller:
         except (RuntimeError, ValueError) as error:
             self._give(None)  # one that failed may be half set up: it is not asked again
             raise Failed(f"LiteRT: {one_line(error)}") from None
+        except BaseException:
+            self._give(None)
+            raise
         self._give(run)
         return answers
 

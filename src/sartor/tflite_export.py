@@ -9,7 +9,6 @@ import hashlib
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +18,7 @@ from sartor.contracts import Arrays, Bench, Failed, Port, Signature
 from sartor.libraries import lines_of
 from sartor.nearness import difference
 from sartor.tflite_calls import Caller
-from sartor.tflite_write import packed, unpacked
+from sartor.tflite_write import packed, text, unpacked
 from sartor.torch_graph import silent
 
 Answers = Callable[[Arrays], Arrays]
@@ -34,6 +33,11 @@ def fixed(signature: Signature, bench: Bench) -> Signature:
         shape = asked.get(port.name, port.shape)
         if port.name not in asked and shape[:1] == (None,):
             shape = (bench.target.batch, *shape[1:])
+        if port.shape and shape[:1] not in ((None,), (bench.target.batch,)):
+            raise Failed(
+                f"the input {port.name!r} is fixed to {shape[0]} rows and the target asks for "
+                f"{bench.target.batch} at a time: write --batch {shape[0]}"
+            )
         if len(shape) != len(port.shape) or any(
             have not in (None, wanted) for have, wanted in zip(port.shape, shape, strict=True)
         ):
@@ -99,11 +103,12 @@ def _named(data: bytes, signature: Signature) -> tuple[bytes, Signature]:
         (told.inputs, signature.inputs, "args_"),
         (told.outputs, signature.outputs, "output_"),
     ):
-        known = {_text(each.name): each for each in side}
+        known = {text(each.name): each for each in side}
         wanted = [f"{stem}{at}" for at in range(len(ports))]
         missing = [port.name for port, name in zip(ports, wanted, strict=True) if name not in known]
         if missing or len(known) != len(ports):
-            raise Failed(f"litert-torch left out {missing or known}: nothing depends on it")
+            lost = ", ".join(missing or sorted(set(known) - set(wanted)))
+            raise Failed(f"litert-torch gives other inputs or outputs than the model: {lost}")
         ordered = [known[name] for name in wanted]
         for each, port in zip(ordered, ports, strict=True):
             each.name = port.name
@@ -115,10 +120,6 @@ def _named(data: bytes, signature: Signature) -> tuple[bytes, Signature]:
     outputs = zip(signature.outputs, found[1], strict=True)
     made = tuple(Port(port.name, port.dtype, shape) for port, shape in outputs)
     return packed(model), Signature(signature.inputs, made)
-
-
-def _text(name: Any) -> str:
-    return name.decode() if isinstance(name, bytes) else str(name)
 
 
 def compare(

@@ -74,6 +74,9 @@ class _Reader:
     def __init__(self, data: memoryview) -> None:
         self.data, self.size = data, len(data)
         self.known: dict[tuple[int, str], Table] = {}
+        self.texts: dict[int, str] = {}
+        self.lists: dict[tuple[int, str], Any] = {}
+        self.left = 8 * self.size  # bytes of texts and entries of lists that may still be read
 
     def number(self, at: int, width: int) -> int:
         self.inside(at, width)
@@ -83,6 +86,11 @@ class _Reader:
     def inside(self, at: int, length: int) -> None:
         if at < 0 or length < 0 or at + length > self.size:
             raise _Damaged("an offset leads out of the file")
+
+    def _spend(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise _Damaged("its texts and lists lie over one another")
 
     def table(self, at: int, name: str) -> Table:
         if (at, name) not in self.known:
@@ -125,16 +133,28 @@ class _Reader:
         return self.table(there, form)
 
     def _text(self, at: int) -> str:
+        if at not in self.texts:  # many tables may share one
+            self.texts[at] = self._decoded(at)
+        return self.texts[at]
+
+    def _decoded(self, at: int) -> str:
         length = self.number(at, 4)
         self.inside(at + 4, length + 1)
+        self._spend(length)
         return bytes(self.data[at + 4 : at + 4 + length]).decode(errors="replace")
 
     def _list(self, at: int, form: str) -> Any:
+        if (at, form) not in self.lists:
+            self.lists[at, form] = self._listed(at, form)
+        return self.lists[at, form]
+
+    def _listed(self, at: int, form: str) -> Any:
         count = self.number(at, 4)
         width = int(form) if form.isdigit() else 4
         self.inside(at + 4, count * width)
         if form in _LISTS:
             return np.frombuffer(self.data, _LISTS[form], count, at + 4)
+        self._spend(4 * count)
         places = [at + 4 + 4 * each for each in range(count)]
         if form == "s":
             return [self._text(each + self.number(each, 4)) for each in places]

@@ -18,3 +18,8 @@ def packed(model: Any) -> bytes:
     builder = flatbuffers.Builder(1 << 16)
     builder.Finish(model.Pack(builder), b"TFL3")
     return bytes(builder.Output())
+
+
+def text(name: Any) -> str:
+    """A name as LiteRT's classes hold it."""
+    return name.decode() if isinstance(name, bytes) else str(name)

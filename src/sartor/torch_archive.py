@@ -39,7 +39,9 @@ _KNOWN = {
     ".storage_alignment",
 }  # fmt: skip
 _RAW = re.compile(r"data/(weights/weight|constants/tensor)_\d+")
-_DAMAGE = (zipfile.BadZipFile, zlib.error, OSError, EOFError, NotImplementedError, RuntimeError)
+_DAMAGE = (
+    zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, ValueError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -97,7 +99,9 @@ def opened(
     plain = [each for each in entries.values() if each.compress_type == zipfile.ZIP_STORED]
     packed = [each for each in entries.values() if each.compress_type == zipfile.ZIP_DEFLATED]
     honest = len(plain) + len(packed) == len(entries)
-    honest &= sum(each.file_size for each in plain) <= path.stat().st_size
+    size = path.stat().st_size
+    honest &= sum(each.file_size for each in plain) <= size
+    honest &= all(each.compress_size <= size for each in entries.values())
     if not honest or sum(each.file_size for each in packed) > LARGEST_TEXT:
         raise WrongRequest(f"{path} was not written by {by}: its members are packed otherwise")
     return Archive(path, entries)

@@ -43,7 +43,8 @@ def load(path: Path, fused: bool = False) -> nn.Module:
 def for_inference(frozen: torch.jit.ScriptModule) -> torch.jit.ScriptModule:
     """Frozen TorchScript with its weights laid out for this processor's kernels, and neighbours
     fused. What comes of it cannot be written to a file: it is made where it runs."""
-    with quiet(), torch.no_grad():
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")
         return torch.jit.optimize_for_inference(frozen)
 
 

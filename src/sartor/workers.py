@@ -104,6 +104,8 @@ class Worker:
             raise Failed(self._died()) from None
         except BlockingIOError:
             raise self._hung(STUCK) from None
+        except OSError:  # it died in the middle of its answer
+            raise Failed(self._died()) from None
         if kind == "ok":
             return value
         raise _RAISED[kind](value)

@@ -95,8 +95,9 @@ static void scale_ranks(const job *j, const uint8_t *row, uint32_t *ranks, uint8
 static size_t category(const family *m, double value) {
     if (value != value) return 0;
     if (m->rule == 2 && value != floor(value)) return 1;
-    if (value <= -1 || (value < 0 && m->rule) || value >= m->categories) return 1;
-    return (size_t)(value < 0 ? 0 : value) + 2;
+    if (value <= -1 || (value < 0 && m->rule)) return 1;
+    if (value < 0) value = 0;
+    return value >= m->categories ? 1 : (size_t)value + 2;
 }
 
 #define WRITE_RANKS(name, type)                                                                    \

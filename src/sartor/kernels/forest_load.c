@@ -1,5 +1,5 @@
-/* A packed forest is read as hostile: every count, place and index is checked before use, and the
-   pairs of a tree's children lie behind their parents, so that no walk can go round in circles. */
+/* A packed forest is read as hostile: every count, place and index is checked before use, and no walk
+   takes more steps than its tree has entries. */
 #include "forest_inner.h"
 
 #include <stdio.h>
@@ -96,6 +96,7 @@ static int search_levels(reader *r, forest *f) {
         }
         const uint8_t *from = cuts + start[i] * each;
         size_t n = s->count, step = 1;
+        int whole = 0;
         for (s->depth = 0; s->depth < LEVELS;) {
             size_t filled = n / FAN * FAN + FAN;
             s->levels[s->depth++] = at;
@@ -110,9 +111,13 @@ static int search_levels(reader *r, forest *f) {
                     memcpy(at + k * 4, &v, 4);
                 }
             at += filled * each;
-            if (n <= FAN) break;
+            if ((whole = n <= FAN)) break;
             n = (n - 1) / FAN;
             step *= FAN;
+        }
+        if (!whole) {
+            r->why = "the packed forest has more thresholds of a feature than can be searched";
+            return -1;
         }
     }
     return 0;

@@ -1,6 +1,7 @@
 """ONNX files as strangers give them: checked before anything trusts them.
 
-Nothing here starts a session on the file: a hostile one is read as protobuf and no more.
+Nothing here starts a session on the file: a hostile one is read as protobuf, and where it does not
+state the sizes of its outputs, ONNX infers them.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from sartor.runtimes.onnx import said
 
 Graph = onnx.GraphProto
 LARGEST = 2**31 - 1  # bytes that protobuf can address
+DIGITS = 20  # of an offset, fewer than these
 
 
 def read(path: Path) -> onnx.ModelProto:
@@ -282,7 +284,7 @@ def check_externals(proto: onnx.ModelProto, path: Path) -> None:
         if tensor.data_location == TensorProto.EXTERNAL:
             entry = {each.key: each.value for each in tensor.external_data}
             numbers = [entry.get(key, "0") for key in ("offset", "length")]
-            if not all(each.isdecimal() for each in numbers) or (
+            if not all(each.isdecimal() and len(each) < DIGITS for each in numbers) or (
                 sum(map(int, numbers)) > sizes[entry["location"]]
             ):
                 raise WrongRequest(

@@ -54,7 +54,10 @@ def _macs(flat: Flat, operator: Table) -> int | None:
         [int(n) for n in flat.tensors[int(at)].get("shape", ())] if at >= 0 else []
         for at in operator.get("inputs", ())
     ]
-    out = [int(n) for n in flat.tensors[int(operator["outputs"][0])].get("shape", ())]
+    made = operator.get("outputs", ())
+    if not len(made):
+        return 0
+    out = [int(n) for n in flat.tensors[int(made[0])].get("shape", ())]
     if kind == "FULLY_CONNECTED":
         return math.prod(out) * shapes[1][-1]
     if kind in ("CONV_2D", "CONV_3D"):
@@ -95,11 +98,16 @@ def _values(
     """For each batch the value of every tensor of the graph."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that this takes memory
-        run = Run(path, 1, keeping=True).interpreter
+        kept = Run(path, 1, keeping=True)
+        run = kept.interpreter
     with Caller(path, signature) as caller:
         into = list(caller.inputs)
     found = []
     for batch in batches:
+        for port, tensor in into:
+            if None in port.shape:
+                run.resize_tensor_input(tensor.at, batch[port.name].shape)
+        kept.allocate()
         for port, tensor in into:
             run.set_tensor(tensor.at, tensor.into(batch[port.name]))
         run.invoke()
@@ -121,17 +129,21 @@ def _taken(
         return None
     try:
         run = litert.Interpreter(model_content=alone, num_threads=threads)
+        for place, at in enumerate(given):
+            run.resize_tensor_input(place, values[0][at].shape)
         run.allocate_tensors()
+        for place, at in enumerate(given):
+            run.set_tensor(place, values[0][at])
     except (RuntimeError, ValueError):  # one that runs other graphs
         return None
     took = []
     for each in (*values[:WARM], *values):
-        for place, at in enumerate(given):
-            run.set_tensor(place, each[at])
-        began = time.perf_counter()
         try:
+            for place, at in enumerate(given):
+                run.set_tensor(place, each[at])
+            began = time.perf_counter()
             run.invoke()
-        except RuntimeError as error:
+        except (RuntimeError, ValueError) as error:
             raise Failed(f"LiteRT: {error}") from None
         took.append(time.perf_counter() - began)
     return float(np.median(took[len(values[:WARM]) :]))
@@ -141,7 +153,8 @@ def _alone(model: Any, operator: Any) -> tuple[bytes, list[int]]:
     """A file of this one operator, and which tensors of the model its inputs are; constants stay
     within it."""
     tensors = model.subgraphs[0].tensors
-    used = [int(at) for at in (*operator.inputs, *operator.outputs) if at >= 0]
+    made_here = () if operator.outputs is None else operator.outputs
+    used = [int(at) for at in (*operator.inputs, *made_here) if at >= 0]
     given = [
         at
         for at in dict.fromkeys(int(each) for each in operator.inputs if each >= 0)
@@ -161,7 +174,7 @@ def _alone(model: Any, operator: Any) -> tuple[bytes, list[int]]:
     step = copy.copy(operator)
     step.opcodeIndex = 0
     step.inputs = [place[int(at)] for at in operator.inputs]
-    step.outputs = [place[int(at)] for at in operator.outputs]
+    step.outputs = [place[int(at)] for at in made_here]
     graph = schema.SubGraphT()
     graph.tensors, graph.operators, graph.name = made, [step], "main"
     graph.inputs, graph.outputs = list(range(len(given))), list(step.outputs)

@@ -225,7 +225,7 @@ def bring(path: Path, folder: Path, look: Look | None, trust: bool) -> Path:
     """A file that can be opened as it is, or one in `folder` made of it."""
     if path.is_dir():
         return _from_folder(path, folder, look)
-    if path.suffix == ".keras":
+    if path.suffix.lower() == ".keras":
         return _from_keras(_keras().read(path, trust), folder, look)
     if path.is_file() and path.stat().st_size and not _is_archive(path):
         return _unpickled(path, folder, look, trust)

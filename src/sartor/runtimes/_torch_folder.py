@@ -35,7 +35,8 @@ def model(folder: Path) -> nn.Module:
             f"{folder}: config.json asks for code of the folder's own, which is not run; write a "
             "function that makes the model: file.py:function"
         )
-    names = [str(name) for name in config.get("architectures") or ()]
+    told = config.get("architectures")
+    names = [str(name) for name in told] if isinstance(told, list) else []
     cls = getattr(transformers, names[0], None) if len(names) == 1 else None
     if not (isinstance(cls, type) and issubclass(cls, transformers.PreTrainedModel)):
         raise WrongRequest(

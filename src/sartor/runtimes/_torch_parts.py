@@ -7,11 +7,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sartor.contracts import Arrays, Part, Signature
+from sartor.fitting import fitted, natural_batch
 from sartor.torch_graph import Graph, load
 from sartor.torch_program import Block, Call, Program, Ref, Stored
 
@@ -35,7 +37,11 @@ def names(module: nn.Module | None) -> dict[str, str]:
 def count(path: Path, signature: Signature, sample: Arrays) -> tuple[Part, ...]:
     """One part a call, of the graph's outermost block."""
     module = load(path)
-    tensors = [torch.from_numpy(sample[port.name].copy()) for port in signature.inputs]
+    rows = natural_batch(signature) or 1
+    tensors = [
+        torch.from_numpy(np.array(fitted(sample[port.name], port, rows)))
+        for port in signature.inputs
+    ]
     if not isinstance(module, Graph):
         weights = list({each.data_ptr(): each for each in module.state_dict().values()}.values())
         numbers = sum(each.numel() for each in weights)
@@ -49,12 +55,18 @@ def count(path: Path, signature: Signature, sample: Arrays) -> tuple[Part, ...]:
             _operator(call),
             sum(_numbers(each) for each in firsts[call.name]),
             sum(_numbers(each) * _width(each) for each in firsts[call.name]),
-            _recurrent(call, module.program, shapes) if _operator(call) in _RECURRENT
-            else work[call.name],
+            _share(
+                _recurrent(call, module.program, shapes) if _operator(call) in _RECURRENT
+                else work[call.name], rows,
+            ),
         )
         for call in module.program.block.calls
         if call.name in work
     )  # fmt: skip
+
+
+def _share(macs: int | None, rows: int) -> int | None:
+    return None if macs is None else macs // rows
 
 
 def _work(

@@ -21,7 +21,7 @@ import numpy as np
 import onnxruntime as ort
 
 from sartor.contracts import Arrays, Failed, Model, Part, Signature, Target, WrongRequest
-from sartor.sessions import AT_LEAST_ONE, Entry, check_settings, copy_files
+from sartor.sessions import AT_LEAST_ONE, Entry, check_session, copy_files
 
 GRAPH_LEVELS = {
     "all": ort.GraphOptimizationLevel.ORT_ENABLE_ALL,
@@ -79,7 +79,7 @@ class Onnx:
         return external_names(data)
 
     def digest(self, model: Model) -> str:
-        check_settings(model.settings, SETTINGS, "ONNX")
+        check_session(model.settings, SETTINGS, "ONNX")
         digest: str = _file().digest(Path(model.payload), model.settings)
         return digest
 
@@ -222,7 +222,7 @@ def _varint(view: memoryview, at: int, end: int) -> tuple[int, int]:
 
 
 def _options(settings: Mapping[str, Any], target: Target) -> ort.SessionOptions:
-    check_settings(settings, SETTINGS, "ONNX")
+    check_session(settings, SETTINGS, "ONNX")
     if target.device != "cpu":
         raise WrongRequest(f"ONNX models run on 'cpu' here, not on {target.device!r}")
     options = ort.SessionOptions()

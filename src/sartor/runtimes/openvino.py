@@ -15,7 +15,7 @@ import numpy as np
 from sartor import openvino_ir as files
 from sartor.contracts import Arrays, Failed, Model, Part, Signature, Target, WrongRequest
 from sartor.openvino_core import SETTINGS, compiled, ov, properties, said
-from sartor.sessions import Entry, check_settings, copy_files
+from sartor.sessions import Entry, check_session, copy_files
 
 REQUIRES = ("openvino",)  # imported in openvino_core, so that it tells nobody
 WARM = 3  # calls before those of a profile: the first ones allocate
@@ -46,7 +46,7 @@ class Openvino:
         return files.names_of(Path(model.payload))[1:]
 
     def digest(self, model: Model) -> str:
-        check_settings(model.settings, SETTINGS, "OpenVINO")
+        check_session(model.settings, SETTINGS, "OpenVINO")
         return files.digest(Path(model.payload), model.settings)
 
     def size(self, model: Model) -> int:

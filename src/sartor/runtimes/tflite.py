@@ -21,7 +21,7 @@ import numpy as np
 
 from sartor import tflite_file as files
 from sartor.contracts import Arrays, Model, Part, Signature, Target, WrongRequest
-from sartor.sessions import AT_LEAST_ONE, check_settings, copy_files
+from sartor.sessions import AT_LEAST_ONE, check_session, copy_files
 from sartor.tflite_calls import Caller
 
 FLOATS = "float32"
@@ -52,7 +52,7 @@ class Tflite:
         return copy_files(path, (path.name,), folder)
 
     def digest(self, model: Model) -> str:
-        check_settings(model.settings, SETTINGS, "TensorFlow Lite")
+        check_session(model.settings, SETTINGS, "TensorFlow Lite")
         path = Path(model.payload)
         stat = path.stat()
         whole = hashlib.sha256(_digest(path, stat.st_mtime_ns, stat.st_size, stat.st_ino))
@@ -65,7 +65,7 @@ class Tflite:
     def start(self, model: Model, target: Target) -> Caller:
         """A session that uses at most the target's threads. Raises Failed where LiteRT refuses the
         model, WrongRequest for a file, a setting or a device that it does not know."""
-        check_settings(model.settings, SETTINGS, "TensorFlow Lite")
+        check_session(model.settings, SETTINGS, "TensorFlow Lite")
         if target.device != "cpu":
             raise WrongRequest(
                 f"TensorFlow Lite models run on 'cpu' here, not on {target.device!r}"

@@ -33,7 +33,7 @@ from sartor.contracts import (
     WrongRequest,
 )
 from sartor.libraries import first_line
-from sartor.sessions import Entry, check_settings, copy_files
+from sartor.sessions import Entry, check_session, copy_files
 from sartor.torch_graph import Graph, check, load
 from sartor.torch_program import program, signature_of
 from sartor.torch_script import check_script, unsaid
@@ -55,7 +55,7 @@ class Torch:
     def open(self, path: Path, known: Signature | None = None) -> Model:
         """The model in a file. Raises WrongRequest with a sentence for anything unusable."""
         path = Path(path).absolute()
-        if path.suffix == ".keras" and path.is_file():
+        if path.suffix.lower() == ".keras" and path.is_file():
             raise WrongRequest(
                 f"{path}: a .keras file is taken in with data: name the file with rows too"
             )
@@ -85,7 +85,7 @@ class Torch:
         return copy_files(path, (path.name,), folder)
 
     def digest(self, model: Model) -> str:
-        check_settings(model.settings, SETTINGS, "PyTorch")
+        check_session(model.settings, SETTINGS, "PyTorch")
         path = Path(model.payload)
         stat = path.stat()
         found = _digest(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
@@ -100,7 +100,7 @@ class Torch:
     def start(self, model: Model, target: Target) -> TorchSession:
         """A session that uses at most the target's threads. Raises WrongRequest for a file that is
         not safe to run, and for a setting or device that is not known."""
-        check_settings(model.settings, SETTINGS, "PyTorch")
+        check_session(model.settings, SETTINGS, "PyTorch")
         if target.device != "cpu":
             raise WrongRequest(f"PyTorch models run on 'cpu' here, not on {target.device!r}")
         return TorchSession(model, target.threads)

@@ -24,7 +24,7 @@ from sartor.libraries import first_line, quiet
 from sartor.space import choice
 from sartor.tflite_calls import Caller
 from sartor.tflite_file import Flat, operator_name, part_names, read
-from sartor.tflite_write import packed, unpacked
+from sartor.tflite_write import packed, text, unpacked
 
 WEIGHED = frozenset({
     "FULLY_CONNECTED", "CONV_2D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "BATCH_MATMUL",
@@ -294,11 +294,13 @@ def _account(
 def _settled(data: bytes, before: Flat) -> bytes:
     """The file with the free sizes of its outputs, which new tensors at the end do not state."""
     model = unpacked(data)
-    told, tensors = model.signatureDefs, model.subgraphs[0].tensors
+    names, tensors = {port.name for port in before.signature.outputs}, model.subgraphs[0].tensors
+    sides = ({text(o.name): o.tensorIndex for o in s.outputs} for s in model.signatureDefs or ())
+    places = next((side for side in sides if set(side) == names), {})
     lost = False
-    for place, port in enumerate(before.signature.outputs):
-        if None in port.shape and told:
-            tensor = tensors[told[0].outputs[place].tensorIndex]
+    for port in before.signature.outputs:
+        if None in port.shape and port.name in places:
+            tensor = tensors[places[port.name]]
             stated = [-1 if each is None else each for each in port.shape]
             lost |= list(_listed(tensor.shapeSignature)) != stated
             tensor.shapeSignature = stated
@@ -333,7 +335,9 @@ def _off(found: Sequence[Arrays] | None, right: Sequence[Arrays]) -> float:
     total = 0.0
     for name, first in right[0].items():
         if first.dtype.kind == "f":
-            one, two = (np.stack([each[name] for each in side]) for side in (found, right))
+            one, two = (
+                np.concatenate([each[name].ravel() for each in side]) for side in (found, right)
+            )
             total += float(np.square(one - two).mean()) / (float(two.var()) or 1.0)
     return total
 
