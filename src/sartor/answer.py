@@ -55,13 +55,14 @@ class Answering:
         opened = self._since_the_answer("early", "frozen")
         self.early = self._early_before() if "early" in opened else self._certified_before()
         if not opened:
-            self.ledger.check()
+            self.ledger.check(folder.run_name())
 
     # -- while the search goes on -------------------------------------------------------------
 
     def consider(self, trial: Trial) -> None:
         """Takes a finished trial; the first that leaves no doubt is certified at once."""
         self.trials.append(trial)
+        self._keep(trial)
         best = self.best_trial()
         if best is not None:
             self.progress.best_so_far(
@@ -79,18 +80,26 @@ class Answering:
             "early",
             session=self.clock.session,
             elapsed=self.clock.elapsed(),
+            total=self.clock.total(),
             trial=dataclasses.asdict(trial),
             row=self._row_to_json(row),
             alpha=found.alpha,
         )
         if row.status == "certified":
             self._bundle(row, Answer(0, "an early answer; the search went on"), [])
-            after = f"{self.clock.elapsed():.0f} s: {self.lab.title(trial)}"
+            after = f"{self.clock.total():.0f} s: {self.lab.title(trial)}"
             self.progress.say(
                 f"first certified answer after {after}, {row.value:.3f} x the original's "
                 f"{self.spec.objective} ({self.folder.bundle})",
                 "green",
             )
+
+    def _keep(self, trial: Trial) -> None:
+        """Has what may be the answer kept: it is not made, or trained, a second time."""
+        if trial.state == "done" and trial.recipe:
+            early = [self.early.finalist] if self.early else []
+            chain = [*freeze(self.trials, rival=self.lab.rival), *early]
+            self.lab.keep([each.trial for each in chain if each.trial.recipe])
 
     def _promising(self, trial: Trial) -> bool:
         """Whether the trial is worth the run's one early answer, and there is time for it."""
@@ -100,7 +109,7 @@ class Answering:
             return False
         if self.certifier.needs_data and self.clock.left() < 2 * self.measuring.test_seconds(1):
             return False
-        level = self.ledger.early_level() * (1 - BET["early"])
+        level = self.ledger.early_level(self.folder.run_name()) * (1 - BET["early"])
         return level > 0 and promising(
             self.ready.limits, trial, self.ready.data.holdout.rows, level
         )
@@ -176,6 +185,7 @@ class Answering:
     def conclude(self) -> None:
         """Certifies, explains, writes bundle, frontier and answer."""
         self.lab.patience = lambda: APPLY_SECONDS  # what was found is not lost to the clock
+        self.lab.longest = lambda: math.inf
         chain = freeze(self.trials, rival=self.lab.rival)
         self.folder.journal.add(
             "frozen",
@@ -237,7 +247,9 @@ class Answering:
             alpha=found.alpha,
             error_rate_left=self.ledger.left(),
             first_certified_seconds=(
-                early["elapsed"] if early and early["row"]["status"] == "certified" else None
+                early.get("total", early["elapsed"])
+                if early and early["row"]["status"] == "certified"
+                else None
             ),
             trials=len(self.trials),
             conditions=self.measuring.conditions(shown.evidence if shown else None),
@@ -261,7 +273,7 @@ class Answering:
         return [
             *(replayed if self.spec.replay else ()),
             *([f"work was lost with a worker {lost} times, and done again"] if lost else ()),
-            f"{len(states)} trials ({', '.join(told)}) in {self.clock.elapsed():.0f} s",
+            f"{len(states)} trials ({', '.join(told)}) in {self.clock.total():.0f} s",
             f"{self.ledger.left():.2%} of this holdout's error rate is left for further runs "
             f"({self.ledger.runs_left()} more)",
         ]

@@ -63,18 +63,20 @@ class Builder:
         self.slowness = SLOWNESS  # how much longer a training takes than its steps were reckoned
         self.scratch: Path | None = None  # of the step that is being applied
         self.stops: dict[str, tuple[State, str]] = {}  # key -> how a step ended ahead, and why
+        self.keys: dict[Recipe, str] = {}  # recipe -> where the store has what it made
 
     def build(self, recipe: Recipe, lineage: list[Model] | None = None) -> Model:
         """The model that the recipe makes; shared beginnings come from the store. Raises Stopped.
         `lineage`, where given, receives the model after each step."""
         model = self.original
-        for technique in recipe:
+        for at, technique in enumerate(recipe):
             key = self.key(model, technique)
             if key in self.stops:
                 raise Stopped(self.stops[key][0], technique, self.stops[key][1])
             model = self.store.get(key) or self._apply(technique, model, key)
             if lineage is not None:
                 lineage.append(model)
+            self.keys[recipe[: at + 1]] = key
         return model
 
     def _apply(self, technique: Technique, model: Model, key: str) -> Model:

@@ -154,7 +154,7 @@ class Certifier:
             evidence = self.measure(finalist, None)
         except (Failed, WrongRequest):
             return False
-        level = self.ledger.early_level() * BET["early"]
+        level = self.ledger.early_level(self.run) * BET["early"]
         verdicts = list(judge_all(asked, evidence, self.task, level, self.seed))
         if self.rival and self.objective.metric in PERFORMANCE:
             verdicts.append(better(self.objective, evidence, self.task, level, self.seed))

@@ -13,11 +13,15 @@ class Clock:
 
     def __init__(self, spec: Spec, began: float, spent: float) -> None:
         self.began, self.session = began, uuid.uuid4().hex[:8]
-        self.trials = spec.trials
+        self.spent, self.trials = spent, spec.trials
         self.deadline = None if spec.trials is not None else began + spec.budget - spent
 
     def elapsed(self) -> float:
         return time.monotonic() - self.began
+
+    def total(self) -> float:
+        """Seconds of this session and of those before it."""
+        return self.spent + self.elapsed()
 
     def left(self) -> float:
         return float("inf") if self.deadline is None else self.deadline - time.monotonic()

@@ -35,6 +35,7 @@ from sartor.metrics import check_labels, find, infer_task
 from sartor.records import plain
 from sartor.registry import adopt, runtime
 from sartor.report.text import figure, told_conditions, told_throughputs
+from sartor.spec import check_batch
 from sartor.terminal import Progress
 from sartor.verdicts import Evidence, judge
 from sartor.workers import Pool
@@ -79,6 +80,7 @@ def compare(
             data, work / "data", baseline.signature,
             label=label, segments=segments or (), group=group, mask=mask, trust=bool(trust),
         ).search  # fmt: skip
+        check_batch(batch)
         batch = batch or natural_batch(baseline.signature) or 1
         target = Target("cpu", threads or 1, batch, machine.features())
         sample = pool.call(lanes.sample_outputs, baseline, target, part, SAMPLE, timeout=TIMEOUT)

@@ -45,6 +45,7 @@ class Delivery:
             "limits": row.verdicts or trial.verdicts,
             "level": row.alpha,
             "objective": self.spec.objective,
+            "confidence": self.spec.confidence,
             "ratio": row.value,
             "limits_asked": [each.text for each in self.ready.limits],
             "figures_on_the_search_split": trial.figures,

@@ -5,6 +5,7 @@ Nothing here runs a model in the driver: a crash, a hang or a kill is one trial'
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -85,8 +86,9 @@ def heaviest(part: Part, signature: Signature, target: Target) -> Arrays:
 
 
 def footprints(
-    original: Model, candidate: Model, target: Target, part: Part, repeats: int = 3
-) -> tuple[np.ndarray, np.ndarray]:
+    original: Model, candidate: Model, target: Target, part: Part, repeats: int = 3,
+    timeout: float = 10 * ALLOWANCE,
+) -> tuple[np.ndarray, np.ndarray]:  # fmt: skip
     """Bytes of `footprint` on the heaviest batch, `repeats` times each in turn, every time in a
     fresh process: two arrays [repeats]."""
     pair = (original, candidate)
@@ -94,18 +96,21 @@ def footprints(
     taken = np.empty((2, repeats), np.int64)
     for turn in range(repeats):
         for which in (0, 1) if turn % 2 == 0 else (1, 0):
-            taken[which, turn] = footprint(pair[which], target, batches[which])
+            taken[which, turn] = footprint(pair[which], target, batches[which], timeout)
     return taken[0], taken[1]
 
 
-def memory_pair(original: Model, candidate: Model, target: Target, part: Part) -> tuple[int, int]:
+def memory_pair(
+    original: Model, candidate: Model, target: Target, part: Part,
+    timeout: float = 10 * ALLOWANCE,
+) -> tuple[int, int]:  # fmt: skip
     """What a limit on memory is judged by: the least that the original took in three runs and the
     most that the candidate took. Peaks vary from run to run by pages and by the allocator's mood;
     this pair errs on the side of the limit. The original beside itself takes what it takes."""
     if digest(original) == digest(candidate):
         once = footprint(original, target, heaviest(part, original.signature, target))
         return once, once
-    first, second = footprints(original, candidate, target, part)
+    first, second = footprints(original, candidate, target, part, timeout=timeout)
     return int(first.min()), int(second.max())
 
 
@@ -154,10 +159,12 @@ class Race:
         *,
         runs: int = 0,
         further: Callable[[Timing], int] | None = None,
+        patience: float = math.inf,
     ) -> Timing:
-        """Times the candidate until `rounds` rounds are done or `seconds` have passed (`least`
-        rounds at least), in that many `blocks`: for each but a single one, original and twin are
-        started anew too. `runs`: calls of every lane that are wanted, which may take more rounds.
+        """Times the candidate, which has `patience` seconds to load, until `rounds` rounds are done
+        or `seconds` have passed (`least` rounds at least), in that many `blocks`: for each but a
+        single one, original and twin are started anew too. `runs`: calls of every lane that are
+        wanted, which may take more rounds.
         `further`: asked once, after the last block, how many more like it there shall be. Raises
         Failed where the candidate crashes, hangs or runs out of memory; the race goes on with the
         next one."""
@@ -170,7 +177,7 @@ class Race:
                 if blocks > 1:
                     self.close()
                 began = time.monotonic()
-                found.append(self._block(candidate, *each))
+                found.append(self._block(candidate, *each, patience))
                 self.block_seconds = time.monotonic() - began
             return replace(_together(found, self.target), watts=self.watts)
 
@@ -179,17 +186,18 @@ class Race:
         return replace(add(more), first=blocks) if more > 0 else timing
 
     def _block(
-        self, candidate: Model, rounds: int, seconds: float | None, least: int, runs: int
-    ) -> _Block:
+        self, candidate: Model, rounds: int, seconds: float | None, least: int, runs: int,
+        patience: float,
+    ) -> _Block:  # fmt: skip
         with Worker("candidate", self.memory) as worker:  # it loads beside the others
             worker.send(lanes.open_lane, candidate, self.target, self.part, self.rows)
             self._residents("original", "twin")
             load, call = self._opened
             self._workers["candidate"] = worker
             try:
-                self.load_seconds, _ = worker.receive(
-                    self.allowance + PATIENCE * (load + 20 * call)
-                )
+                deadline = self.allowance + PATIENCE * (load + 20 * call)
+                least = self.allowance + 2 * load  # loading beside others is no hang
+                self.load_seconds, _ = worker.receive(min(deadline, max(patience, least)))
                 return self._rounds(rounds, seconds, least, runs)
             finally:
                 del self._workers["candidate"]

@@ -36,15 +36,26 @@ def grant(lab: Laboratory, journal: Journal, budget: float, recipe: Recipe) -> N
     """Sees to it that the bench says what may be spent, if the recipe wants to train."""
     if not any(trains(each) for each in recipe):
         return
-    before_now = journal.last("training")
-    told = before_now or _measured(lab, budget, recipe)
-    if before_now is None:
+    training = granted(journal)
+    if training is None:
+        told = _measured(lab, budget, recipe)
         journal.add("training", **told)
-    lab.bench = dataclasses.replace(lab.bench, training=granted(told))
+        training = granted(journal)
+    if training is not None:
+        lab.bench = dataclasses.replace(lab.bench, training=training)
 
 
-def granted(told: Mapping[str, Any]) -> Training:
-    """What the journal says was granted."""
+def granted(journal: Journal) -> Training | None:
+    """What the journal says was granted; None where that is to be found out, also anew: where it
+    was nothing, and the run was given more since."""
+    told: Mapping[str, Any] | None = None
+    for entry in journal:
+        if entry["event"] == "training":
+            told = entry
+        elif entry["event"] == "budget" and told and not told["steps"]:
+            told = None
+    if told is None:
+        return None
     return Training(told["steps"], told["seconds"], told["macs"], told.get("why", ""))
 
 

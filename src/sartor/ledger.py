@@ -74,15 +74,32 @@ class Ledger:
             left, runs = left * (1 - SHARE), runs + 1
         return runs
 
-    def early_level(self) -> float:
-        """What the early answer of a run that begins now is tested at."""
+    def early_level(self, run: str) -> float:
+        """What the early answer of this run is, or was, tested at."""
+        for each in self._openings(run):
+            if each["stage"] == "early":
+                return float(each["alpha"])
         return EARLY * SHARE * self.left()
 
-    def check(self) -> None:
-        """Raises WrongRequest where too little is left for one more run, or where nothing can be
-        recorded: to be told beforehand."""
+    def check(self, run: str = "") -> None:
+        """Raises WrongRequest where too little is left for this run, which may have paid before,
+        or where nothing can be recorded: to be told beforehand."""
         with self._locked() as file:
-            self._check_left(self._left(_entries(file, self.path)))
+            left = self._left(_entries(file, self.path))
+        if not self._openings(run):
+            self._check_left(left)
+
+    def _openings(self, run: str) -> list[dict[str, Any]]:
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as file:
+            return [
+                each
+                for each in _entries(file, self.path)
+                if each["event"] == "open"
+                and each.get("holdout") == self.holdout
+                and each["run"] == run
+            ]
 
     def _check_left(self, left: float) -> None:
         if left < FLOOR:

@@ -39,6 +39,7 @@ ROUNDS = 60
 LEAST_ROUNDS = 12
 START_SECONDS = 1.5  # about what a start of all three takes
 AT_ONCE = 256  # rows of the holdout that are answered at a time
+PORTION = 2048  # rows for which a call has its time
 LONG = 120.0  # seconds of a budget from which on throughput is seen at several batch sizes
 
 
@@ -62,14 +63,19 @@ class Measuring:
 
     def final(self, finalist: Finalist, part: Part | None) -> Evidence:
         """The finalist beside the original, all measured anew."""
-        # A resumed run measures anew: its certificate rests on no latency of an earlier answer.
-        purpose = f"certify {len(self.lab.journal.events('answer'))}"
+        purpose = f"certify {self._answers_before}"
         return self._measured(finalist, part, purpose, self._rounds_seconds(finalist), BLOCKS)
+
+    @property
+    def _answers_before(self) -> int:
+        """A continued run measures anew: its certificate rests on no latency of an earlier one."""
+        return len(self.lab.journal.events("answer"))
 
     def early(self, finalist: Finalist, part: Part | None) -> Evidence:
         """As `final`, from fewer starts: an early answer is clearly faster or waits."""
         seconds = min(EARLY_SECONDS, self.timing_seconds)
-        return self._measured(finalist, part, "certify early", seconds, EARLY_BLOCKS)
+        purpose = f"certify early {self._answers_before}"
+        return self._measured(finalist, part, purpose, seconds, EARLY_BLOCKS)
 
     def _measured(
         self, finalist: Finalist, part: Part | None, purpose: str, seconds: float, blocks: int
@@ -129,12 +135,14 @@ class Measuring:
             # Rows of one length are answered together, so that the rows of two looks at once take
             # less time. `part` is the beginning of the holdout; no look sees more than that.
             most = min(-(-len(part) // AT_ONCE) * AT_ONCE, self.ready.data.holdout.rows)
-            more = answers(
-                self.lab.pool, model, dataclasses.replace(part, rows=most), np.arange(have, most),
-                self.ready.task, self.ready.target, timeout=APPLY_SECONDS,
-            )  # fmt: skip
-            known = more if known is None else np.concatenate([known, more])
-            self.sealed_answers[digest] = known
+            for start in range(have, most, PORTION):
+                more = answers(
+                    self.lab.pool, model, dataclasses.replace(part, rows=most),
+                    np.arange(start, min(start + PORTION, most)),
+                    self.ready.task, self.ready.target, timeout=APPLY_SECONDS,
+                )  # fmt: skip
+                known = more if known is None else np.concatenate([known, more])
+                self.sealed_answers[digest] = known
         return self.sealed_answers[digest][: len(part)]
 
     # -- how long it takes --------------------------------------------------------------------
@@ -154,7 +162,8 @@ class Measuring:
         calls = [each.figures.get("original.latency", math.inf) for each in self.lab.seen.values()]
         call = min(calls, default=math.inf)
         turn = max(min(TURN_SECONDS, MOST_CALLS * call), call) + 2 * call
-        return min(self.timing_seconds, 3 * ROUNDS * turn) + BLOCKS * START_SECONDS
+        least = BLOCKS * max(2 * 3 * turn + START_SECONDS, self.lab.race.block_seconds / 2)
+        return max(min(self.timing_seconds, 3 * ROUNDS * turn) + BLOCKS * START_SECONDS, least)
 
     @property
     def timing_seconds(self) -> float:

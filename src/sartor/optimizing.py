@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from sartor.bench import LocalBench
 from sartor.clock import Clock
 from sartor.contracts import Failed, Recipe, Training, WrongRequest, describe, trains
 from sartor.granting import grant, granted
+from sartor.ledger import Ledger, ledger_path
 from sartor.openings import openings
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.priors import features, learned
@@ -53,6 +54,8 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
         progress.now("reading model and data")
         pool.ready()
         ready = prepare(spec, folder.work, pool)
+        first = [recipe(ready.original.kind, entries) for entries in spec.recipes]
+        _check_ledger(spec, ready, folder)
         facts = environment(ready.original) | {"spec": remembered(spec)}
         folder.begin(ready.request, facts)
         if folder.journal.last("answer") and not spec.resume:
@@ -75,12 +78,20 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
             clock = Clock(spec, began, folder.spent())
             answering = Answering(spec, ready, lab, folder, progress, clock)
             with cluster.crew(spec.cluster, lab, folder.journal, folder.work) as crew:
-                search(spec, ready, lab, folder, progress, clock, answering, crew)
+                search(spec, ready, lab, folder, progress, clock, answering, crew, first)
             answering.conclude()
             lab.patience = lambda: LEAST
             with contextlib.suppress(Failed, WrongRequest):  # for later runs: this one is answered
                 _features(lab, folder)
     return Run(folder.root)
+
+
+def _check_ledger(spec: Spec, ready: Prepared, folder: RunFolder) -> None:
+    """Raises WrongRequest where a new run could certify nothing on these data: before it begins, so
+    that the same command with other data finds the folder as this one did."""
+    if folder.journal.last("request") is None:
+        path, holdout = ledger_path(spec.data), ready.data.holdout.digest
+        Ledger(path, holdout, total=1.0 - spec.confidence).check()
 
 
 def _replayed(spec: Spec) -> Journal | None:
@@ -93,7 +104,6 @@ def _replayed(spec: Spec) -> Journal | None:
 
 
 def _bench(ready: Prepared, folder: RunFolder, spec: Spec) -> LocalBench:
-    told = folder.journal.last("training")
     return LocalBench(
         model=ready.original,
         teacher=ready.original,
@@ -105,7 +115,7 @@ def _bench(ready: Prepared, folder: RunFolder, spec: Spec) -> LocalBench:
         scratch=folder.work / "scratch",
         memory=folder.work / "remembered",
         seed=spec.seed,
-        training=granted(told) if told else Training(),
+        training=granted(folder.journal) or Training(),
         augment=ready.augment,
         processes=spec.train_processes,
         budget=math.inf if spec.trials is not None else spec.budget,
@@ -121,6 +131,7 @@ def search(
     clock: Clock,
     answering: Answering,
     crew: Crew | None = None,
+    first: Sequence[Recipe] = (),
 ) -> None:
     """Asks, tries and tells until trials, space or time end; what the journal holds already is
     told again, not tried again. The crew works ahead; it decides nothing."""
@@ -129,14 +140,21 @@ def search(
     # Half of what is left at most: a hang takes its share of the time, not all of it.
     lab.patience = lambda: min(spec.deadline, max((clock.left() - answering.reserve()) / 2, LEAST))
     lab.longest = lambda: MOST * (clock.left() - answering.reserve())
-    first = [recipe(kind, entries) for entries in spec.recipes]
-    own = _features(lab, folder) if spec.learn_from else {}
+    own: dict[str, float] = {}
+    if spec.learn_from:
+        with contextlib.suppress(Failed):  # lessons of other models count for less without
+            own = _features(lab, folder)
     lessons = learned(spec.learn_from, kind, own, spec.objective, folder.root)
     portfolio, later = openings(lab, known)
     seeker = GuidedSearch(
         kind, known, portfolio, requested=first, later=later, lessons=lessons, trials=spec.trials,
         seed=spec.seed, ends=spec.formats,
     )  # fmt: skip
+    for each in seeker.left_out(first):
+        progress.say(
+            f"note: {describe(each)} is not tried: a step of it is left out by the request, or is "
+            "a training for which there are no rows or less than five minutes", "yellow",
+        )  # fmt: skip
     finished = folder.trials()
     frozen = answering.frozen()
     progress.deadline, progress.trials = clock.deadline, clock.trials

@@ -39,6 +39,9 @@ def outcome(found: Certification, limits: Sequence[Limit], trials: Iterable[Tria
     open_ = [row for row in tested if together(row.verdicts)[0] == "undecided"]
     if open_:
         return _undecided(min(open_, key=lambda row: row.p_value), limits)
+    unseen = [row for row in found.rows if not row.verdicts and not _breaks(row.finalist.trial)]
+    if unseen:
+        return _unmeasured(unseen)
     judged = [row.verdicts for row in tested if row is not found.original]
     tried = [each for each in trials if each.recipe]
     judged += [each.verdicts for each in tried if each.verdicts]
@@ -51,6 +54,17 @@ def outcome(found: Certification, limits: Sequence[Limit], trials: Iterable[Tria
     if found.original is not None:
         judged.append(found.original.verdicts)
     return _infeasible(judged, limits)
+
+
+def _breaks(trial: Trial) -> bool:
+    return any(each.outcome == "broken" for each in trial.verdicts)
+
+
+def _unmeasured(rows: Sequence[Row]) -> Answer:
+    """Where finalists that break nothing on the search part were not seen on the holdout."""
+    text = f"undecided: {len(rows)} that may meet the limits could not be tested on the holdout"
+    reason = next((row.reason for row in rows if row.reason), "there was no time left")
+    return Answer(4, f"{text} ({reason})")
 
 
 def _undecided(row: Row, limits: Sequence[Limit]) -> Answer:

@@ -31,6 +31,7 @@ from sartor.fitting import natural_batch
 from sartor.glimpse import looker, repeatable
 from sartor.records import plain
 from sartor.registry import adopt, runtime
+from sartor.spec import check_batch
 from sartor.workers import Worker
 
 TIMEOUT = 900.0
@@ -201,6 +202,7 @@ def profile_model(
             data, Path(place) / "data", opened.signature,
             label=label, segments=segments or (), group=group, mask=mask, trust=bool(trust),
         ).search  # fmt: skip
+        check_batch(batch)
         batch = batch or natural_batch(opened.signature) or 1
         return profile(opened, part, Target("cpu", threads or 1, batch, machine.features()))
 

@@ -56,7 +56,7 @@ class Repairs:
         values = _values(technique, name)
         low, high = self.between.get(root, (-1, _useful(values, trial, at)))
         place = _place(values, getattr(technique, name))
-        longer = trains(technique)
+        longer = lengthens(technique)
         harmed = _harmed(trial, SURE if longer else 0.5)
         value = trial.figures.get("objective", 1.0)
         # What trains gains nothing by training longer, but what is the best may become sure.
@@ -77,7 +77,7 @@ class Repairs:
         """Which step to make milder: one that could train longer, since that costs no gain, else
         the last one that can be."""
         able = [at for at, step in enumerate(recipe) if step.repair]
-        trained = [at for at in able if trains(recipe[at])]
+        trained = [at for at in able if lengthens(recipe[at])]
         spent = [at for at in trained if _root(recipe, at) in self.spent]
         more = [at for at in trained if at not in spent and not _at_its_end(recipe[at])]
         return max(more or [at for at in able if at not in spent], default=None)
@@ -90,9 +90,14 @@ class Repairs:
         roots = [
             _root(recipe, at)
             for at, step in enumerate(recipe)
-            if trains(step) and step.repair and technique_name(step) == trial.culprit
+            if lengthens(step) and technique_name(step) == trial.culprit
         ]
         return next((root for root in roots if root in self.trained), None)
+
+
+def lengthens(technique: Technique) -> bool:
+    """Whether its repair is to train longer, which costs no gain."""
+    return technique.repair == "effort"
 
 
 def bolder(trial: Trial, recipe: Recipe, best: float) -> Recipe | None:

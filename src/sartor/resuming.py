@@ -39,6 +39,7 @@ def remembered(spec: Spec) -> dict[str, Any]:
     for name in _PATHS:
         path = isinstance(kept[name], (str, Path))
         kept[name] = beside(str(kept[name]), Path.cwd()) if path else None
+    kept["learn_from"] = [beside(str(each), Path.cwd()) for each in spec.learn_from]
     return {**kept, "cwd": str(Path.cwd())}
 
 

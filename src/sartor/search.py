@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from sartor.contracts import Recipe, Technique, technique_name, trains
+from sartor.contracts import Recipe, Technique, technique_name
 from sartor.priors import DONE, Lesson, objective_of, observed
 from sartor.proposals import (
     Points,
@@ -30,7 +30,7 @@ from sartor.proposals import (
     singles,
 )
 from sartor.records import Trial
-from sartor.repairs import SURE, Repairs, bolder, doubtful
+from sartor.repairs import SURE, Repairs, bolder, doubtful, lengthens
 from sartor.surrogate import Observed, expected_improvement, holds, predict, stacked
 
 __all__ = ["GuidedSearch", "key_of"]
@@ -167,6 +167,10 @@ class GuidedSearch:
 
     # -- what may be asked --------------------------------------------------------------------
 
+    def left_out(self, recipes: Sequence[Recipe]) -> list[Recipe]:
+        """Those that are not asked for, whoever wants them."""
+        return [each for each in recipes if not self._allowed(each)]
+
     def _allowed(self, recipe: Recipe) -> bool:
         if not self._ends(recipe):
             return False
@@ -284,7 +288,7 @@ def feasible(trial: Trial) -> bool:
 def _trains_longer(recipe: Recipe, milder: Recipe) -> bool:
     changed = [(old, new) for old, new in zip(recipe, milder, strict=True) if new != old]
     return any(
-        trains(new) and getattr(new, new.repair or "") > getattr(old, new.repair or "")
+        lengthens(new) and getattr(new, "effort", 0) > getattr(old, "effort", 0)
         for old, new in changed
     )
 

@@ -274,8 +274,7 @@ def _check_numbers(spec: Spec) -> None:
             f"train_processes {spec.train_processes}: this machine has {cores} cores; write 1 to "
             f"{cores}"
         )
-    if spec.batch < 1:
-        raise WrongRequest(f"batch {spec.batch}: write 1 or more")
+    check_batch(spec.batch)
     if spec.watts is not None and not 0 < spec.watts < math.inf:
         raise WrongRequest(f"watts {spec.watts:g}: write what a busy core needs, e.g. 8")
     if spec.trials is not None and spec.trials < 1:
@@ -417,3 +416,8 @@ def request(spec: Spec | None = None, /, **settings: Any) -> Spec:
     spec = merge(spec or Spec(), given)
     spec.check()
     return spec
+
+
+def check_batch(batch: int | None) -> None:
+    if batch is not None and batch < 1:
+        raise WrongRequest(f"batch {batch}: write 1 or more")

@@ -178,9 +178,28 @@ class Store:
         self._trim()
         return read_model(self.folder / key)
 
+    def keep(self, kept: Mapping[str, str]) -> None:
+        """Has these entries (digest of the model -> key) stay whatever they take, and no others."""
+        making = self.folder / ".kept.making"
+        making.write_text(json.dumps(dict(kept)), encoding="utf-8")
+        os.replace(making, self.folder / ".kept")
+
+    def kept(self) -> dict[str, str]:
+        try:
+            found = json.loads((self.folder / ".kept").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return {str(digest): str(key) for digest, key in found.items()}
+
     def shrink(self, used: Path) -> bool:
-        """Removes every entry but the one that the file `used` lies in; whether there were any."""
-        others = [each for each in self._entries() if each not in used.parents]
+        """Removes every entry but those to keep and the one that the file `used` lies in; whether
+        there were any."""
+        kept, within = set(self.kept().values()), used.resolve().parents
+        others = [
+            each
+            for each in self._entries()
+            if each.resolve() not in within and each.name not in kept
+        ]
         for each in others:
             shutil.rmtree(each, ignore_errors=True)
         return bool(others)
@@ -202,11 +221,11 @@ class Store:
     def _trim(self) -> None:
         """Removes the entries longest unused until what is left takes no more than `most`. The
         last few stay whatever their size: a recipe is being built on them."""
-        entries = self._entries()
+        entries, kept = self._entries(), set(self.kept().values())
         taken = 0
         for place, entry in enumerate(entries):
             taken += sum(each.stat().st_size for each in entry.rglob("*") if each.is_file())
-            if taken > self.most and place >= KEPT:
+            if taken > self.most and place >= KEPT and entry.name not in kept:
                 shutil.rmtree(entry, ignore_errors=True)
 
     def sweep(self) -> None:

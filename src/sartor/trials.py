@@ -27,9 +27,10 @@ from sartor.contracts import (
     WrongRequest,
     describe,
     to_json,
+    trains,
 )
 from sartor.data import Part
-from sartor.evaluate import Race, answers, digest, memory_pair
+from sartor.evaluate import ALLOWANCE, Race, answers, digest, memory_pair
 from sartor.figures import figures_of, truth_of
 from sartor.finalists import SURE
 from sartor.limits import PERFORMANCE, Limit, Objective
@@ -112,7 +113,21 @@ class Laboratory(Builder):
         return not self.formats or self.original.kind in self.formats
 
     def model_of(self, trial: Trial) -> Model:
-        return self.build(known_recipe(self.original.kind, trial.recipe))
+        """What the trial made: as it was kept, where it was, else made once more."""
+        key = self.store.kept().get(trial.model)
+        kept = self.store.get(key) if key else None
+        return kept or self.build(known_recipe(self.original.kind, trial.recipe))
+
+    def keep(self, trials: Iterable[Trial]) -> None:
+        """Has the store keep what these made, whatever it takes: they may be the answer."""
+        before, kept = self.store.kept(), {}
+        for each in trials:
+            own = known_recipe(self.original.kind, each.recipe)
+            key = self.keys.get(own) or before.get(each.model)
+            if key:
+                kept[each.model] = key
+        if kept != before:
+            self.store.keep(kept)
 
     def title(self, trial: Trial) -> str:
         return describe(known_recipe(self.original.kind, trial.recipe))
@@ -141,8 +156,9 @@ class Laboratory(Builder):
             else:
                 with self.quiet():
                     timing = self.race.time(
-                        model, rounds, seconds, least, blocks, runs=runs, further=further
-                    )
+                        model, rounds, seconds, least, blocks,
+                        runs=runs, further=further, patience=self.patience(),
+                    )  # fmt: skip
             told = timing_to_json(timing)  # a resumed run must see the very same figures
             self.timings[key] = timing_from_json(told)
             self.journal.add(
@@ -192,7 +208,8 @@ class Laboratory(Builder):
 
     def memories(self, model: Model) -> tuple[int, int]:
         """Peak bytes of original and model: the original's best run and the model's worst."""
-        return memory_pair(self.original, model, self.target, self.search)
+        timeout = max(self.patience(), ALLOWANCE)
+        return memory_pair(self.original, model, self.target, self.search, timeout)
 
     def looked_at(self, model: Model, rows: int) -> dict[str, float]:
         """Figures of a model on the way, from a few rounds and the first rows of the search."""
@@ -241,7 +258,7 @@ class Laboratory(Builder):
         is there. What is thinned after a training is thinned by its values."""
         last = max((at for at, each in enumerate(recipe) if each.stage == "structure"), default=0)
         sketch = (*recipe[:last], *(each for each in recipe[last:] if not each.values_only))
-        if sketch == recipe:
+        if sketch == recipe or any(map(trains, sketch)):
             return None
         seconds = self.slowness * self.bench.training.takes(self._efforts(recipe))
         if not LONG <= seconds <= max(self.patience(), self.longest()):

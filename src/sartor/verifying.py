@@ -84,16 +84,18 @@ def verify(
 
     Columns that are not named are those of the run. Returns plain JSON with `status` 0 (all met),
     4 (undecided) or 3 (broken). The data count as a holdout of their own: the ledger beside them
-    spends their 5 %. Raises WrongRequest for a bundle that was changed, data that do not fit, and
-    where the original is needed and not there."""
+    spends their error rate, which is that of the run. Raises WrongRequest for a bundle that was
+    changed, data that do not fit, and where the original is needed and not there."""
     progress = progress or Progress(quiet=True)
     data = repeatable(data)
     with tempfile.TemporaryDirectory(prefix="sartor-verify-") as work:
-        look = looker(data, label=label, segments=segments, group=group, trust=bool(trust))
+        segments, trust = segments or (), bool(trust)
+        look = looker(data, label=label, segments=segments, group=group, trust=trust)
         place = Path(work) / "original"
-        claim = _claim(folder, original, threads, partial(adopt, folder=place, look=look))
+        take = partial(adopt, folder=place, look=look, trust=trust)
+        claim = _claim(folder, original, threads, take)
         columns = _columns(claim, label, segments, group, mask)
-        return _verified(folder, claim, data, {**columns, "trust": bool(trust)}, work, progress)
+        return _verified(folder, claim, data, {**columns, "trust": trust}, work, progress)
 
 
 def _verified(
@@ -108,7 +110,8 @@ def _verified(
             used=np.union1d(bundle.fingerprints(folder), before.rows),
         )  # fmt: skip
         _check(claim, sealed)
-        ledger = Ledger(ledger_path(data), sealed.digest)
+        sure = claim.facts["certificate"].get("confidence", 0.95)
+        ledger = Ledger(ledger_path(data), sealed.digest, total=1.0 - sure)
         found = _tested(claim, sealed, ledger, pool, progress, before)
     row = found.original if claim.kept else found.rows[0]
     if row is not None and row.status == "certified":

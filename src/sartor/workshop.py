@@ -115,7 +115,8 @@ def likeness(kind: str) -> dict[str, Any]:
     versions = {"sartor": version("sartor"), "numpy": np.__version__}
     for each in kinds(kind):
         versions |= runtime(each).versions()
-    return {**versions, "instructions": sorted(machine.features())}
+    # What a training makes depends on over how many threads its sums are spread.
+    return {**versions, "instructions": sorted(machine.features()), "cores": machine.cores()}
 
 
 # -- a worker -------------------------------------------------------------------------------------

@@ -56,7 +56,8 @@ class Checkpoint:
             state[f"moments {at}"] = torch.tensor(len(known))
             state |= {f"moment {at} {name}": each.contiguous() for name, each in known.items()}
         place.parent.mkdir(parents=True, exist_ok=True)
-        making = place.with_suffix(".making")
+        # Workers may train the same at the same time: each writes a file of its own.
+        making = place.with_suffix(f".{os.getpid()}.making")
         safetensors.torch.save_file(state, making)
         os.replace(making, place)
 

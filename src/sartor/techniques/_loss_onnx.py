@@ -20,6 +20,7 @@ from torch.nn import functional as F
 from sartor.contracts import Arrays, Bench, Failed, Port, Unneeded
 
 _TAUGHT = 1024  # rows whose answers by the original are remembered together
+_ROOM = 1_000_000_000  # bytes; larger answers to all rows of a part are not remembered
 _EVEN = 1.1  # the largest weight up to which classes are taken to be equally frequent
 _TINY = 1e-7  # the least probability
 
@@ -54,6 +55,7 @@ class Loss:
         balanced = plan.balance != "none"
         self.weights = torch.from_numpy(class_weights(bench)) if balanced else None
         self._taught: dict[tuple[str, int], Mapping[str, np.ndarray]] = {}
+        self._spreads: dict[str, float] = {}
 
     def __call__(
         self,
@@ -80,13 +82,13 @@ class Loss:
                     if answers[name].shape != value.shape:
                         continue
                     other = torch.from_numpy(np.array(value))
-                    spread = other.var().clamp_min(1e-6)
-                    parts.append(0.1 * F.mse_loss(answers[name].float(), other) / spread)
+                    drift = F.mse_loss(answers[name].float(), other) / self._spread(name, other)
+                    parts.append(0.1 * drift)
         return torch.stack(parts).sum()
 
     def learn(self, rows: int) -> None:
         """Has the original's answers to the first training rows remembered, where they teach."""
-        if self.share > 0:
+        if self.share > 0 and self._kept("train"):
             for number in range(-(-rows // _TAUGHT)):
                 self._chunk("train", number)
 
@@ -106,7 +108,8 @@ class Loss:
         if classes and label.shape == (len(given), 1) and given.ndim == 2:
             label = label[:, 0]
         if not (classes and label.ndim == given.ndim - 1):
-            return _rows((given.reshape(label.shape) - label.float()).square())
+            gap = _rows((given.reshape(label.shape) - label.float()).square())
+            return gap if classes else gap / self._spread(self.task.output, given.detach())
         scores = given.movedim(-1, 1) if given.ndim > 2 and self.axis != 1 else given
         label = torch.where(label < 0, -100, label.long())  # which PyTorch leaves out
         if self.task.form == "probabilities":
@@ -139,7 +142,8 @@ class Loss:
 
     def _teacher(self, given: Tensor, taught: Tensor) -> Tensor:
         if self.task.kind != "classification" or given.ndim < 2 or given.shape[-1] < 2:
-            return _rows((given - taught).square()) / taught.var().clamp_min(1e-6)
+            spread = self._spread(self.task.output, taught)
+            return _rows((given - taught).square()) / spread
         heat = self.plan.temperature
         if self.task.form == "probabilities":
             given, taught = (each.clamp_min(_TINY).log() for each in (given, taught))
@@ -149,13 +153,34 @@ class Loss:
         )  # fmt: skip
         return heat * heat * _rows(gap.sum(-1))
 
+    def _spread(self, name: str, seen: Tensor) -> float:
+        """The variance of the original's answers to the first training rows, in which all squared
+        errors of an output are told; of what is `seen` first where those are not remembered."""
+        if name not in self._spreads:
+            part = "train" if self.bench.count("train") else "search"
+            first = self._chunk(part, 0).get(name) if self._kept(part) else None
+            known = seen if first is None else torch.from_numpy(first)
+            spread = float(known.double().var(correction=0))
+            self._spreads[name] = spread if spread > 1e-12 else 1.0
+        return self._spreads[name]
+
+    def _kept(self, part: str) -> bool:
+        """Whether the original's answers to the rows of the part are few enough to be kept."""
+        return self._bytes_a_row * self.bench.count(part) <= _ROOM
+
+    @cached_property
+    def _bytes_a_row(self) -> float:
+        part = "train" if self.bench.count("train") else "search"
+        found = self.bench.teach(self.bench.pick(part, np.arange(1)))
+        return float(sum(each.nbytes for each in found.values()))
+
     def _lesson(
         self, batch: Arrays, given: Tensor, rows: np.ndarray | None, part: str
     ) -> Mapping[str, np.ndarray]:
         """The original's answers to these rows, as they are remembered; anew where rows were
         changed, or where answers are as long as the longest row of their batch."""
         output = self.task.output
-        if rows is not None:
+        if rows is not None and self._kept(part):
             chunks = {
                 int(each): self._chunk(part, int(each)) for each in np.unique(rows // _TAUGHT)
             }
