@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sartor.certify import Certifier, certify
+from sartor.certify import Certifier
 from sartor.contracts import Task, WrongRequest
 from sartor.finalists import Finalist, freeze
 from sartor.ledger import Ledger
@@ -449,11 +449,12 @@ def test_freeze_keeps_a_hopeless_one_for_the_report_and_thins_long_fronts() -> N
 
 
 def test_certify_in_one_call(tmp_path: Path) -> None:
-    found = certify(
-        finalists(1), (QUALITY,), parse_objective("size"), TASK,
+    certifier = Certifier(
+        (QUALITY,), parse_objective("size"), TASK,
         lambda finalist, part: evidence(60, 5), Sealed(),  # type: ignore[arg-type]
         Ledger(tmp_path / "ledger.jsonl", "h"), "run",
     )  # fmt: skip
+    found = certifier.final(finalists(1))
     assert found.best
     assert found.alpha == pytest.approx(0.04)
 

@@ -307,12 +307,6 @@ def test_needed_says_when_more_would_not_help() -> None:
     )
 
 
-def test_fixed_sequence_stops_at_the_first_failure() -> None:
-    assert stats.fixed_sequence([0.01, 0.04, 0.06, 0.001], 0.05) == 2
-    assert stats.fixed_sequence([], 0.05) == 0
-    assert stats.fixed_sequence([math.nan, 0.0], 0.05) == 0
-
-
 def test_holm() -> None:
     assert stats.holm([0.01, 0.04, 0.03]) == pytest.approx([0.03, 0.06, 0.06])
     assert stats.holm([0.9, 0.9]) == [1.0, 1.0]

@@ -368,27 +368,6 @@ class Certifier:
         return all(free_for_original(each, self.task) for each in self.limits)
 
 
-def certify(
-    finalists: Sequence[Finalist],
-    limits: tuple[Limit, ...],
-    objective: Objective,
-    task: Task,
-    measure: Measure,
-    sealed: Sealed,
-    ledger: Ledger,
-    run: str,
-    *,
-    original: Finalist | None = None,
-    early: Row | None = None,
-    seed: int = 0,
-) -> Certification:
-    """The final certification in one call; see `Certifier`."""
-    certifier = Certifier(
-        limits, objective, task, measure, sealed, ledger, run, original, seed
-    )  # fmt: skip
-    return certifier.final(finalists, early)
-
-
 def _lost(finalist: Finalist) -> bool:
     """Whether a count (its size, say) breaks a limit already: no data can change that."""
     return any(

@@ -30,9 +30,9 @@ def optimize(json: bool, quiet: bool, model: str | None, **flags: Any) -> Answer
     except KeyboardInterrupt:
         bundle = Path(spec.out) / "bundle"
         early = f"{bundle} is certified so far; " if (bundle / "sartor.json").exists() else ""
-        raise KeyboardInterrupt(
-            f"{early}the same command goes on where it was, or: sartor optimize --resume {spec.out}"
-        ) from None
+        begun = Journal(Path(spec.out) / "run.jsonl").last("request") is not None
+        also = f", or: sartor optimize --resume {spec.out}" if begun else ""
+        raise KeyboardInterrupt(f"{early}the same command goes on where it was{also}") from None
     console(stderr=json).print(render_answer(run.answer))
     return Answer(run.status, run.answer)
 

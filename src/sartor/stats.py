@@ -291,15 +291,6 @@ def needed(n: float, z: float, p: float, alpha: float = 0.05) -> float | None:
     return float(math.ceil(max(rare, n * ((ndtri(1 - alpha) + ndtri(POWER)) / z) ** 2)))
 
 
-def fixed_sequence(p_values: Sequence[float], alpha: float) -> int:
-    """How many hypotheses, tested in this order, each at alpha, are rejected before the first one
-    that is not; walking on past it would break the level."""
-    for at, p in enumerate(p_values):
-        if not p <= alpha:
-            return at
-    return len(p_values)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
     """P-values adjusted so that each may be held against alpha whichever are picked (Holm 1979)."""
     order = np.argsort(p_values, kind="stable")

@@ -222,7 +222,7 @@ class Workshop:
         found: list[Answered] = []
         key, start = digest(model), 0
         with contextlib.suppress(Failed):
-            for end in portions(len(self.lab.search)):
+            for end in looks(len(self.lab.search)):
                 if end > AHEAD_ROWS:
                     break
                 began = time.monotonic()
@@ -234,8 +234,3 @@ class Workshop:
     def close(self) -> None:
         self.lab.close()
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def portions(total: int) -> tuple[int, ...]:
-    """After how many examples a candidate's quality is looked at."""
-    return looks(total)
