@@ -139,8 +139,8 @@ class Part:
 class Sealed:
     """The holdout, unopened: how many rows and their digest, no more.
 
-    What keeps it closed is that in a run only `certify` is handed it; its files lie in a folder `sealed`
-    that no Part of the other data points to."""
+    What keeps it closed is that in a run only `certify` is handed it; its files lie in a folder
+    `sealed` that no Part of the other data points to."""
 
     digest: str
     rows: int
