@@ -196,8 +196,8 @@ class Race:
             self._workers["candidate"] = worker
             try:
                 deadline = self.allowance + PATIENCE * (load + 20 * call)
-                least = self.allowance + 2 * load  # loading beside others is no hang
-                self.load_seconds, _ = worker.receive(min(deadline, max(patience, least)))
+                loading = self.allowance + 2 * load  # beside others, that is no hang
+                self.load_seconds, _ = worker.receive(min(deadline, max(patience, loading)))
                 return self._rounds(rounds, seconds, least, runs)
             finally:
                 del self._workers["candidate"]
