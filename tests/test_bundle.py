@@ -377,6 +377,25 @@ def test_a_fixed_batch_stays_fixed() -> None:
     fixed = Signature((Port("x", "float32", (1, 3)),), SIGNATURE.outputs)
     made = bundle.reference_inputs({"x": np.ones((9, 3), np.float32)}, fixed)
     assert made["x"].shape == (1, 3)
+    longer = Signature((Port("x", "float32", (None, 8)),), SIGNATURE.outputs)
+    made = bundle.reference_inputs({"x": np.ones((9, 3), np.float32)}, longer)
+    assert made["x"].shape == (bundle.PARITY_ROWS, 8)  # as long as the model insists on
+
+
+def test_numbers_of_every_kind_are_made_up() -> None:
+    most = np.iinfo(np.int64).max
+    sample = {
+        "flag": np.array([[True], [True]]), "mask": np.array([[True, False]]),
+        "big": np.array([[most - 3], [most]]), "small": np.array([[0], [255]], np.uint8),
+    }  # fmt: skip
+    ports = tuple(Port(k, str(v.dtype), (None, *v.shape[1:])) for k, v in sample.items())
+    made = bundle.reference_inputs(sample, Signature(ports, SIGNATURE.outputs))
+    assert {name: each.dtype for name, each in made.items()} == {
+        name: each.dtype for name, each in sample.items()
+    }
+    assert made["flag"].all()
+    assert made["mask"].all()  # a row without any real token has no defined answer
+    assert (made["big"] >= most - 3).all()
 
 
 def test_the_artifact_is_read_from_where_it_lies_now(place: Path, tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from sartor.certify import Certifier
-from sartor.contracts import Task, WrongRequest
+from sartor.contracts import Failed, Task, WrongRequest
 from sartor.finalists import Finalist, freeze
 from sartor.ledger import Ledger
 from sartor.limits import Limit, parse, parse_objective
@@ -514,3 +514,19 @@ def test_candidates_cut_off_by_the_clock_say_nothing_of_what_can_be_reached(tmp_
     assert "--budget" in answer.message
     broken = Trial(1, ({"technique": "bad"},), "failed", reason="crashed")
     assert outcome(found, limits, [original.trial, broken]).status == 3
+
+
+def test_what_was_not_seen_on_the_holdout_is_undecided(tmp_path: Path) -> None:
+    limits = (QUALITY, parse("size <= 0.5 x baseline"))
+    stage = Stage(tmp_path, {"original": evidence(100, 0, same=True)}, limits)
+    certifier = stage.certifier(original=ORIGINAL)
+
+    def measure(finalist: Finalist, part: Any) -> Evidence:
+        if finalist is ORIGINAL:
+            return stage.evidence["original"]
+        raise Failed("hung: no answer within 900 s")
+
+    found = replace(certifier, measure=measure).final(finalists(1))
+    answer = outcome(found, limits)
+    assert answer.status == 4
+    assert "900 s" in answer.message

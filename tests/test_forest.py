@@ -234,6 +234,8 @@ def test_an_xgboost_model_written_by_hand() -> None:
         (forest_lightgbm.read, b"tree\nnum_tree_per_iteration=1\nmax_feature_idx=0\n\nTree=0\n"
          b"num_leaves=1000000000\nleaf_value=1\n\nend of trees", "states 1000000000 leaves"),
         (forest_catboost.read, b"{}", "damaged"),
+        (forest_catboost.read, b'{"model_info": {"params": {"loss_function": {"type": "Focal"}}}}',
+         "damaged"),
         (forest_catboost.read, b'{"a":' * 100_000, "no JSON"),
         (forest_xgboost.read, changed("gbtree_model_param", "num_trees", value="1000000000"),
          "states 1000000000 trees"),

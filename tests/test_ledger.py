@@ -159,3 +159,18 @@ def test_runs_at_the_same_time_do_not_spend_twice(tmp_path: Path) -> None:
         alphas = pool.starmap(_open_one, [(path, str(run)) for run in range(12)])
     assert sum(alphas) <= 0.05
     assert sorted(alphas)[-4:] == pytest.approx([0.0, 0.0016, 0.008, 0.04])
+
+
+def test_who_has_paid_goes_on(tmp_path: Path) -> None:
+    """Killed between the ledger's line and the journal's: the run that paid is not refused, and its
+    early answer is tested at what it paid for."""
+    for number in range(2):
+        ledger(tmp_path).open(f"run {number}", "final", ["a"])
+    before = ledger(tmp_path).early_level("run 2")
+    granted = ledger(tmp_path).open("run 2", "early", ["a"]).alpha
+    assert granted == pytest.approx(before)
+    assert ledger(tmp_path).left() < FLOOR
+    ledger(tmp_path).check("run 2")
+    with pytest.raises(WrongRequest, match="fresh data"):
+        ledger(tmp_path).check("run 3")
+    assert ledger(tmp_path).early_level("run 2") == granted

@@ -543,3 +543,36 @@ def test_facts_know_the_function(threes: Threes) -> None:
     assert "augment" not in plain
     other = dataclasses.replace(threes.bench, augment=Augmentation("changes.py:shake", "abc"))
     assert other.facts()["augment"] == "abc"
+
+
+# -- scales ---------------------------------------------------------------------------------------
+
+
+def test_squared_errors_are_told_in_the_spread_of_the_original() -> None:
+    """Labels and lessons weigh alike whatever the unit, and one row alone has a loss too."""
+
+    def loss(unit: float, rows: int) -> float:
+        taught = unit * np.linspace(-1, 1, 64, dtype=np.float32)[:, None]
+        made = Fixed(Task("regression", "y", "mae"), taught[:, 0], shape=(None, 1))
+        made.pick = lambda part, which: {"which": which, "label": taught[which, 0]}  # type: ignore
+        made.teach = lambda batch, sharers=1: {"y": 0.5 * taught[batch["which"]]}  # type: ignore
+        given, which = torch.from_numpy(0.9 * taught[:rows]), np.arange(rows)
+        found = Loss(Plan(1, teacher=0.5), made)  # type: ignore[arg-type]
+        return float(found({"y": given}, made.pick("train", which), which))
+
+    assert np.isfinite(loss(1.0, 1))
+    assert loss(1e5, 1) == pytest.approx(loss(1.0, 1), rel=1e-3)
+    assert loss(1e-3, 64) == pytest.approx(loss(1.0, 64), rel=1e-3)
+
+
+def test_answers_that_take_too_much_room_are_not_remembered(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    task = Task("classification", "y", "accuracy", classes=3, form="logits")
+    made = Fixed(task, [0, 1, 2, 0], np.zeros((4, 3), np.float32), shape=(None, 3))
+    monkeypatch.setattr(made, "remember", lambda *a, **k: pytest.fail("it was remembered"))
+    monkeypatch.setattr("sartor.techniques._loss_onnx._ROOM", 10)
+    loss = Loss(Plan(1, teacher=1.0), made)  # type: ignore[arg-type]
+    loss.learn(4)
+    given = torch.zeros(4, 3)
+    assert float(loss({"y": given}, {"label": made.label}, np.arange(4))) == pytest.approx(0.0)

@@ -17,7 +17,7 @@ from hostile import tflite_files
 from sartor.contracts import Failed, Model, Target, WrongRequest
 from sartor.registry import open_model, runtime
 from sartor.testing_tflite import save_toys, toy_batch
-from sartor.tflite_file import read
+from sartor.tflite_file import _Damaged, _Reader, read
 from sartor.workers import Pool
 
 ENGINE: Any = runtime("tflite")
@@ -115,6 +115,26 @@ def test_a_closed_session_and_wrong_settings_are_refused(toys: dict[str, Model])
             ENGINE.start(dataclasses.replace(toys["mlp"], settings=settings), Target())
     with pytest.raises(WrongRequest, match="not on 'npu'"):
         ENGINE.start(toys["mlp"], Target(device="npu"))
+
+
+def test_texts_that_lie_over_one_another_take_no_memory() -> None:
+    reader = _Reader(memoryview((30_000).to_bytes(4, "little") * 16_384))
+    assert reader._text(0) is reader._text(0)  # many tables may share one
+    for at in range(4, 4 * 17, 4):
+        reader._text(at)
+    with pytest.raises(_Damaged, match="over one another"):
+        reader._text(4 * 17)
+
+
+def test_a_profile_of_any_number_of_rows(toys: dict[str, Model]) -> None:
+    model = toys["mlp"]
+    batch = {
+        port.name: np.ones((8, *(n or 1 for n in port.shape[1:])), port.dtype)
+        for port in model.signature.inputs
+    }
+    found = runtime("tflite").part_seconds(model, Target(batch=8), [batch])
+    assert found
+    assert all(seconds >= 0 for seconds in found.values())
 
 
 def test_macs_are_those_of_one_row(toys: dict[str, Model]) -> None:

@@ -711,6 +711,7 @@ def test_folders_that_are_refused(encoder: Path, tmp_path: Path) -> None:
     (Path(code) / "modeling_evil.py").write_text(torch_files.RAN)
     unknown = copied("unknown", architectures=["NoSuchModel"])
     odd = copied("odd", architectures=["__builtins__"])
+    number = copied("number", architectures=5)
     pickled = Path(copied("pickled"))
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     wider = copied("wider", architectures=["BertForQuestionAnswering"])
@@ -720,6 +721,7 @@ def test_folders_that_are_refused(encoder: Path, tmp_path: Path) -> None:
     (cut / "model.safetensors").write_bytes(b"12345678")
     for place, what in {
         code: "code of the folder's own", unknown: "does not know", odd: "does not know",
+        number: "no architecture",
         str(pickled): "no model.safetensors", wider: "would be random numbers",
         str(broken): "cannot be read", str(cut): "cannot be read",
         str(tmp_path / "empty"): "no folder of a model",

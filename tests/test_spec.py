@@ -239,11 +239,13 @@ def test_what_the_journal_keeps_gives_the_request_again(tmp_path: Path) -> None:
         model="m.onnx", data=str(tmp_path / "d.npz"), limits=["size <= 3 MB"], maximize="accuracy",
         fixed={"image": [1, 3, 8, 8]}, recipes=[["simplify"], [{"technique": "x", "p": 0.5}]],
         trials=4, seed=3, memory="1 GB", segments=["a"], without=["simplify"],
+        learn_from=["earlier/run.jsonl"],
     )  # fmt: skip
     Journal(tmp_path / "run.jsonl").add("request", spec=remembered(asked))
     again = requested(resume=tmp_path)
     place = {"out": str(tmp_path), "resume": str(tmp_path)}
-    changed = {"model": str(Path.cwd() / "m.onnx"), **place}
+    lessons = (str(Path.cwd() / "earlier" / "run.jsonl"),)
+    changed = {"model": str(Path.cwd() / "m.onnx"), "learn_from": lessons, **place}
     assert again == dataclasses.replace(asked, **changed)
     assert requested(resume=tmp_path, budget="+5m").trials is None
     assert requested(resume=tmp_path, data="other.npz").data == "other.npz"

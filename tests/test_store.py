@@ -140,3 +140,30 @@ def test_what_was_longest_unused_goes_first(tmp_path: Path) -> None:
     assert sorted(each.name for each in store.folder.iterdir()) == [
         f"{number:02d}" for number in range(4, 12)
     ]
+
+
+def test_what_may_be_the_answer_stays(tmp_path: Path) -> None:
+    store = Store(tmp_path / "store", most=0)
+    for number in range(12):
+        entry = store.folder / f"{number:02d}"
+        entry.mkdir()
+        (entry / "weights").write_bytes(b"x" * 100)
+        os.utime(entry, (number, number))
+    store.keep({"digest of a finalist": "00"})
+    store._trim()
+    assert (store.folder / "00").exists()
+    assert not (store.folder / "01").exists()
+    assert Store(store.folder).kept() == {"digest of a finalist": "00"}
+    assert store.shrink((store.folder / "11" / "weights").resolve())
+    assert sorted(each.name for each in store._entries()) == ["00", "11"]
+
+
+def test_a_full_disk_never_takes_the_model_in_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    store = Store(Path("store"))  # as with --out FOLDER
+    for name in ("one", "two"):
+        (store.folder / name).mkdir()
+    assert store.shrink((store.folder / "one" / "model").absolute())
+    assert [each.name for each in store._entries()] == ["one"]

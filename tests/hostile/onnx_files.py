@@ -64,6 +64,15 @@ def _cut_external(folder: Path) -> bytes:
     return data
 
 
+def _endless_offset(folder: Path) -> bytes:
+    proto = onnx.ModelProto.FromString(_external(folder, "long.data"))
+    (folder / "models" / "long.data").write_bytes((folder / "secret").read_bytes())
+    for tensor in proto.graph.initializer:
+        if tensor.data_location == TensorProto.EXTERNAL:
+            tensor.external_data.add(key="offset", value="1" * 5000)
+    return proto.SerializeToString()
+
+
 def _external_attribute(folder: Path) -> bytes:
     """External data in the attribute of a node inside a body: where a lazy check would not look."""
     tensor = TensorProto(name="t", data_type=FLOAT, dims=[4], data_location=TensorProto.EXTERNAL)
@@ -150,6 +159,7 @@ FILES: dict[str, tuple[Callable[[Path], bytes], tuple[str, ...]]] = {
     "external_link": (_linked, ("'link.data'", "outside")),
     "external_missing": (lambda f: _external(f, "gone.data"), ("'gone.data'", "missing")),
     "external_cut": (_cut_external, ("'short.data'", "cut short")),
+    "external_far": (_endless_offset, ("'long.data'", "cut short")),
     "external_attribute": (_external_attribute, ("'../secret'", "outside")),
     "no_inputs": (_no_inputs, ("no inputs",)),
     "no_shape": (_no_shape, ("'x'", "no shape")),

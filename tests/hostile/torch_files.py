@@ -9,6 +9,7 @@ import io
 import json
 import os
 import pickle
+import struct
 import tempfile
 import zipfile
 from collections.abc import Callable
@@ -58,6 +59,27 @@ def _zipped(members: dict[str, bytes], how: int = zipfile.ZIP_STORED) -> bytes:
         for name, data in members.items():
             file.writestr(f"model/{name}", data)
     return buffer.getvalue()
+
+
+def _renamed(name: bytes) -> bytes:
+    """A member whose name is said to be UTF-8, and is not."""
+    data = _zipped({**_members(), "\u00e9": b""})
+    return data.replace("\u00e9".encode(), name)
+
+
+def _swollen() -> bytes:
+    """A member that is said to take 2**62 bytes, in the field for large archives."""
+    data = bytearray(_zipped(_members()))
+    at = data.rindex(b"PK\1\2")
+    length = int.from_bytes(data[at + 28 : at + 30], "little")
+    data[at + 20 : at + 24] = b"\xff" * 4
+    data[at + 30 : at + 32] = (12).to_bytes(2, "little")
+    more = struct.pack("<HHQ", 1, 8, 2**62)
+    end = data.rindex(b"PK\5\6")
+    size = int.from_bytes(data[end + 12 : end + 16], "little") + len(more)
+    data[end + 12 : end + 16] = size.to_bytes(4, "little")
+    data[at + 46 + length : at + 46 + length] = more
+    return bytes(data)
 
 
 def _graph(change: Callable[[dict[str, Any]], None]) -> Make:
@@ -153,6 +175,8 @@ PROGRAMS: dict[str, tuple[Make, str]] = {
     "random": (lambda: os.urandom(4096), "no archive"),
     "cut": (lambda: _zipped(_members())[:-900], "no archive"),
     "packed": (lambda: _zipped(_members(), zipfile.ZIP_BZIP2), "packed otherwise"),
+    "name of no text": (lambda: _renamed(b"\xff\xfe"), "no archive"),
+    "endless member": (lambda: _swollen(), "packed otherwise"),
     "twice": (lambda: _doubled(_members()), "a name twice"),
     "flipped": (lambda: _flipped(), "damaged"),
     "bomb": (_member("data/weights/big", bytes(10)), "can run code"),

@@ -109,7 +109,8 @@ class Loss:
             label = label[:, 0]
         if not (classes and label.ndim == given.ndim - 1):
             gap = _rows((given.reshape(label.shape) - label.float()).square())
-            return gap if classes else gap / self._spread(self.task.output, given.detach())
+            alone = classes or not self.share  # in which unit does not matter then
+            return gap if alone else gap / self._spread(self.task.output, given.detach())
         scores = given.movedim(-1, 1) if given.ndim > 2 and self.axis != 1 else given
         label = torch.where(label < 0, -100, label.long())  # which PyTorch leaves out
         if self.task.form == "probabilities":
