@@ -48,15 +48,14 @@ class Hints(nn.Module):
         """Makes the projections, once the widths are seen on a batch."""
         if self.kind != "hidden":
             return
-        taught, rng = self._taught(batch), torch.Generator().manual_seed(seed)
+        taught, rng = self.taught(batch), torch.Generator().manual_seed(seed)
         for at, name in enumerate(self.names):
             ours, theirs = (_channels(each[name]).shape[-1] for each in (answers, taught))
             if ours != theirs:
                 start = torch.randn(ours, theirs, generator=rng) / math.sqrt(ours)
                 self.projections[str(at)] = nn.Parameter(start)
 
-    def forward(self, answers: Mapping[str, Tensor], batch: Arrays) -> Tensor:
-        taught = self._taught(batch)
+    def forward(self, answers: Mapping[str, Tensor], taught: Mapping[str, Tensor]) -> Tensor:
         gaps = [self._gap(at, answers[n], taught[n]) for at, n in enumerate(self.names)]
         return torch.stack(gaps).mean()
 
@@ -69,7 +68,8 @@ class Hints(nn.Module):
         return F.mse_loss(ours, theirs) / theirs.var().clamp_min(1e-6)
 
     @torch.no_grad()
-    def _taught(self, batch: Arrays) -> dict[str, Tensor]:
+    def taught(self, batch: Arrays) -> dict[str, Tensor]:
+        """The original's answers and inner values."""
         feeds = {name: torch.from_numpy(batch[name]) for name in self.teacher.inputs}
         found: dict[str, Tensor] = self.teacher(feeds, self.names)
         return found

@@ -32,7 +32,8 @@ class Plan:
     all scales. `teacher` is the part of the loss that compares with the original's answers at
     `temperature` (Hinton, Vinyals and Dean 2015); the rest compares with the labels. `hints`: what
     inner values add to it (see `_hints_onnx.Hints`); `balance`: whether rare classes count more
-    (see `class_weights`)."""
+    (see `class_weights`); `mixed`: of how much of another row the original is asked too (see
+    `_mixing_onnx`)."""
 
     steps: int
     batch: int = 64
@@ -41,6 +42,7 @@ class Plan:
     temperature: float = 2.0
     hints: str = "none"
     balance: str = "none"
+    mixed: float = 0.0
     decay: float = 0.01
 
 
@@ -63,17 +65,21 @@ class Loss:
         batch: Arrays,
         rows: np.ndarray | None,
         part: str = "train",
+        lesson: Mapping[str, np.ndarray] | None = None,
+        own: np.ndarray | None = None,
     ) -> Tensor:
         """`rows`: which rows of the part ("train", "search") these are, whose lessons are
-        remembered; None where they were changed."""
+        remembered; None where they were changed. `lesson`: the original's answers, where they are
+        known. `own`: [N] which rows still have their label; None: all."""
         parts: list[Tensor] = []
         given = answers[self.task.output].float()
         weight = self._weight(batch)
         if self.share < 1 and "label" in batch:
             gap = self._labels(given, torch.from_numpy(batch["label"]))
-            parts.append((1 - self.share) * _mean(gap, weight))
+            parts.append((1 - self.share) * _mean(gap, _of_own(weight, own)))
         if self.share > 0 or not parts:
-            lesson = self._lesson(batch, given, rows, part)
+            if lesson is None:
+                lesson = self._lesson(batch, given, rows, part)
             taught = torch.from_numpy(np.array(lesson[self.task.output])).float()
             gap = self._teacher(given, taught)
             parts.append(max(self.share, 0.01) * _mean(gap, weight))
@@ -194,7 +200,7 @@ class Loss:
                     if len({each[name].shape[1:] for each in chunks.values()}) == 1
                 }
         taught = self.bench.teach(batch, self.sharers)
-        return {name: value for name, value in taught.items() if _by_row([value], [len(given)])}
+        return by_row(taught, len(given))
 
     def _chunk(self, part: str, number: int) -> Mapping[str, np.ndarray]:
         """The original's answers to `_TAUGHT` rows of the part, those with a row for each (the
@@ -226,6 +232,11 @@ class Loss:
         return known
 
 
+def by_row(answers: Mapping[str, np.ndarray], rows: int) -> dict[str, np.ndarray]:
+    """Those that have one answer for each row."""
+    return {name: value for name, value in answers.items() if _by_row([value], [rows])}
+
+
 def _by_row(values: Sequence[np.ndarray], counts: Sequence[int]) -> bool:
     """Whether these answers to so many rows each are one array with a row for every row."""
     if any(not value.ndim or len(value) != n for value, n in zip(values, counts, strict=True)):
@@ -236,6 +247,13 @@ def _by_row(values: Sequence[np.ndarray], counts: Sequence[int]) -> bool:
 def _rows(gaps: Tensor) -> Tensor:
     """[N]: the mean of what belongs to each row."""
     return gaps.reshape(len(gaps), -1).mean(1)
+
+
+def _of_own(weight: Tensor | None, own: np.ndarray | None) -> Tensor | None:
+    if own is None:
+        return weight
+    counts = torch.from_numpy(own.astype(np.float32))
+    return counts if weight is None else weight * counts
 
 
 def _mean(gap: Tensor, weight: Tensor | None) -> Tensor:

@@ -13,7 +13,7 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,7 +31,8 @@ from sartor.techniques._autograd_onnx import GraphModule, followed
 from sartor.techniques._checkpoint_onnx import Checkpoint, Seen, restored
 from sartor.techniques._graph_onnx import Graph, peek
 from sartor.techniques._hints_onnx import Hints
-from sartor.techniques._loss_onnx import Loss, Plan, without_classes, without_gradient
+from sartor.techniques._loss_onnx import Loss, Plan, by_row, without_classes, without_gradient
+from sartor.techniques._mixing_onnx import Mixing
 from sartor.techniques._norms_onnx import Norms
 from sartor.techniques._operators_onnx import called
 from sartor.techniques._order_onnx import Order
@@ -194,6 +195,7 @@ class _Training:
         self._rows = Order(self.rows, plan.batch, bench.seed, bench.lengths("train"))
         self._see()
         self.hints = self._prepared(graph)
+        self.mixing = Mixing(plan.mixed, graph, bench) if plan.mixed else None
         self.loss = Loss(plan, bench, self.rank.count)
         self.sparsity = self._sparsity(graph, sparse)
         stored = [self.net.rounded.get(name) for name in self.net.names]
@@ -300,15 +302,21 @@ class _Training:
     def step(self, at: int) -> None:
         rows = self._rows(at)
         own = self.rank.part(rows)
-        batch, known = self._batch(own, at)
+        batch, known, labelled = self._batch(own, at)
         for group in self.optimizer.param_groups:
             group["lr"] = group["initial"] * schedule(at, self.plan.steps)
         self.module.train()
         feeds = self._feeds(batch)
         answers = self.module(feeds, self.hints.names if self.hints else ())
-        loss = self.loss(answers, batch, known, "train")
+        taught, lesson = {}, None
         if self.hints:
-            loss = loss + self.hints(answers, batch)
+            with self.fabric.autocast():
+                taught = self.hints.taught(batch)
+            if known is None:
+                lesson = self._lesson(taught, len(own))
+        loss = self.loss(answers, batch, known, "train", lesson, labelled)
+        if self.hints:
+            loss = loss + self.hints(answers, taught)
         if not math.isfinite(loss.item()):
             raise Failed(
                 f"the loss is {loss.item()} at step {at + 1} of {self.plan.steps}: a lower rate "
@@ -326,14 +334,26 @@ class _Training:
         if self.sparsity:
             self.sparsity.update(at)
 
-    def _batch(self, rows: np.ndarray, at: int) -> tuple[Arrays, np.ndarray | None]:
-        """These rows, as the user's function changes them in this step, and which they are where
-        they are still the rows of the data."""
+    def _batch(
+        self, rows: np.ndarray, at: int
+    ) -> tuple[Arrays, np.ndarray | None, np.ndarray | None]:
+        """These rows, as the user's function changes them in this step and as they are mixed; which
+        they are, where they are still the rows of the data; and which still have their label."""
         batch = self.bench.pick("train", rows)
-        if self.bench.augment is None:
-            return batch, rows
         which = () if self.rank.count == 1 else (self.rank.index,)
-        return self.bench.augment(batch, self.bench.seed, at, *which), None
+        known: np.ndarray | None = rows
+        if self.bench.augment is not None:
+            batch, known = self.bench.augment(batch, self.bench.seed, at, *which), None
+        if self.mixing is None:
+            return batch, known, None
+        batch, own = self.mixing(batch, rows, (self.bench.seed, at, *which))
+        return batch, None, own
+
+    def _lesson(self, taught: Mapping[str, Tensor], rows: int) -> Mapping[str, np.ndarray] | None:
+        """The original's answers out of what its inner values were computed with."""
+        names = [name for name in self.net.outputs if name in taught]
+        found = by_row({name: taught[name].float().numpy() for name in names}, rows)
+        return found if self.bench.task.output in found else None
 
     def _tame(self) -> None:
         """Zeros stay zeros; gradients of like size whatever the layer; none beyond bounds."""

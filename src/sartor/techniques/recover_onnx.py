@@ -25,8 +25,9 @@ class Recover(Technique):
     `effort` is the share of the granted training, counted in multiply-accumulates: a network of a
     third of the original's gets three times the steps, as they cost the same. `balance` lets rare
     classes count more, each class as much as any other: for limits and objectives that ask for
-    them (recall, average precision), against accuracy. `rate`, `teacher`, `temperature` and `hints`
-    as in Plan. Parts are the weights."""
+    them (recall, average precision), against accuracy. `mixed`: half of the rows are mixed with
+    others, by this share of each, and taught by the original alone: where rows are few. `rate`,
+    `teacher`, `temperature` and `hints` as in Plan. Parts are the weights."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     needs: ClassVar[frozenset[str]] = frozenset({"training"})
@@ -40,9 +41,12 @@ class Recover(Technique):
     temperature: float = choice(2.0, values=(1.0, 2.0, 4.0))
     hints: str = choice("none", "hidden", "relations")
     balance: str = choice("none", "inverse")
+    mixed: float = choice(0.0, values=(0.0, 0.15, 0.3))
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
         reason = foreign(self, model)
+        if reason is None and self.mixed and not self.teacher:
+            reason = "mixed rows have no label: only the original can teach them"
         if reason is None and not any(step.touched for step in model.lineage):
             reason = "nothing was changed that training could win back"
         return reason or _trainer().untrainable(model, bench, self.effort, self.balance)
@@ -97,7 +101,7 @@ def _trained(how: Recover | Tune, model: Model, bench: Bench) -> Model:
     steps = trainer.granted(graph, bench, how.effort)
     plan = trainer.Plan(
         steps, rate=how.rate, teacher=how.teacher, temperature=how.temperature,
-        hints=getattr(how, "hints", "none"), balance=how.balance,
+        hints=getattr(how, "hints", "none"), balance=how.balance, mixed=getattr(how, "mixed", 0.0),
     )  # fmt: skip
     for name in trainer.train(graph, plan, bench).names:
         parts.touch(name)
