@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -79,6 +80,7 @@ class FakeRace:
         *,
         runs: int = 0,
         further: Callable[[Timing], int] | None = None,
+        patience: float = math.inf,
     ) -> Timing:
         engine = runtime("fake")
         self.timed.append(engine.digest(candidate))
