@@ -26,6 +26,7 @@ from sartor.contracts import (
     Target,
     WrongRequest,
 )
+from sartor.nearness import gap, spread
 from sartor.records import plain
 from sartor.registry import runtime
 
@@ -364,20 +365,8 @@ def parity(folder: Path, facts: Mapping[str, Any], target: Target) -> float:
         if got.shape != expected.shape:
             return float("inf")
         if expected.dtype.kind in "fiub":
-            worst = max(worst, _gap(got.astype(float), expected.astype(float)))
+            got, expected = got.astype(float), expected.astype(float)
+            worst = max(worst, gap(got, expected) / spread([expected]))
         elif not np.array_equal(got, expected):
             return float("inf")
     return worst
-
-
-def _gap(got: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference as a share of what was expected's spread; infinite where one of two
-    is no number."""
-    known = np.isfinite(expected)
-    if not np.array_equal(got[~known], expected[~known], equal_nan=True):
-        return float("inf")
-    if not known.any():
-        return 0.0
-    spread = float(np.ptp(expected[known])) or 1.0
-    widest = float(np.abs(got[known] - expected[known]).max())
-    return widest / spread if np.isfinite(widest) else float("inf")

@@ -17,8 +17,8 @@ def spread(arrays: Sequence[np.ndarray]) -> float:
 
 
 def gap(found: np.ndarray, right: np.ndarray) -> float:
-    """The largest difference; infinite where shape, type or what is no number differs, and where
-    whole numbers do."""
+    """The largest difference; infinite where shape, type or what is no finite number differs, and
+    where whole numbers do."""
     if found.shape != right.shape or found.dtype != right.dtype:
         return float("inf")
     if right.dtype.kind != "f":
@@ -27,7 +27,8 @@ def gap(found: np.ndarray, right: np.ndarray) -> float:
     if not np.array_equal(found[~known], right[~known], equal_nan=True):
         return float("inf")
     one, two = found[known].astype(np.float64), right[known].astype(np.float64)
-    return float(np.abs(one - two).max(initial=0.0))
+    widest = float(np.abs(one - two).max(initial=0.0))
+    return widest if np.isfinite(widest) else float("inf")
 
 
 def difference(

@@ -65,7 +65,9 @@ class Mixing:
         rng: np.random.Generator,
     ) -> np.ndarray:  # fmt: skip
         """Which words come from the other row: none behind the end of either."""
-        taken = (rng.random(shape) < self.share) & changed.reshape(-1, *(1,) * (len(shape) - 1))
+        taken: np.ndarray = (rng.random(shape) < self.share) & changed.reshape(
+            -1, *(1,) * (len(shape) - 1)
+        )
         if self.lengths is not None and len(shape) > 1:
             lengths = np.asarray(self.lengths)[rows]
             ends = np.minimum(lengths, lengths[other]).reshape(-1, *(1,) * (len(shape) - 1))
