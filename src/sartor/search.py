@@ -132,7 +132,8 @@ class GuidedSearch:
         elif milder:
             self.waiting.insert(0, milder)
         elif recipe and (bold := bolder(trial, recipe, self._best())):
-            self.waiting.append(bold)
+            # What was too big was not trained, and cost next to nothing: the one that fits is next.
+            self.waiting.insert(0 if trial.state == "dropped" else len(self.waiting), bold)
 
     def upcoming(self, n: int) -> list[Recipe]:
         """At most `n` recipes that are likely to be asked next, the likeliest first, without a

@@ -12,6 +12,7 @@ from sartor.techniques._graph_onnx import Parts, finish, foreign, peek, read
 
 REQUIRES = ("torch", "lightning_fabric", "safetensors")
 EFFORTS = (0.1, 0.3, 1.0)
+MIXED = 0.15
 SHORT = 300.0  # seconds of budget below which there is no time to train
 ROWS = 500  # training rows below which a portfolio with training is not worth its time
 
@@ -41,7 +42,7 @@ class Recover(Technique):
     temperature: float = choice(2.0, values=(1.0, 2.0, 4.0))
     hints: str = choice("none", "hidden", "relations")
     balance: str = choice("none", "inverse")
-    mixed: float = choice(0.0, values=(0.0, 0.15, 0.3))
+    mixed: float = choice(0.0, values=(0.0, MIXED, 0.3))
 
     def refuse(self, model: Model, bench: Bench) -> str | None:
         reason = foreign(self, model)
@@ -138,24 +139,26 @@ def _layers(operators: set[str]) -> list[list[dict[str, Any]]]:
 
 
 def _transformer(bench: Bench) -> list[list[dict[str, Any]]]:
-    """Also with tables of four bits: what was trained is the same, and is trained once. Mild ones
-    first, since what is too big is made thinner by as much as it is before it is trained: of a
-    sentence encoder seven tenths of the products are won back whole, of half of them not."""
-    fast = [_step("fuse-transformer"), _step("separate-norm"), _step("dynamic-int8", smooth=0.8)]
-    tables = [
-        _step("weight-only", matmul=0),
-        _step("weight-only", matmul=0, embeddings=4, block=32),
-    ]
+    """Mild ones first: what is too big is made thinner by as much as it is before it is trained,
+    and of a sentence encoder nine tenths of the products are won back whole, of a half not. Tables
+    have four bits where size is limited, which costs next to nothing."""
+    small = any(limit.metric == "size" for limit in bench.limits)
+    fewer = {"embeddings": 4, "block": 32} if small else {}
+    last = [
+        _step("fuse-transformer"), _step("separate-norm"), _step("dynamic-int8", smooth=0.8),
+        _step("weight-only", matmul=0, **fewer),
+    ]  # fmt: skip
     hints = "hidden" if bench.teacher.kind == "onnx" else "none"
-    brief = _step("recover", effort=EFFORTS[0], rate=0.003, teacher=0.9, hints=hints)
-    words = _step("trim-vocabulary", occurrences=4)
+    brief = _step("recover", effort=EFFORTS[0], rate=0.003, teacher=0.9, hints=hints, mixed=MIXED)
+    words = _step("trim-vocabulary", occurrences=2)
+    half = _step("structured-prune", share=0.5)
     smaller = [
         [words, _step("structured-prune", share=0.7)],
-        [words, _step("structured-prune", share=0.5)],
-        *([words, _step("drop-layers", keep=keep)] for keep in (0.7, 0.5, 0.35)),
-        [_step("low-rank", share=0.9), words, _step("structured-prune", share=0.5)],
+        [words, _step("drop-layers", keep=0.5)],
+        [_step("low-rank", share=0.9), words, half],
+        [words, half],
     ]
-    return [[*each, brief, *fast, rows] for each in smaller for rows in tables]
+    return [[*each, brief, *last] for each in smaller]
 
 
 def _step(technique: str, **settings: Any) -> dict[str, Any]:
