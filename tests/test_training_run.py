@@ -49,11 +49,25 @@ def test_what_is_trained_is_better_than_what_is_not(finished):
 
 
 def test_what_was_granted_stands_in_the_journal(finished):
-    (told,) = Journal(finished[0].folder / "run.jsonl").events("training")
+    journal = Journal(finished[0].folder / "run.jsonl")
+    (told,) = journal.events("training")
     assert told["steps"] == max(EPOCHS * 400 // 64, FEWEST)
     assert told["macs"] == 64 * 640 + 640 * 640 + 640 * 10
     assert told["seconds"] > 0
-    assert granted(told) == Training(told["steps"], told["seconds"], told["macs"])
+    assert granted(journal) == Training(told["steps"], told["seconds"], told["macs"])
+
+
+def test_what_was_not_granted_is_asked_again_where_the_run_is_given_more(tmp_path):
+    journal = Journal(tmp_path / "run.jsonl")
+    assert granted(journal) is None
+    nothing = {"steps": 0, "seconds": 0.5, "macs": 3, "why": "too few"}
+    journal.add("training", **nothing)
+    assert granted(journal) == Training(0, 0.5, 3, "too few")
+    journal.add("budget", budget=7200.0, trials=None)
+    assert granted(journal) is None
+    journal.add("training", **{**nothing, "steps": 900, "why": ""})
+    journal.add("budget", budget=9000.0, trials=None)
+    assert granted(journal) == Training(900, 0.5, 3)  # what was trained stays what it is
 
 
 def test_the_same_request_trains_the_same_model(finished):
