@@ -162,8 +162,9 @@ class Measuring:
         calls = [each.figures.get("original.latency", math.inf) for each in self.lab.seen.values()]
         call = min(calls, default=math.inf)
         turn = max(min(TURN_SECONDS, MOST_CALLS * call), call) + 2 * call
-        least = BLOCKS * max(2 * 3 * turn + START_SECONDS, self.lab.race.block_seconds / 2)
-        return max(min(self.timing_seconds, 3 * ROUNDS * turn) + BLOCKS * START_SECONDS, least)
+        starts = BLOCKS * START_SECONDS
+        least = 2 * 3 * turn * BLOCKS if math.isfinite(turn) else 0.0  # two rounds for each start
+        return max(min(self.timing_seconds, 3 * ROUNDS * turn), least) + starts
 
     @property
     def timing_seconds(self) -> float:
