@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from conftest import Case, Said, Tailored
 
 import sartor as package
 from sartor import bundle
 from sartor.contracts import Target, WrongRequest
+from sartor.ledger import ledger_path
 from sartor.registry import open_model, runtime
 
 Sartor = Callable[..., Said]
@@ -144,6 +146,24 @@ def test_broken_parity_is_said(tailored: Tailored, tmp_path: Path) -> None:
     assert found["status"] == 3
     assert not found["parity_holds"]
     assert "parity" in found["message"]
+
+
+def test_an_artifact_that_does_not_run_here_is_broken_and_spends_nothing(
+    tailored: Tailored, tmp_path: Path
+) -> None:
+    place = tmp_path / "bundle"
+    shutil.copytree(tailored.folder / "bundle", place)
+    facts = json.loads((place / "sartor.json").read_text())
+    proto = onnx.load(place / facts["file"])
+    proto.graph.node[0].op_type = "FromTheFuture"
+    onnx.save(proto, place / facts["file"])
+    facts["files"][facts["file"]] = bundle.file_digest(place / facts["file"])
+    rewrite(place, facts)
+    data = tailored.case.data(tmp_path, **tailored.case.fresh)
+    found = package.verify(place, data)
+    assert found["status"] == 3
+    assert "does not run here" in found["message"]
+    assert not ledger_path(data).exists()
 
 
 def test_data_of_another_model(tailored: Tailored, cancer: Case, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ import numpy as np
 from sartor import bundle, machine, standing
 from sartor.certify import Certification, Certifier, Row, check_holdout
 from sartor.comparing import measure_pair
-from sartor.contracts import Model, Target, Task, WrongRequest
+from sartor.contracts import Failed, Model, Target, Task, WrongRequest
 from sartor.data import Part, Sealed, fresh
 from sartor.evaluate import Race
 from sartor.finalists import Finalist
@@ -104,7 +104,10 @@ def _verified(
     before = standing.read(folder, claim.facts)
     with progress, Pool() as pool:
         progress.now("checking parity")
-        gap = pool.call(bundle.parity, folder, claim.facts, claim.target, timeout=TIMEOUT)
+        try:
+            gap = pool.call(bundle.parity, folder, claim.facts, claim.target, timeout=TIMEOUT)
+        except Failed as failure:  # before the data spend anything
+            return _unable(failure)
         sealed = fresh(
             data, Path(work), claim.artifact.signature, **asked,
             used=np.union1d(bundle.fingerprints(folder), before.rows),
@@ -266,6 +269,20 @@ def _told(
         "machine": machine.describe(),
         "conditions": _conditions(row),
         "notes": notes,
+    }
+
+
+def _unable(failure: Failed) -> dict[str, Any]:
+    """What is told of an artifact that does not run here at all."""
+    return {
+        "status": 3,
+        "message": f"broken: the artifact does not run here: {failure}",
+        "limits": [],
+        "parity": None,
+        "parity_holds": False,
+        "machine": machine.describe(),
+        "conditions": {},
+        "notes": [],
     }
 
 
