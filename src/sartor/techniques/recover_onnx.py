@@ -150,13 +150,12 @@ def _transformer(bench: Bench) -> list[list[dict[str, Any]]]:
     ]  # fmt: skip
     hints = "hidden" if bench.teacher.kind == "onnx" else "none"
     brief = _step("recover", effort=EFFORTS[0], rate=0.003, teacher=0.9, hints=hints, mixed=MIXED)
-    words = _step("trim-vocabulary", occurrences=2)
-    half = _step("structured-prune", share=0.5)
+    words, low = _step("trim-vocabulary", occurrences=2), _step("low-rank", share=0.9)
     smaller = [
+        [low, words, _step("structured-prune", share=0.7)],
         [words, _step("structured-prune", share=0.7)],
         [words, _step("drop-layers", keep=0.5)],
-        [_step("low-rank", share=0.9), words, half],
-        [words, half],
+        [low, words, _step("structured-prune", share=0.5)],
     ]
     return [[*each, brief, *last] for each in smaller]
 
