@@ -41,6 +41,7 @@ from sartor.user_functions import Augmentation, augmentation
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
+from stopping import stopped  # noqa: E402
 from torch.nn import functional as F  # noqa: E402
 
 from sartor.techniques import _training_onnx as trainer  # noqa: E402
@@ -382,18 +383,7 @@ def test_an_interrupted_training_on_changed_rows_ends_as_one_that_was_not(
     plan = trainer.Plan(30)
     monkeypatch.setattr(trainer, "_PATIENCE", 99)
     trainer.train(graphs[0], plan, made)
-    monkeypatch.setattr(trainer, "_SAVE_SECONDS", 0.0)
-    step = trainer._Training.step
-
-    def dies(self: Any, at: int) -> None:
-        if at == 17:
-            raise KeyboardInterrupt
-        step(self, at)
-
-    monkeypatch.setattr(trainer._Training, "step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(graphs[1], plan, made)
-    monkeypatch.setattr(trainer._Training, "step", step)
+    stopped(lambda: trainer.train(graphs[1], plan, made), 17)
     trainer.train(graphs[2], plan, made)
     assert graphs[2].digest() == graphs[0].digest() != worn(made).digest()
     made.augment = None

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from sartor.answer import Answering
 from sartor.evaluate import BLOCKS
 from sartor.measuring import ROUNDS, START_SECONDS, Measuring
 from sartor.records import Trial
@@ -33,3 +34,14 @@ def test_slow_calls_take_their_time(call: float, least: float) -> None:
     assert math.isfinite(found)
     assert found >= least
     assert found <= BLOCKS * START_SECONDS + max(20.0, 3 * ROUNDS * 3 * call)
+
+
+def test_what_is_told_again_changes_nothing_of_what_is_kept() -> None:
+    """A run that goes on tells its old trials again, before it knows the later ones."""
+    kept: list[list[Trial]] = []
+    trial = Trial(1, ({"technique": "a"},), "done", figures={"objective": 0.5}, model="m")
+    for built in (False, True):
+        lab = SimpleNamespace(has_built=lambda _, b=built: b, keep=kept.append, rival=True)
+        given: Any = SimpleNamespace(lab=lab, trials=[trial], early=None)
+        Answering._keep(given, trial)
+    assert kept == [[trial]]

@@ -5,18 +5,19 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-from test_loss_onnx import bench, worn
+from test_loss_onnx import Fixed, bench, worn
 
-from sartor.contracts import Failed, Port, Signature
+from sartor.contracts import Failed, Port, Signature, Task
 from sartor.techniques._graph_onnx import read as graph_of
 from sartor.techniques.recover_onnx import Recover
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
+
+from stopping import stopped  # noqa: E402
 
 from sartor.techniques import _training_onnx as trainer  # noqa: E402
 from sartor.techniques._loss_onnx import Loss, Plan  # noqa: E402
@@ -75,9 +76,6 @@ def test_what_cannot_be_mixed_is_said(tmp_path: Path) -> None:
 
 
 def test_mixed_rows_have_no_label() -> None:
-    from test_loss_onnx import Fixed
-
-    from sartor.contracts import Task
 
     task = Task("classification", "y", "accuracy", classes=3, form="logits")
     label, logits = np.array([0, 1, 2, 0]), np.zeros((4, 3), np.float32)
@@ -100,18 +98,7 @@ def test_an_interrupted_training_on_mixed_rows_ends_as_one_that_was_not(
     plan = trainer.Plan(30, mixed=0.3, hints=hints)
     monkeypatch.setattr(trainer, "_PATIENCE", 99)
     trainer.train(graphs[0], plan, made)
-    monkeypatch.setattr(trainer, "_SAVE_SECONDS", 0.0)
-    step = trainer._Training.step
-
-    def dies(self: Any, at: int) -> None:
-        if at == 17:
-            raise KeyboardInterrupt
-        step(self, at)
-
-    monkeypatch.setattr(trainer._Training, "step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(graphs[1], plan, made)
-    monkeypatch.setattr(trainer._Training, "step", step)
+    stopped(lambda: trainer.train(graphs[1], plan, made), 17)
     trainer.train(graphs[2], plan, made)
     assert graphs[2].digest() == graphs[0].digest() != worn(made).digest()
     trainer.train(graphs[3], dataclasses.replace(plan, mixed=0.0), made)

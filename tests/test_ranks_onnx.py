@@ -31,6 +31,8 @@ from sartor.workers import Pool
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
+from stopping import stopped  # noqa: E402
+
 from sartor.techniques import _ranks_onnx as ranks  # noqa: E402
 from sartor.techniques import _training_onnx as trainer  # noqa: E402
 from sartor.techniques._loss_onnx import Plan  # noqa: E402
@@ -97,21 +99,12 @@ def test_an_interrupted_training_ends_as_one_that_was_not(
     made = bench(tmp_path, "cnn", processes=processes)
     whole = trained(made)
     assert whole[1].after < whole[1].before
-    monkeypatch.setattr(trainer, "_SAVE_SECONDS", 0.0)
-    step = trainer._Training.step
-
-    def stopped(self: Any, at: int) -> None:
-        if at == 13:
-            raise KeyboardInterrupt
-        step(self, at)
-
-    monkeypatch.setattr(trainer._Training, "step", stopped)
-    with pytest.raises(KeyboardInterrupt):
-        trained(made)
+    stopped(lambda: trained(made), 13)
     left = list(made.scratch.iterdir())
     assert [each.suffix for each in left] == [".partial"]
     assert not psutil.Process().children(recursive=True)
     done: list[int] = []
+    step = trainer._Training.step
 
     def noted(self: Any, at: int) -> None:
         done.append(at)

@@ -27,6 +27,8 @@ from sartor.testing_onnx import Draft, _port, save_toys, toy_batch, toy_models
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
+from stopping import stopped  # noqa: E402
+
 from sartor.techniques import _training_onnx as trainer  # noqa: E402
 from sartor.techniques._autograd_onnx import GraphModule  # noqa: E402
 
@@ -139,18 +141,8 @@ def test_an_interrupted_training_ends_as_one_that_was_not(tmp_path, monkeypatch)
     made = bench("mlp", tmp_path)
     whole, cut = noisy(made), noisy(made)
     trainer.train(whole, trainer.Plan(40), made)
-    monkeypatch.setattr(trainer, "_SAVE_SECONDS", 0.0)
-    step = trainer._Training.step
-
-    def dies(self, at):
-        if at == 23:
-            raise KeyboardInterrupt
-        return step(self, at)
-
-    monkeypatch.setattr(trainer._Training, "step", dies)
-    with pytest.raises(KeyboardInterrupt):
-        trainer.train(noisy(made), trainer.Plan(40), made)
-    done = []
+    stopped(lambda: trainer.train(noisy(made), trainer.Plan(40), made), 23)
+    step, done = trainer._Training.step, []
     monkeypatch.setattr(
         trainer._Training, "step", lambda self, at: (done.append(at), step(self, at))[1]
     )

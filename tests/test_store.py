@@ -129,13 +129,19 @@ def test_a_stored_model_answers_alike(model: Model, tiny: Case, tmp_path: Path) 
         np.testing.assert_array_equal(one(batch)["logits"], other(batch)["logits"])
 
 
-def test_what_was_longest_unused_goes_first(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store", most=0)
+def full(folder: Path) -> Store:
+    """With twelve entries, the first the longest unused, and room for none."""
+    store = Store(folder, most=0)
     for number in range(12):
         entry = store.folder / f"{number:02d}"
         entry.mkdir()
         (entry / "weights").write_bytes(b"x" * 100)
         os.utime(entry, (number, number))
+    return store
+
+
+def test_what_was_longest_unused_goes_first(tmp_path: Path) -> None:
+    store = full(tmp_path / "store")
     store._trim()
     assert sorted(each.name for each in store.folder.iterdir()) == [
         f"{number:02d}" for number in range(4, 12)
@@ -143,12 +149,7 @@ def test_what_was_longest_unused_goes_first(tmp_path: Path) -> None:
 
 
 def test_what_may_be_the_answer_stays(tmp_path: Path) -> None:
-    store = Store(tmp_path / "store", most=0)
-    for number in range(12):
-        entry = store.folder / f"{number:02d}"
-        entry.mkdir()
-        (entry / "weights").write_bytes(b"x" * 100)
-        os.utime(entry, (number, number))
+    store = full(tmp_path / "store")
     store.keep({"digest of a finalist": "00"})
     store._trim()
     assert (store.folder / "00").exists()

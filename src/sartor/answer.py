@@ -35,6 +35,11 @@ STEP_ROWS = 512  # examples on which the contribution of a step is looked at
 SOON = 8  # trials, by which a run should have shown something: an early answer is in haste then
 
 
+def ledger_of(spec: Spec, ready: Prepared) -> Ledger:
+    """The ledger of the run's holdout."""
+    return Ledger(ledger_path(spec.data), ready.data.holdout.digest, total=1.0 - spec.confidence)
+
+
 class Answering:
     """Follows the trials of one run and answers at its end. Nothing that it finds on the holdout
     goes back to the search."""
@@ -49,9 +54,7 @@ class Answering:
         self.measuring = Measuring(spec, ready, lab, progress, clock)
         self.delivery = Delivery(self.measuring, folder)
         lab.enough = self._enough
-        self.ledger = Ledger(
-            ledger_path(spec.data), ready.data.holdout.digest, total=1.0 - spec.confidence
-        )
+        self.ledger = ledger_of(spec, ready)
         opened = self._since_the_answer("early", "frozen")
         self.early = self._early_before() if "early" in opened else self._certified_before()
         if not opened:
@@ -96,7 +99,8 @@ class Answering:
 
     def _keep(self, trial: Trial) -> None:
         """Has what may be the answer kept: it is not made, or trained, a second time."""
-        if trial.state == "done" and trial.recipe:
+        # What an earlier session tried is kept as that one left it.
+        if trial.state == "done" and trial.recipe and self.lab.has_built(trial):
             early = [self.early.finalist] if self.early else []
             chain = [*freeze(self.trials, rival=self.lab.rival), *early]
             self.lab.keep([each.trial for each in chain if each.trial.recipe])

@@ -69,14 +69,15 @@ class Builder:
         """The model that the recipe makes; shared beginnings come from the store. Raises Stopped.
         `lineage`, where given, receives the model after each step."""
         model = self.original
-        for at, technique in enumerate(recipe):
+        for technique in recipe:
             key = self.key(model, technique)
             if key in self.stops:
                 raise Stopped(self.stops[key][0], technique, self.stops[key][1])
             model = self.store.get(key) or self._apply(technique, model, key)
             if lineage is not None:
                 lineage.append(model)
-            self.keys[recipe[: at + 1]] = key
+        if recipe:
+            self.keys[recipe] = key
         return model
 
     def _apply(self, technique: Technique, model: Model, key: str) -> Model:

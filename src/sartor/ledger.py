@@ -62,10 +62,7 @@ class Ledger:
 
     def left(self) -> float:
         """What is left of the error rate."""
-        if not self.path.exists():
-            return self.total
-        with self.path.open("rb") as file:
-            return self._left(_entries(file, self.path))
+        return self._left(self._read())
 
     def runs_left(self) -> int:
         """How many more runs may open this holdout."""
@@ -76,30 +73,33 @@ class Ledger:
 
     def early_level(self, run: str) -> float:
         """What the early answer of this run is, or was, tested at."""
-        for each in self._openings(run):
-            if each["stage"] == "early":
-                return float(each["alpha"])
-        return EARLY * SHARE * self.left()
+        entries = self._read()
+        paid = [each["alpha"] for each in self._opened(entries, run) if each["stage"] == "early"]
+        return float(paid[0]) if paid else EARLY * SHARE * self._left(entries)
 
     def check(self, run: str = "") -> None:
         """Raises WrongRequest where too little is left for this run, which may have paid before,
         or where nothing can be recorded: to be told beforehand."""
         with self._locked() as file:
-            left = self._left(_entries(file, self.path))
-        if not self._openings(run):
-            self._check_left(left)
+            entries = _entries(file, self.path)
+        if not self._opened(entries, run):
+            self._check_left(self._left(entries))
 
-    def _openings(self, run: str) -> list[dict[str, Any]]:
+    def _read(self) -> list[dict[str, Any]]:
         if not self.path.exists():
             return []
         with self.path.open("rb") as file:
-            return [
-                each
-                for each in _entries(file, self.path)
-                if each["event"] == "open"
-                and each.get("holdout") == self.holdout
-                and each["run"] == run
-            ]
+            return _entries(file, self.path)
+
+    def _opened(self, entries: list[dict[str, Any]], run: str) -> list[dict[str, Any]]:
+        """The openings of this holdout by the run."""
+        return [
+            each
+            for each in entries
+            if each["event"] == "open"
+            and each.get("holdout") == self.holdout
+            and each["run"] == run
+        ]
 
     def _check_left(self, left: float) -> None:
         if left < FLOOR:
@@ -145,7 +145,7 @@ class Ledger:
     ) -> tuple[float, float]:
         """(alpha of the opening, what it takes from the error rate). An early opening takes the
         share of its whole run at once, so that no other run can take what its end will need."""
-        opened = [each for each in mine if each["event"] == "open" and each["run"] == run]
+        opened = self._opened(mine, run)
         early = [each for each in opened if each["stage"] == "early"]
         finals = [each for each in opened if each["stage"] == "final"]
         if stage == "early" and opened:

@@ -12,12 +12,11 @@ from typing import Any
 
 from sartor import cluster, machine
 from sartor.ahead import Crew, take
-from sartor.answer import Answering
+from sartor.answer import Answering, ledger_of
 from sartor.bench import LocalBench
 from sartor.clock import Clock
 from sartor.contracts import Failed, Recipe, Training, WrongRequest, describe, trains
 from sartor.granting import grant, granted
-from sartor.ledger import Ledger, ledger_path
 from sartor.openings import openings
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.priors import features, learned
@@ -55,7 +54,8 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
         pool.ready()
         ready = prepare(spec, folder.work, pool)
         first = [recipe(ready.original.kind, entries) for entries in spec.recipes]
-        _check_ledger(spec, ready, folder)
+        if folder.journal.last("request") is None:  # the corrected command finds no run here
+            ledger_of(spec, ready).check()
         facts = environment(ready.original) | {"spec": remembered(spec)}
         folder.begin(ready.request, facts)
         if folder.journal.last("answer") and not spec.resume:
@@ -84,14 +84,6 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
             with contextlib.suppress(Failed, WrongRequest):  # for later runs: this one is answered
                 _features(lab, folder)
     return Run(folder.root)
-
-
-def _check_ledger(spec: Spec, ready: Prepared, folder: RunFolder) -> None:
-    """Raises WrongRequest where a new run could certify nothing on these data: before it begins, so
-    that the same command with other data finds the folder as this one did."""
-    if folder.journal.last("request") is None:
-        path, holdout = ledger_path(spec.data), ready.data.holdout.digest
-        Ledger(path, holdout, total=1.0 - spec.confidence).check()
 
 
 def _replayed(spec: Spec) -> Journal | None:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from sartor.contracts import Arrays, Port, WrongRequest
+from sartor.space import Choice
 
 AT_LEAST_ONE = "a whole number from 1"
 
@@ -74,7 +75,7 @@ def check_session(
         if isinstance(domain, str):
             fits = isinstance(value, int) and not isinstance(value, bool) and value >= 1
         else:
-            fits = any(value == each and type(value) is type(each) for each in domain)
+            fits = value in Choice(domain)
         if not fits:
             choices = _in_words(domain)
             raise WrongRequest(f"the setting {name} cannot be {value!r}; write {choices}")

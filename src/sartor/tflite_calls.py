@@ -60,14 +60,7 @@ class Caller:
         return answers
 
     def _answers(self, run: Run, batch: Arrays) -> dict[str, np.ndarray]:
-        resized = False
-        for port, tensor in self.inputs:
-            if None in port.shape and run.get_input_shape(tensor.at) != batch[port.name].shape:
-                run.interpreter.resize_tensor_input(tensor.at, batch[port.name].shape)
-                resized = True
-        if resized:
-            run.allocate()
-        elif self.remembers:
+        if not run.fit(self.inputs, batch) and self.remembers:
             run.interpreter.reset_all_variables()
         for port, tensor in self.inputs:
             run.interpreter.set_tensor(tensor.at, tensor.into(batch[port.name]))
@@ -130,8 +123,17 @@ class Run:
         told = self.interpreter.get_input_details()
         self._shapes = {each["index"]: tuple(map(int, each["shape"])) for each in told}
 
-    def get_input_shape(self, at: int) -> tuple[int, ...]:
-        return self._shapes[at]
+    def fit(self, inputs: Sequence[tuple[Port, _Tensor]], batch: Arrays) -> bool:
+        """Gives the inputs of free sizes those of the batch; whether any was another."""
+        resized = False
+        for port, tensor in inputs:
+            shape = batch[port.name].shape
+            if None in port.shape and self._shapes[tensor.at] != shape:
+                self.interpreter.resize_tensor_input(tensor.at, shape)
+                resized = True
+        if resized:
+            self.allocate()
+        return resized
 
 
 class _Tensor:

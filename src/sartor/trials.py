@@ -112,25 +112,31 @@ class Laboratory(Builder):
         """Whether the original could be the answer, so that another must be better."""
         return not self.formats or self.original.kind in self.formats
 
+    def recipe_of(self, trial: Trial) -> Recipe:
+        return known_recipe(self.original.kind, trial.recipe)
+
     def model_of(self, trial: Trial) -> Model:
         """What the trial made: as it was kept, where it was, else made once more."""
         key = self.store.kept().get(trial.model)
         kept = self.store.get(key) if key else None
-        return kept or self.build(known_recipe(self.original.kind, trial.recipe))
+        return kept or self.build(self.recipe_of(trial))
+
+    def has_built(self, trial: Trial) -> bool:
+        """Whether this session made, or found in the store, what the trial is about."""
+        return self.recipe_of(trial) in self.keys
 
     def keep(self, trials: Iterable[Trial]) -> None:
         """Has the store keep what these made, whatever it takes: they may be the answer."""
         before, kept = self.store.kept(), {}
         for each in trials:
-            own = known_recipe(self.original.kind, each.recipe)
-            key = self.keys.get(own) or before.get(each.model)
+            key = self.keys.get(self.recipe_of(each)) or before.get(each.model)
             if key:
                 kept[each.model] = key
         if kept != before:
             self.store.keep(kept)
 
     def title(self, trial: Trial) -> str:
-        return describe(known_recipe(self.original.kind, trial.recipe))
+        return describe(self.recipe_of(trial))
 
     # -- measuring ----------------------------------------------------------------------------
 

@@ -104,10 +104,7 @@ def _values(
         into = list(caller.inputs)
     found = []
     for batch in batches:
-        for port, tensor in into:
-            if None in port.shape:
-                run.resize_tensor_input(tensor.at, batch[port.name].shape)
-        kept.allocate()
+        kept.fit(into, batch)
         for port, tensor in into:
             run.set_tensor(tensor.at, tensor.into(batch[port.name]))
         run.invoke()
@@ -132,8 +129,6 @@ def _taken(
         for place, at in enumerate(given):
             run.resize_tensor_input(place, values[0][at].shape)
         run.allocate_tensors()
-        for place, at in enumerate(given):
-            run.set_tensor(place, values[0][at])
     except (RuntimeError, ValueError):  # one that runs other graphs
         return None
     took = []
@@ -143,7 +138,9 @@ def _taken(
                 run.set_tensor(place, each[at])
             began = time.perf_counter()
             run.invoke()
-        except (RuntimeError, ValueError) as error:
+        except ValueError:  # it takes another type or size than what it was given in the whole
+            return None
+        except RuntimeError as error:
             raise Failed(f"LiteRT: {error}") from None
         took.append(time.perf_counter() - began)
     return float(np.median(took[len(values[:WARM]) :]))

@@ -164,7 +164,7 @@ class Loss:
         """The variance of the original's answers to the first training rows, in which all squared
         errors of an output are told; of what is `seen` first where those are not remembered."""
         if name not in self._spreads:
-            part = "train" if self.bench.count("train") else "search"
+            part = self._first_part
             first = self._chunk(part, 0).get(name) if self._kept(part) else None
             known = seen if first is None else torch.from_numpy(first)
             spread = float(known.double().var(correction=0))
@@ -175,10 +175,13 @@ class Loss:
         """Whether the original's answers to the rows of the part are few enough to be kept."""
         return self._bytes_a_row * self.bench.count(part) <= _ROOM
 
+    @property
+    def _first_part(self) -> str:
+        return "train" if self.bench.count("train") else "search"
+
     @cached_property
     def _bytes_a_row(self) -> float:
-        part = "train" if self.bench.count("train") else "search"
-        found = self.bench.teach(self.bench.pick(part, np.arange(1)))
+        found = self.bench.teach(self.bench.pick(self._first_part, np.arange(1)))
         return float(sum(each.nbytes for each in found.values()))
 
     def _lesson(

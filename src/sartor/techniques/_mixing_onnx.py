@@ -50,8 +50,7 @@ class Mixing:
         for name in self.numbers:
             value = batch[name]
             part = np.where(changed, rng.uniform(0, self.share, count), 0.0).astype(value.dtype)
-            part = part.reshape(-1, *(1,) * (value.ndim - 1))
-            made[name] = value + part * (value[other] - value)
+            made[name] = value + _rows(part, value.ndim) * (value[other] - value)
         taken: dict[tuple[int, ...], np.ndarray] = {}
         for name in self.words:
             value = batch[name]
@@ -65,11 +64,15 @@ class Mixing:
         rng: np.random.Generator,
     ) -> np.ndarray:  # fmt: skip
         """Which words come from the other row: none behind the end of either."""
-        taken: np.ndarray = (rng.random(shape) < self.share) & changed.reshape(
-            -1, *(1,) * (len(shape) - 1)
-        )
-        if self.lengths is not None and len(shape) > 1:
+        axes = len(shape)
+        taken: np.ndarray = (rng.random(shape) < self.share) & _rows(changed, axes)
+        if self.lengths is not None and axes > 1:
             lengths = np.asarray(self.lengths)[rows]
-            ends = np.minimum(lengths, lengths[other]).reshape(-1, *(1,) * (len(shape) - 1))
-            taken &= np.arange(shape[1]).reshape(1, -1, *(1,) * (len(shape) - 2)) < ends
+            ends = _rows(np.minimum(lengths, lengths[other]), axes)
+            taken &= _rows(np.arange(shape[1]), axes - 1) < ends
         return taken
+
+
+def _rows(values: np.ndarray, axes: int) -> np.ndarray:
+    """One number a row, to go with arrays of so many axes."""
+    return values.reshape(-1, *(1,) * (axes - 1))
