@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import pytest
@@ -12,6 +13,7 @@ from sartor.proposals import legal
 from sartor.registry import recipe, runtime
 from sartor.techniques import recover_onnx
 from sartor.techniques.portfolio_onnx import portfolio
+from sartor.techniques.session_onnx import SessionOptions
 from sartor.testing_onnx import save_toys, toy_batch
 
 VNNI = Target(features=frozenset({"avx2", "avx512_vnni"}))
@@ -84,6 +86,33 @@ def test_the_first_recipe_makes_a_smaller_model(toys, tmp_path, name):
 def test_without_fast_integers_floats_come_second(toys, tmp_path):
     bench = ToyBench(toys["mlp"], tmp_path, target=Target(features=frozenset({"avx2"})))
     assert portfolio(toys["mlp"].model, bench)[1][0]["technique"] == "optimize-offline"
+
+
+def test_where_threads_are_shared_the_session_is_looked_at(toys, tmp_path):
+    two = dataclasses.replace(VNNI, threads=2)
+    bench = ToyBench(toys["transformer"], tmp_path, target=two)
+    wanted = [
+        each[-1]
+        for each in portfolio(toys["transformer"].model, bench)
+        if each[-1]["technique"] == "session-options"
+    ]
+    assert [each.get("spinning") or each["threads"] for each in wanted] == [True, 1]
+    assert not any(step.refuse(bench.teacher, bench) for step in recipe("onnx", wanted))
+
+
+def test_options_of_a_session_are_refused_where_they_say_nothing(toys, tmp_path):
+    model, one = toys["mlp"].model, ToyBench(toys["mlp"], tmp_path, target=VNNI)
+    two = ToyBench(toys["mlp"], tmp_path / "2", target=dataclasses.replace(VNNI, threads=2))
+    plain = dataclasses.replace(SessionOptions(), arena=True)
+    assert "that it has" in str(plain.refuse(model, two))
+    assert "2" in str(dataclasses.replace(plain, threads=4).refuse(model, two))
+    for waiting in ({"spinning": True}, {"mode": "parallel"}):
+        chosen = dataclasses.replace(plain, **waiting)
+        assert chosen.refuse(model, two) is None
+        assert "one thread" in str(chosen.refuse(model, one))
+        assert "one thread" in str(dataclasses.replace(chosen, threads=1).refuse(model, two))
+    made = dataclasses.replace(plain, level="basic", threads=1).apply(model, two)
+    assert made.settings == {"graph_level": "basic", "threads": 1}
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -53,6 +53,12 @@ def portfolio(model: Model, bench: Bench) -> Recipes:
         recipes = _transformer(facts)
     else:
         recipes = _plain(facts)
+    if bench.target.threads > 1:  # small networks lose by sharing their work, others by waiting
+        first = recipes[1 if facts.attends else 0]
+        recipes[2:2] = [
+            [*first, _step("session-options", arena=True, **how)]
+            for how in ({"spinning": True}, {"threads": 1})
+        ]
     if not facts.int8:  # integers may lose there: what keeps floats is tried in between
         recipes.insert(1, [_step("optimize-offline", level="extended")])
     known: Recipes = []
