@@ -198,6 +198,7 @@ def test_each_kind_has_its_turn_in_what_is_tried_first(monkeypatch: pytest.Monke
     assert there[0] == (ToSecond(),)
     assert (ToSecond(), *crossed) in there
     assert (ToSecond(), ToThird(), Pack()) in there
+    assert there.index((ToSecond(), Thin())) < there.index((ToSecond(), *crossed))
     assert all(legal(each, "first") for each in there)
 
 

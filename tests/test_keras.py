@@ -20,11 +20,14 @@ from hostile import keras_files
 
 from sartor.contracts import Glimpse, Model, Target, WrongRequest
 from sartor.lab import Lab, Toy
+from sartor.prepare import prepare
 from sartor.records import Journal
 from sartor.registry import adopt, kind_of, open_model, runtime
 from sartor.runtimes import _torch_keras
 from sartor.runtimes._torch_keras import keras
+from sartor.spec import Spec
 from sartor.techniques.convert_torch import ToOnnx
+from sartor.workers import Pool
 
 L = keras.layers
 
@@ -353,6 +356,62 @@ def test_without_the_extra_it_says_how_to_get_it(
         adopt(str(untrained.path), tmp_path, look=look(**untrained.rows))
 
 
+# -- what it was compiled for -------------------------------------------------------------------
+
+
+def _own_loss(right: Any, found: Any) -> Any:
+    return keras.ops.mean(keras.ops.abs(found - right))
+
+
+@pytest.mark.parametrize(
+    ("loss", "metrics", "told"),
+    [
+        ("sparse_categorical_crossentropy", ["accuracy"], ("classification", "accuracy")),
+        (lambda: keras.losses.BinaryCrossentropy(from_logits=True), ["acc"],
+         ("classification", "accuracy")),
+        ("binary_crossentropy", [lambda: keras.metrics.AUC(curve="PR"), "accuracy"],
+         ("classification", "average_precision")),
+        ("mse", ["mean_absolute_error"], ("regression", "mae")),
+        (lambda: keras.losses.Huber(), [lambda: keras.metrics.R2Score()], ("regression", "r2")),
+        ("mae", None, ("regression", None)),
+        ("poisson", ["mae"], (None, None)),
+        (lambda: _own_loss, ["mae"], (None, None)),
+        (None, None, (None, None)),
+    ],
+)  # fmt: skip
+def test_what_compile_said_is_read_off(
+    loss: Any, metrics: Any, told: tuple[str | None, str | None], tmp_path: Path
+) -> None:
+    model = keras.Sequential([keras.Input((4,), name="x"), L.Dense(1)])
+    if loss:
+        made = [each() if callable(each) else each for each in metrics or ()]
+        model.compile("adam", loss() if callable(loss) else loss, metrics=made)
+    kind, metric = told
+    right = {k: v for k, v in (("kind", kind), ("metric", metric)) if v}
+    live = adopt(model, tmp_path / "live", look=look(x=rows(32, 4)))
+    assert runtime("torch").purpose(live) == right
+    model.save(tmp_path / "model.keras")
+    file = adopt(tmp_path / "model.keras", tmp_path / "file", look=look(x=rows(32, 4)))
+    assert runtime("torch").purpose(file) == right
+
+
+def test_what_it_was_compiled_for_is_what_quality_is(tmp_path: Path) -> None:
+    """Counts of 0 and 1 look like classes; the loss says that they are numbers."""
+    model = keras.Sequential([keras.Input((4,), name="x"), L.Dense(1)])
+    model.compile("adam", "mse", metrics=["mae"])
+    data = {"x": rows(400, 4), "label": numbers(3, 400) - 1}
+    with Pool() as pool:
+        for more, kind, metric in (
+            ({}, "regression", "mae"),
+            ({"metric": "mse"}, "regression", "mse"),
+            ({"task": "classification"}, "classification", "accuracy"),
+        ):
+            spec = Spec(model=model, data=data, **more)
+            ready = prepare(spec, tmp_path / metric, pool)
+            assert (ready.task.kind, ready.task.metric) == (kind, metric)
+            assert any("compiled for regression" in each for each in ready.notes) != bool(more)
+
+
 # -- whole runs ---------------------------------------------------------------------------------
 
 
@@ -376,8 +435,8 @@ def test_a_run_on_a_file_and_on_a_live_model(
     first = journal.last("request")
     assert first is not None
     assert first["request"]["kind"] == "torch"
-    trials = list(journal.events("trial"))
-    assert [each["technique"] for each in trials[1]["recipe"]] == ["to-onnx"]
+    tried = [[step["technique"] for step in each["recipe"]] for each in journal.events("trial")]
+    assert ["to-onnx"] in tried
     with package.load(out) as best:
         found = best.predict({"image": trained.fresh["image"]})["output"].argmax(1)
     assert (found == trained.fresh["label"]).mean() > 0.9

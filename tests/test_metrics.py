@@ -459,6 +459,18 @@ def test_tasks_overruled():
         infer(outputs, label)
 
 
+def test_ones_among_zeros_are_told_apart_from_numbers():
+    """Keras' categorical losses take classes so: compared as numbers they would say nothing."""
+    outputs, label = {"out": np.random.default_rng(0).random((20, 3))}, np.arange(20) % 3
+    rows = np.eye(3)[label]
+    for given in (rows, rows.astype(int), rows.astype(bool)):
+        with pytest.raises(WrongRequest, match=r"label.argmax\(1\)"):
+            infer(outputs, given)
+    assert infer(outputs, rows, kind="regression").kind == "regression"
+    assert infer(outputs, rows * 2).kind == "regression"
+    assert infer({"out": np.zeros((20, 3, 4))}, rows.astype(int)).kind == "segmentation"
+
+
 @pytest.mark.parametrize(
     ("labels", "sentence"),
     [

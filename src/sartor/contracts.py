@@ -289,6 +289,8 @@ class Runtime(Protocol):
     `look()` gives a `Glimpse` of the data, or is None; with `trust` pickles may be read. Both raise
     WrongRequest with a sentence.
     `remarks(model) -> tuple[str, ...]`: what was given up when it was taken in, for the user.
+    `purpose(model) -> Mapping[str, str]`: `kind` of task and `metric`, where its training told
+    them; what the user says goes before.
     `reads(model) -> tuple[str, ...]`: the files that the model's file names, as it names them; a
     bundle must list them.
     `facing(model) -> Signature`: that of a session, where a model's settings change it.

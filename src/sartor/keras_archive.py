@@ -63,6 +63,12 @@ def members(path: Path) -> dict[str, bytes]:
     }
 
 
+def compile_config(path: Path) -> Any:
+    """How the model in the file was compiled, as Keras wrote it; None where it was not."""
+    config = opened(path, "Keras", SAVED, rooted=False).json(CONFIG)
+    return config.get("compile_config") if isinstance(config, dict) else None
+
+
 def _is_empty(archive: Archive, name: str) -> bool:
     return name.startswith("assets/") and not archive.entries[name].file_size
 

@@ -245,6 +245,11 @@ def infer_task(
     if kind is not None and kind not in KINDS:
         raise WrongRequest(f"unknown kind of task {kind!r}; write one of {', '.join(KINDS)}")
     label = _usable(part.label)
+    if kind in (None, CLASSIFICATION) and label is not None and _one_hot(label, answers):
+        raise WrongRequest(
+            "each row of the labels is a 1 among zeros: write label.argmax(1), the number of the "
+            "class, or --task regression where the zeros and ones are numbers to be met"
+        )
     grouped = part.group is not None
     kinds = _wanted(kind, metric)
     said = kind is not None or metric in ("agreement", "flips", "kl")
@@ -294,6 +299,15 @@ def _usable(label: np.ndarray | None) -> np.ndarray | None:
             "classes"
         )
     return label[:, 0] if label is not None and label.ndim == 2 and label.shape[1] == 1 else label
+
+
+def _one_hot(label: np.ndarray, answers: Mapping[str, np.ndarray]) -> bool:
+    """Whether each row is a 1 among zeros, one place for each column of some output: so Keras'
+    categorical losses take classes."""
+    if label.ndim != 2 or label.dtype.kind not in "fiub":
+        return False
+    fits = any(each.shape[1:] == label.shape[1:] for each in answers.values())
+    return fits and bool(np.isin(label, (0, 1)).all() and (label.sum(1) == 1).all())
 
 
 def _integral(label: np.ndarray) -> bool:

@@ -32,12 +32,15 @@ def _in_turns(lab: Laboratory, known: Mapping[str, type[Technique]]) -> Iterator
     says why."""
     waiting: list[tuple[Recipe, Model]] = [((), lab.original)]
     lists: list[tuple[Recipe, list[Recipe]]] = []
-    later: list[list[Recipe]] = []  # what comes before a conversion is tried without it first
+    later: list[
+        list[Recipe | None]
+    ] = []  # what stands before a conversion is tried by itself first
     for start, model in waiting:  # grows while it is gone through
         own = [start] if start else []
         offered = [(*start, *each) for each in _offered(model, lab, known)]
-        later.append([each for each in offered if any(step.makes for step in each[len(start) :])])
-        lists.append((start, [*own, *(each for each in offered if each not in later[-1])]))
+        crossed = [each for each in offered if any(step.makes for step in each[len(start) :])]
+        later.append([*(None for _ in own), *crossed])
+        lists.append((start, [*own, *(each for each in offered if each not in crossed)]))
         for cls in known.values():
             if not cls.makes or model.kind not in cls.kinds or not _wanted(cls.makes, lab):
                 continue
@@ -50,8 +53,8 @@ def _in_turns(lab: Laboratory, known: Mapping[str, type[Technique]]) -> Iterator
                 lab.stops[lab.key(model, then[-1])] = (end.state, end.reason)
                 lists.append((then, [then]))
                 later.append([])
-    own_first = chain.from_iterable(
-        (each, crossed) for (_, each), crossed in zip(lists, later, strict=True)
+    own_first: Iterator[Sequence[Recipe | None]] = chain.from_iterable(
+        (each, then) for (_, each), then in zip(lists, later, strict=True)
     )
     turns = chain.from_iterable(zip_longest(*own_first, _thinner(lists, lab)))
     yield from dict.fromkeys(each for each in turns if each is not None)

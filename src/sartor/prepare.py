@@ -4,6 +4,7 @@ the limits parsed, the original seen to work."""
 from __future__ import annotations
 
 import dataclasses
+import functools
 import platform
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -74,12 +75,9 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
     objective = parse_objective(spec.objective)
     limits = tuple(parse(text) for text in spec.limits)
     sample = _sampled(pool, original, target, data.search)
-    task = infer_task(
-        answering(original.signature, sample), data.search, sample,
-        metric=spec.metric, output=spec.output, kind=spec.task,
-    )  # fmt: skip
+    task, told = _task(spec, original, data.search, sample)
     check_holdout(data.holdout, task)
-    notes = [*remarks(original), *data.facts.get("warnings", ())]
+    notes = [*remarks(original), *data.facts.get("warnings", ()), *told]
     notes += _look(task, data.search, sample)
     if not any(each.quality for each in limits):
         limits += (parse(default_limit(task)),)
@@ -98,6 +96,22 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
     if spec.train_processes > 1:
         request["train_processes"] = spec.train_processes
     return Prepared(original, data, task, target, limits, objective, tuple(notes), request, augment)
+
+
+def _task(spec: Spec, original: Model, part: Part, sample: Arrays) -> tuple[Task, tuple[str, ...]]:
+    """What the model is for, and what is to be said of it: as the request says, else as its own
+    training did where the data allow it, else as the numbers look."""
+    asked = functools.partial(
+        infer_task, answering(original.signature, sample), part, sample, output=spec.output
+    )
+    told = purpose(original) if spec.metric is None and spec.task is None else {}
+    if told:
+        try:
+            task = asked(kind=told.get("kind"), metric=told.get("metric"))
+        except WrongRequest:  # no labels, or others than it was trained on
+            return asked(), ()
+        return task, (f"it was compiled for {task.kind}: quality is {task.metric}",)
+    return asked(kind=spec.task, metric=spec.metric), ()
 
 
 def _sampled(pool: Pool, original: Model, target: Target, part: Part) -> dict[str, np.ndarray]:
@@ -216,6 +230,12 @@ def remarks(model: Model) -> tuple[str, ...]:
     """What was given up when the model was taken in, where its runtime can tell."""
     told = getattr(runtime(model.kind), "remarks", None)
     return tuple(told(model)) if told is not None else ()
+
+
+def purpose(model: Model) -> Mapping[str, str]:
+    """What the model's own training says that it is for, where its runtime can tell."""
+    told = getattr(runtime(model.kind), "purpose", None)
+    return told(model) if told is not None else {}
 
 
 def environment(original: Model) -> dict[str, Any]:

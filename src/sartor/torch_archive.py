@@ -256,6 +256,14 @@ def facts(archive: Archive) -> Mapping[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def tell(path: Path, **more: Any) -> None:
+    """Adds to what Sartor wrote beside the program in this file."""
+    archive = opened(path)
+    members = {name: archive.read(name) for name in archive.entries}
+    members[FACTS] = text({**facts(archive), **more})
+    write(path, members)
+
+
 # -- digest -------------------------------------------------------------------------------------
 
 _MANGLED = re.compile(rb"___torch_mangle_\d+")

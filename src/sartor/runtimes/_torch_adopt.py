@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from sartor import torch_archive as archives
 from sartor.contracts import Glimpse, WrongRequest
+from sartor.keras_compiled import purpose
 from sartor.libraries import first_line, quiet
 from sartor.runtimes._torch_export import exported
 from sartor.runtimes._torch_live import Fed
@@ -202,7 +203,7 @@ def adopt(given: Any, folder: Path, look: Look | None) -> Path:
     if isinstance(given, torch.export.ExportedProgram):
         return write_program(given, folder, {}, ())
     if _of_keras(given):
-        return _from_keras(given, folder, look)
+        return _from_keras(given, folder, look, _keras().compiled(given))
     module, weights = given if isinstance(given, tuple) and len(given) == 2 else (given, None)
     if not isinstance(module, nn.Module) or not isinstance(weights, (str, Path, type(None))):
         raise WrongRequest(
@@ -226,7 +227,7 @@ def bring(path: Path, folder: Path, look: Look | None, trust: bool) -> Path:
     if path.is_dir():
         return _from_folder(path, folder, look)
     if path.suffix.lower() == ".keras":
-        return _from_keras(_keras().read(path, trust), folder, look)
+        return _from_keras(_keras().read(path, trust), folder, look, _keras().compiled(path))
     if path.is_file() and path.stat().st_size and not _is_archive(path):
         return _unpickled(path, folder, look, trust)
     archive = archives.opened(path)
@@ -341,7 +342,7 @@ def _keras() -> ModuleType:
     return _torch_keras
 
 
-def _from_keras(model: Any, folder: Path, look: Look | None) -> Path:
+def _from_keras(model: Any, folder: Path, look: Look | None, compiled: Any) -> Path:
     if look is None:
         raise WrongRequest("a Keras model is compared with its export on rows: it needs data")
     seen = look()
@@ -350,4 +351,5 @@ def _from_keras(model: Any, folder: Path, look: Look | None) -> Path:
         with _keras().unrolled(model):
             made = exported(module, inputs, folder)
         _keras().compare(model, made, inputs)
+    archives.tell(made, purpose=purpose(compiled))
     return made

@@ -28,7 +28,7 @@ import torch
 from torch import Tensor, nn
 
 from sartor.contracts import Glimpse, WrongRequest
-from sartor.keras_archive import CONFIG, SAVED, WEIGHTS, members
+from sartor.keras_archive import CONFIG, SAVED, WEIGHTS, compile_config, members
 from sartor.libraries import first_line, quiet
 from sartor.nearness import gap, spread
 from sartor.runtimes._torch_adopt import fed_rows, matched, tensor
@@ -235,6 +235,19 @@ def _free(home: nn.Module, name: str) -> str:
     while hasattr(home, name):
         name += "_"
     return name
+
+
+def compiled(given: Any) -> Any:
+    """How a model in memory, or in a file, was compiled, as Keras writes it; None where it was
+    not, or where that is no data."""
+    try:
+        if isinstance(given, Path):
+            return compile_config(given)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that code is no data
+            return given.get_compile_config() if getattr(given, "compiled", False) else None
+    except Exception:  # whatever losses of the user's own raise
+        return None
 
 
 def taken(model: Any, glimpse: Glimpse) -> tuple[nn.Module, list[Fed]]:

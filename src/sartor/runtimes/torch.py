@@ -80,6 +80,11 @@ class Torch:
         told = archives.facts(archives.opened(Path(model.payload))).get("remarks")
         return tuple(map(str, told)) if isinstance(told, list) else ()
 
+    def purpose(self, model: Model) -> Mapping[str, str]:
+        """What the model's own training says that it is for: the kind of its task, its metric."""
+        told = archives.facts(archives.opened(Path(model.payload))).get("purpose")
+        return {k: str(v) for k, v in told.items()} if isinstance(told, dict) else {}
+
     def save(self, model: Model, folder: Path) -> Path:
         path = Path(model.payload)
         return copy_files(path, (path.name,), folder)
