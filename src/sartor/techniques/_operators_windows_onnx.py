@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sartor.contracts import Failed
+from sartor.techniques._depthwise_onnx import depthwise, fallen_back
 from sartor.techniques._operators_onnx import ONLY, Call, operator
 
 ONLY |= {
@@ -67,15 +69,17 @@ def _conv(c: Call) -> Tensor:
     weight = c[1]
     spatial = weight.ndim - 2
     run = (F.conv1d, F.conv2d, F.conv3d)[spatial - 1]
-    settings = {
+    settings: dict[str, Any] = {
         "stride": tuple(c.get("strides") or [1] * spatial),
         "dilation": tuple(c.get("dilations") or [1] * spatial),
         "groups": c.get("group", 1),
     }
     before, after = _pads(c, c[0], weight.shape[2:])
-    if before == after:
-        return run(c[0], weight, c.optional(2), padding=tuple(before), **settings)
-    return run(_padded(c[0], before, after), weight, c.optional(2), **settings)
+    x = c[0] if before == after else _padded(c[0], before, after)
+    padding = tuple(before) if before == after else (0,) * spatial
+    if spatial == 2 and fallen_back(x, weight, *settings.values()):
+        return depthwise(x, weight, c.optional(2), settings["stride"], (padding[0], padding[1]))
+    return run(x, weight, c.optional(2), padding=padding, **settings)
 
 
 @operator("ConvTranspose")
