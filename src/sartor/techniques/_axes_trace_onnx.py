@@ -10,6 +10,7 @@ import onnx
 from onnx import TensorProto, numpy_helper
 
 from sartor.techniques._axes_onnx import Atom, Axes, Layout, axis, freeze, size_of
+from sartor.techniques._folding_onnx import fold_sizes
 from sartor.techniques._graph_onnx import Graph, attribute
 
 FLOATS = (TensorProto.FLOAT, TensorProto.FLOAT16, TensorProto.DOUBLE, TensorProto.BFLOAT16)
@@ -125,6 +126,7 @@ class Trace:
 
 def start(graph: Graph) -> Trace:
     """A trace that knows the inputs and the constants. Free sizes of one name are one atom."""
+    fold_sizes(graph)
     trace = Trace(graph, graph.shapes())
     symbols: dict[str, Layout] = {}
     for port in graph.proto.graph.input:
