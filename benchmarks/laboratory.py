@@ -15,14 +15,16 @@ from sartor.trials import Laboratory
 from sartor.workers import Pool
 
 
-def laboratory(source: Path, place: Path, patience: float) -> tuple[Prepared, Laboratory]:
-    """For `model.onnx` and `eval.npz` in `source`; all that is made is kept in `place`. A recipe
-    may take `patience` seconds."""
+def laboratory(
+    source: Path, place: Path, patience: float, model: str | None = None
+) -> tuple[Prepared, Laboratory]:
+    """For `model.onnx` (or what `model` names) and `eval.npz` in `source`; all that is made is kept
+    in `place`. A recipe may take `patience` seconds."""
     place.mkdir(parents=True, exist_ok=True)
     if not (place / "eval.npz").exists():
         shutil.copy(source / "eval.npz", place)
     spec = Spec(
-        model=str(source / "model.onnx"), data=str(place / "eval.npz"), out=str(place / "run"),
+        model=model or str(source / "model.onnx"), data=str(place / "eval.npz"), out=str(place / "run"),
         limits=("accuracy >= baseline - 0.01",), minimize="latency",
     )  # fmt: skip
     with Pool() as pool:

@@ -1,0 +1,227 @@
+"""Every runtime and its eight bits on real trained models, beside what other tools make by default
+and what Sartor chooses, as one Markdown table.
+
+    python benchmarks/runtimes.py [--only adult] [--threads 1 2] [--budget 10m] [--without-peers]
+
+For each model: a run of `sartor optimize` for each number of threads (at most a point of quality
+may be lost, latency is minimized); a recipe of one step for each runtime and way to quantize; the
+artifacts of `benchmarks/peers.py`; and one `sartor compare` of all of them with the model as it
+came in ONNX Runtime, in interleaved rounds, each in a process of its own. What was made or measured
+is kept in build/runtimes: the command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from laboratory import laboratory
+from main_job import build_demo, build_with
+
+from sartor import bundle
+from sartor.contracts import Failed
+from sartor.registry import recipe
+from sartor.trials import Laboratory
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
+PLACE = BUILD / "runtimes"
+HERE = Path(__file__).resolve().parent
+COLUMNS = ("threads", "what", "quality", "MB", "latency ratio (95 %)", "made in", "")
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model. `code`: its factory, script:function, where it exists as PyTorch code too."""
+
+    name: str
+    source: Path
+    build: Callable[[Path], None]
+    code: str = ""
+
+
+SUBJECTS = (
+    Subject("resnet18", BUILD / "resnet18", build_with("resnet18.py"), "resnet18.py:make"),
+    Subject("lite0", BUILD / "lite0", build_with("lite0.py"), "lite0.py:make"),
+    Subject("minilm", BUILD / "minilm", build_with("minilm_tweets.py")),
+    Subject("adult", BUILD / "adult", build_with("adult_mlp.py")),
+    Subject("fashion", BUILD / "fashion", build_with("fashion_cnn.py")),
+    Subject("demo", BUILD / "demo" / "input", build_demo),
+)
+# Name -> recipe: the technique at its defaults; conversions on the way to it are put in.
+FORMS: Mapping[str, list[str]] = {
+    "ONNX Runtime, static int8": ["static-int8"],
+    "ONNX Runtime, dynamic int8": ["fuse-transformer", "separate-norm", "dynamic-int8"],
+    "ONNX Runtime, dynamic int8, unfused": ["dynamic-int8"],
+    "OpenVINO": ["to-openvino"],
+    "OpenVINO, NNCF int8": ["post-training-int8"],
+    "OpenVINO of ONNX Runtime's int8": ["static-int8", "to-openvino"],
+    "LiteRT": ["to-tflite"],
+    "LiteRT, dynamic range": ["dynamic-range"],
+    "LiteRT, full int8": ["full-int8"],
+}
+CODE_FORMS: Mapping[str, list[str]] = {
+    "PyTorch": [],
+    "PyTorch, frozen": ["freeze-script"],
+    "PyTorch, int8 products": ["linear-int8"],
+}
+
+
+def forms(subject: Subject) -> dict[str, dict[str, Any]]:
+    """Name -> seconds of the making, and the bundle or why there is none."""
+    place = PLACE / subject.name
+    told = place / "forms.json"
+    made: dict[str, dict[str, Any]] = json.loads(told.read_text()) if told.exists() else {}
+    kinds: list[tuple[str, str | None, Mapping[str, list[str]]]] = [("onnx", None, FORMS)]
+    if subject.code:
+        kinds.append(("torch", str(HERE / "models" / subject.code), CODE_FORMS))
+    for kind, model, named in kinds:
+        if all(name in made for name in named):
+            continue
+        _, lab = laboratory(subject.source, place / kind, 1200.0, model)
+        with lab:
+            for name, techniques in named.items():
+                if name not in made:
+                    print(f"{subject.name}: {name}", file=sys.stderr, flush=True)
+                    made[name] = _made(lab, kind, techniques, place / "forms" / name)
+                    told.write_text(json.dumps(made, indent=1))
+    return made
+
+
+def _made(lab: Laboratory, kind: str, techniques: list[str], folder: Path) -> dict[str, Any]:
+    began = time.monotonic()
+    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        model = lab.build(recipe(kind, [{"technique": each} for each in techniques]))
+        took = time.monotonic() - began
+        sample = lab.search.inputs(np.arange(8))
+        nobody = np.zeros(0, np.uint32)
+        bundle.write(model, folder, {}, sample, nobody, lab.bench.target, "of a benchmark")
+    except Failed as failure:
+        return {"seconds": time.monotonic() - began, "failed": str(failure)}
+    return {"seconds": took, "artifact": str(folder)}
+
+
+def chosen(subject: Subject, threads: int, budget: str) -> dict[str, Any]:
+    """The answer of a run, kept."""
+    place = PLACE / subject.name / f"run-{threads}"
+    told = place / "answer.json"
+    if not told.exists():
+        shutil.rmtree(place, ignore_errors=True)
+        place.mkdir(parents=True)
+        shutil.copy(subject.source / "eval.npz", place)
+        command = [
+            sys.executable, "-m", "sartor.cli", "optimize", str(subject.source / "model.onnx"),
+            "--data", str(place / "eval.npz"), "--minimize", "latency", "--budget", budget,
+            "--threads", str(threads), "--out", str(place / "run"), "--json",
+        ]  # fmt: skip
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+        if done.returncode not in (0, 3, 4):
+            raise SystemExit(f"{subject.name}: sartor optimize ended with {done.returncode}")
+        told.write_text(done.stdout.splitlines()[-1])
+    answer: dict[str, Any] = json.loads(told.read_text())
+    return answer
+
+
+def peers(subject: Subject) -> dict[str, dict[str, Any]]:
+    """As `forms`, of the other tools."""
+    place = PLACE / subject.name / "peers"
+    told = place / "peers.json"
+    if not told.exists():
+        command = [sys.executable, str(HERE / "peers.py"), str(subject.source), "--out", str(place)]
+        if subject.code:
+            command += ["--code", str(HERE / "models" / subject.code)]
+        subprocess.run(command, check=True, stdout=sys.stderr)
+    found: dict[str, dict[str, Any]] = json.loads(told.read_text())
+    return found
+
+
+def compared(subject: Subject, threads: int, artifacts: Mapping[str, str]) -> dict[str, Any]:
+    """Name -> what `sartor compare` found of it; the model as it came is the first."""
+    told = PLACE / subject.name / f"compared-{threads}.json"
+    if not told.exists():
+        models = [str(subject.source / "model.onnx"), *artifacts.values()]
+        data = ["--data", str(subject.source / "eval.npz"), "--threads", str(threads), "--json"]
+        command = [sys.executable, "-m", "sartor.cli", "compare", *models, *data]
+        done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
+        told.write_text(done.stdout.splitlines()[-1])
+    found = json.loads(told.read_text())
+    names = ["ONNX Runtime, as it came", *artifacts]
+    rows = dict(zip(names, found["rows"], strict=True))
+    return {"metric": found["metric"], "rows": rows}
+
+
+def table(subject: Subject, threads: int, budget: str, others: bool) -> Iterator[list[str]]:
+    made = forms(subject) | (peers(subject) if others else {})
+    answer = chosen(subject, threads, budget)
+    artifacts = {name: each["artifact"] for name, each in made.items() if "artifact" in each}
+    ours = f"Sartor: {answer['chosen'] or 'as it came'}"
+    if answer["status"] == 0:
+        artifacts[ours] = str(PLACE / subject.name / f"run-{threads}" / "run" / "bundle")
+    found = compared(subject, threads, artifacts)
+    whole = found["rows"]["ONNX Runtime, as it came"]
+    for name, row in found["rows"].items():
+        took = "" if name not in made else f"{made[name]['seconds']:.0f} s"
+        yield [str(threads), name, *_cells(row, whole, found["metric"]), took, _said(row, whole)]
+    for name, each in made.items():
+        if "failed" in each:
+            yield [str(threads), name, "", "", "", f"{each['seconds']:.0f} s", each["failed"]]
+
+
+def _cells(row: Mapping[str, Any], whole: Mapping[str, Any], metric: str) -> list[str]:
+    if "failed" in row:
+        return ["", "", ""]
+    figures, bound = row["figures"], row["latency"]["bound"] or 1.0
+    low, high = ((row["latency"][end] or math.nan) / bound for end in ("low", "high"))
+    change = figures[metric] - whole["figures"][metric]
+    return [
+        f"{figures[metric]:.4f} ({100 * change:+.2f})",
+        f"{figures['size'] / 1e6:.2f}",
+        f"{figures['latency.ratio']:.3f} ({low:.3f} to {high:.3f})",
+    ]
+
+
+def _said(row: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
+    """What is wrong with it: it failed, it is slower, more than a point may be lost."""
+    if "failed" in row:
+        return str(row["failed"])
+    quality, latency = row["quality"], row["latency"]
+    worst = quality["low"] if ">=" in quality["limit"] else None
+    said = []
+    if worst is not None and quality["bound"] is not None and worst < quality["bound"] - 0.01:
+        said.append("may lose more than a point")
+    if row is not whole and latency["low"] and latency["low"] > latency["bound"]:
+        said.append("slower")
+    return ", ".join(said)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--only", choices=[each.name for each in SUBJECTS], action="append")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--budget", default="10m")
+    parser.add_argument("--without-peers", action="store_true")
+    given = parser.parse_args()
+    for subject in SUBJECTS:
+        if given.only and subject.name not in given.only:
+            continue
+        if not all((subject.source / file).is_file() for file in ("model.onnx", "eval.npz")):
+            subject.build(subject.source)
+        print(f"\n{subject.name}\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
+        for threads in given.threads:
+            for row in table(subject, threads, given.budget, not given.without_peers):
+                print(f"| {' | '.join(row)} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
