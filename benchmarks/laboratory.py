@@ -24,8 +24,8 @@ def laboratory(
     if not (place / "eval.npz").exists():
         shutil.copy(source / "eval.npz", place)
     spec = Spec(
-        model=model or str(source / "model.onnx"), data=str(place / "eval.npz"), out=str(place / "run"),
-        limits=("accuracy >= baseline - 0.01",), minimize="latency",
+        model=model or str(source / "model.onnx"), data=str(place / "eval.npz"),
+        out=str(place / "run"), limits=("accuracy >= baseline - 0.01",), minimize="latency",
     )  # fmt: skip
     with Pool() as pool:
         ready = prepare(spec, place / "work", pool)
