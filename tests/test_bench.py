@@ -125,6 +125,6 @@ def test_facts_are_json_and_hold_what_matters(bench: LocalBench) -> None:
     ):
         assert dataclasses.replace(bench, **change).facts(trains=True) != facts
     assert bench.on(bench.model, Path("elsewhere"), 7.0).facts(trains=True) == facts
-    slower = Training(bench.training.steps, 9.0, bench.training.macs)
+    slower = Training(bench.training.steps, 9.0, bench.training.work)
     told = dataclasses.replace(bench, training=slower).facts(trains=True)
     assert told == facts  # the clock decides nothing

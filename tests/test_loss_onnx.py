@@ -441,7 +441,7 @@ def threes(tmp_path_factory: pytest.TempPathFactory) -> Threes:
         model=opened, teacher=opened, limits=(), target=Target(), train=data.train,
         search=data.search, scratch=place / "scratch", memory=place / "memory",
         task=Task("classification", "logit", "recall", classes=2, form="logits"),
-        training=Training(400, 0.01, 64 * 64 + 64 * 64 + 64),
+        training=Training(400, 0.01, 64 * 64 + 64 * 64 + 64 + 80 * (4 * 64 + 1)),
     )  # fmt: skip
     return Threes(made, {"pixels": pixels[fresh], "label": label[fresh]})
 

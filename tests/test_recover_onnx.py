@@ -279,11 +279,11 @@ def test_what_training_needs_is_said(tmp_path):
 def test_a_smaller_network_gets_more_steps(tmp_path):
     made = bench("mlp", tmp_path)
     graph = read(made.toy.model)
-    macs = trainer.macs(graph, made)
-    assert macs == 32 * 64 + 64 * 64 + 64 * 4
-    made.training = Training(100, 0.01, 2 * macs)
+    work = trainer.work(graph, made)
+    assert work == 32 * 64 + 64 * 64 + 64 * 4 + 80 * (4 * 64 + 2 * 4)  # what each gives
+    made.training = Training(100, 0.01, 2 * work)
     assert trainer.granted(graph, made, 0.3) == 60
-    made.training = Training(100, 0.01, 100 * macs)
+    made.training = Training(100, 0.01, 100 * work)
     assert trainer.granted(graph, made, 0.3) == 120  # overhead leaves a quarter of the cost
 
 

@@ -52,15 +52,16 @@ def test_what_was_granted_stands_in_the_journal(finished):
     journal = Journal(finished[0].folder / "run.jsonl")
     (told,) = journal.events("training")
     assert told["steps"] == max(EPOCHS * 400 // 64, FEWEST)
-    assert told["macs"] == 64 * 640 + 640 * 640 + 640 * 10
+    products, numbers = 64 * 640 + 640 * 640 + 640 * 10, 4 * 640 + 10
+    assert told["work"] == products + 80 * numbers
     assert told["seconds"] > 0
-    assert granted(journal) == Training(told["steps"], told["seconds"], told["macs"])
+    assert granted(journal) == Training(told["steps"], told["seconds"], told["work"])
 
 
 def test_what_was_not_granted_is_asked_again_where_the_run_is_given_more(tmp_path):
     journal = Journal(tmp_path / "run.jsonl")
     assert granted(journal) is None
-    nothing = {"steps": 0, "seconds": 0.5, "macs": 3, "why": "too few"}
+    nothing = {"steps": 0, "seconds": 0.5, "work": 3, "why": "too few"}
     journal.add("training", **nothing)
     assert granted(journal) == Training(0, 0.5, 3, "too few")
     journal.add("budget", budget=7200.0, trials=None)

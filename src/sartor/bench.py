@@ -70,7 +70,7 @@ class LocalBench:
             "train": self.train.digest if self.train is not None else None,
             "search": self.search.digest,
             "seed": self.seed,
-            **({"training": [self.training.steps, self.training.macs]} if trains else {}),
+            **({"training": [self.training.steps, self.training.work]} if trains else {}),
             **({"processes": self.processes} if trains and self.processes > 1 else {}),
             **({"augment": self.augment.digest} if self.augment is not None else {}),
         }

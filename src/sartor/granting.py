@@ -56,21 +56,21 @@ def granted(journal: Journal) -> Training | None:
             told = None
     if told is None:
         return None
-    return Training(told["steps"], told["seconds"], told["macs"], told.get("why", ""))
+    return Training(told["steps"], told["seconds"], told["work"], told.get("why", ""))
 
 
 def _measured(lab: Laboratory, budget: float, recipe: Recipe) -> dict[str, Any]:
     if not lab.bench.count("train"):
-        return {"steps": 0, "seconds": 0.0, "macs": 0, "why": "there are no training rows"}
+        return {"steps": 0, "seconds": 0.0, "work": 0, "why": "there are no training rows"}
     try:
         model: Model = lab.build(before(recipe))
         bench = lab.bench.on(model, scratch := lab.store.scratch())
         patience = min(MEASURE_SECONDS, lab.patience())
         with lab.quiet():
-            seconds, macs = lab.pool.call(training_cost, model, bench, timeout=patience)
+            seconds, work = lab.pool.call(training_cost, model, bench, timeout=patience)
         shutil.rmtree(scratch, ignore_errors=True)
     except (Failed, WrongRequest) as failure:
-        return {"steps": 0, "seconds": 0.0, "macs": 0, "why": str(failure)}
+        return {"steps": 0, "seconds": 0.0, "work": 0, "why": str(failure)}
     if math.isfinite(budget):
         steps = int(SHARE * budget / seconds)
     else:
@@ -79,4 +79,4 @@ def _measured(lab: Laboratory, budget: float, recipe: Recipe) -> dict[str, Any]:
     if steps < FEWEST:
         why = f"a step takes {seconds:.2g} s: {steps} steps would be too few to train anything"
         steps = 0
-    return {"steps": steps, "seconds": seconds, "macs": macs, "why": why, "load": machine.load()}
+    return {"steps": steps, "seconds": seconds, "work": work, "why": why, "load": machine.load()}

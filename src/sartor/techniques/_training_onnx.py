@@ -53,6 +53,7 @@ _SAVE_SECONDS = 30.0
 _TELL_SECONDS = 2.0
 _FEWEST = 64  # rows without which nothing is trained
 _SHORTEST = 3  # steps
+_TRAFFIC = 80  # multiply-accumulates that take as long as writing and reading a number
 _SEEN = 4  # batches by which norms begin
 
 
@@ -119,7 +120,7 @@ def follow(rank: Rank, path: Path, plan: Plan, bench: Bench, sparse: Sparse | No
 
 def cost(graph: Graph, bench: Bench, batch: int = 64, steps: int = 3) -> tuple[float, int]:
     """Seconds of a training step of this graph here, by the labels alone where there are any, and
-    its multiply-accumulates for an example."""
+    its `work`."""
     # The original's answers are remembered, unless they are to rows that were changed.
     teacher = 0.0 if bench.augment is None else 0.5
     with _together(graph, Plan(steps + 1, batch, teacher=teacher), bench) as training:
@@ -128,26 +129,29 @@ def cost(graph: Graph, bench: Bench, batch: int = 64, steps: int = 3) -> tuple[f
         began = time.perf_counter()
         for at in range(1, steps + 1):
             training.step(at)
-        return (time.perf_counter() - began) / steps, macs(graph, bench)
+        return (time.perf_counter() - began) / steps, work(graph, bench)
 
 
 def granted(graph: Graph, bench: Bench, effort: float) -> int:
     """Steps for this graph: `effort` of those granted, more where a step costs less than one of
     the original; overhead leaves a quarter of the cost at least."""
-    ratio = macs(graph, bench) / max(bench.training.macs, 1)
+    ratio = work(graph, bench) / max(bench.training.work, 1)
     return round(bench.training.steps * effort / min(max(ratio, 0.25), 1.0))
 
 
-def macs(graph: Graph, bench: Bench) -> int:
-    """Multiply-accumulates of the first search example, as torch counts them."""
+def work(graph: Graph, bench: Bench) -> int:
+    """What a step costs, told by the first search example and by no clock: multiply-accumulates,
+    as torch counts them, and so many for each number that an operator gives."""
     batches = bench.batches("search", 1, 1)
     if batches is None:
         raise Failed("there are no search rows")
     batch = next(iter(batches))
     net = GraphModule(graph).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        net({name: torch.from_numpy(batch[name]) for name in net.inputs})
-    return int(counter.get_total_flops()) // 2
+        every = tuple(name for node in net.program for name in node.outputs)
+        made = net({name: torch.from_numpy(batch[name]) for name in net.inputs}, every)
+    numbers: int = sum(each.numel() for each in made.values() if each.is_floating_point())
+    return int(counter.get_total_flops()) // 2 + _TRAFFIC * numbers
 
 
 def untrainable(model: Model, bench: Bench, effort: float, balance: str = "none") -> str | None:

@@ -110,7 +110,7 @@ def _trained(how: Recover | Tune, model: Model, bench: Bench) -> Model:
 
 
 def training_cost(model: Model, bench: Bench) -> tuple[float, int]:
-    """Seconds of a step that trains this model here, and its multiply-accumulates for an example:
+    """Seconds of a step that trains this model here, and how much work it is for an example:
     what the training that a run grants is planned by. Raises Failed where it cannot be trained."""
     found: tuple[float, int] = _trainer().cost(read(model), bench)
     return found
