@@ -125,7 +125,8 @@ class Task:
 @dataclass(frozen=True)
 class Training:
     """What one full training of a recipe may cost: `steps` of the original, each of `seconds` here
-    and of so much `work` (in multiply-accumulates) an example. No steps: nothing may be trained, and `why`."""
+    and of so much `work` (in multiply-accumulates) an example. No steps: nothing may be trained,
+    and `why`."""
 
     steps: int = 0
     seconds: float = 0.0
