@@ -13,7 +13,7 @@ the package, which makes them here as well. Written are `model.onnx` (`spectrogr
 The rows are windows of 1.2 s of the prompts of prompts.py, with pauses and pink noise; each prompt
 is in one split only. They have no labels: keywords hardly occur among them, and a model that heard
 "another word" everywhere would look good. So the judge is agreement with the original, which names
-a keyword in one window of twelve, mostly a false alarm. That it hears at all is shown by four
+a keyword in one window of thirteen, mostly a false alarm. That it hears at all is shown by four
 prompts that begin with "left" or "right".
 """
 
