@@ -71,6 +71,8 @@ def front_end(
     (library,) = folder.glob(f"{LIBRARY}.*")
     chosen = _module(folder / f"{SETTINGS}.py").AudioFeatureGeneratorSettings()
     for name, value in settings.items():
+        if not hasattr(chosen, name):
+            raise SystemExit(f"the front end of {PACKAGE} has no setting {name}")
         setattr(chosen, name, value)
     wrapped = _module(library).AudioFeatureGeneratorWrapper(chosen)
 
