@@ -9,6 +9,8 @@ from toy_onnx import answer, bench_of, build, linear, operators
 from sartor.contracts import Failed
 from sartor.lab import alike
 from sartor.registry import runtime
+from sartor.techniques._factors_onnx import factor
+from sartor.techniques._products_onnx import Layer
 from sartor.techniques.factorize_onnx import LowRank
 from sartor.techniques.prune_onnx import PruneMagnitude
 
@@ -56,6 +58,20 @@ def test_the_error_is_least_where_the_data_are(tmp_path):
     assert alike(answer(bench.toy.model, inside), answer(made, inside)) > 0.99999
     outside = {"x": np.random.default_rng(3).standard_normal((9, 64), np.float32)}
     assert alike(answer(bench.toy.model, outside), answer(made, outside)) < 0.8
+
+
+def test_moments_that_rounding_left_below_zero_are_no_failure():
+    # One direction far above all others: means kept in float32 cannot tell those from nothing.
+    rows = 100 + np.random.default_rng(1).standard_normal((4, 64))
+    second = rows.T @ rows / 4 - 0.1 * np.eye(64)
+    assert np.linalg.eigvalsh(second)[0] < -1e-6 * np.trace(second) / 64
+    node = helper.make_node("MatMul", ["x", "w"], ["y"])
+    layer, weight = Layer(node, "w", 64, 96, ()), of_rank(4, 64, 96).astype(np.float64)
+    known = {layer.key: second.astype(np.float32), f"places:{layer.key}": np.ones(1)}
+    made = factor(layer, weight, known, "spatial", 8)
+    assert made.ranks[3] == 4
+    assert made.losses[3] < 1e-6
+    assert made.first[:, :4] @ made.second[:4] == pytest.approx(weight, abs=1e-3)
 
 
 def test_no_projection_of_the_same_rank_does_better(tmp_path):

@@ -74,8 +74,10 @@ def _matrix(layer: Layer, weight: np.ndarray, second: np.ndarray, places: float)
         energies, vectors = leading(weight.T @ second @ weight)
         left, right = weight @ vectors, vectors.T
     else:
-        # Directions the data never took have no weight at all and could not be unwhitened.
+        # Directions the data never took have no weight at all, or less than none where the moments
+        # were rounded, and could not be unwhitened.
         ridge = 1e-6 * max(float(np.trace(second)) / layer.inputs, 1e-30)
+        ridge -= min(float(np.linalg.eigvalsh(second)[0]), 0.0)
         root = np.linalg.cholesky(second + ridge * np.eye(layer.inputs))
         whitened = root.T @ weight
         energies, vectors = leading(whitened @ whitened.T)
