@@ -55,6 +55,9 @@ SUBJECTS = (
     Subject("lite0", BUILD / "lite0", build_with("lite0.py"), "lite0.py:make"),
     Subject("minilm", BUILD / "minilm", build_with("minilm_tweets.py")),
     Subject("adult", BUILD / "adult", build_with("adult_mlp.py")),
+    Subject("vad", BUILD / "vad", build_with("vad.py")),
+    Subject("keywords", BUILD / "keywords", build_with("keywords.py")),
+    Subject("anomaly", BUILD / "anomaly", build_with("anomaly.py")),
     Subject("fashion", BUILD / "fashion", build_with("fashion_cnn.py")),
     Subject("demo", BUILD / "demo" / "input", build_demo),
 )
