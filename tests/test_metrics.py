@@ -516,3 +516,21 @@ def test_default_limits_can_be_parsed_and_found():
     assert all(
         parse(default_limit(task(metric=name))) for name in DEFINITIONS if not lookup(name).groups
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "given", "told"),
+    [
+        ("free", lambda rng: 100 + rng.normal(size=(50, 8)), "have cosine"),
+        ("free", lambda rng: rng.normal(size=(50, 8)), None),
+        ("classification", lambda rng: rng.random((50, 3)) + np.eye(3)[0] * 5, "agreement 1.0000"),
+        ("classification", lambda rng: rng.random((50, 3)), None),
+    ],
+)
+def test_a_limit_that_one_answer_to_all_would_meet_is_told(kind, given, told):
+    from sartor.prepare import _asks_little
+
+    answers = given(np.random.default_rng(0)).astype(np.float32)
+    t = task(kind, 3, False, primary(kind, False, False))
+    found = _asks_little(t, answers, Truth(reference=answers))
+    assert (told in found[0]) if told else not found

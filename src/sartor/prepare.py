@@ -24,12 +24,13 @@ from sartor.fitting import natural_batch
 from sartor.glimpse import looker, repeatable
 from sartor.lanes import sample_outputs
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
-from sartor.metrics import check_labels, default_limit, find, infer_task
+from sartor.metrics import Truth, check_labels, default_limit, find, infer_task
 from sartor.registry import adopt, conversion, kinds, plugins, reachable, runtime
 from sartor.spec import Spec, beside
 from sartor.user_functions import Augmentation, augmentation
 from sartor.workers import Pool
 
+LITTLE = 0.95  # agreement or cosine of one answer to all rows, from which on they tell little
 SAMPLE = 128  # examples of the search split on which the original is looked at before the run
 
 
@@ -136,13 +137,14 @@ def _look(task: Task, part: Part, sample: Arrays) -> list[str]:
     """What is suspicious about the original before anything was done to it."""
     given = sample[task.output]
     rows = np.arange(len(given))
+    truth = truth_of(part, given, rows)
     if not task.labelled:
         return [
             "there are no labels (an array or column `label`, or the one that --label names): "
             "quality is agreement with the original's own answers, and they alone teach where "
-            "something is trained"
+            "something is trained",
+            *_asks_little(task, given, truth),
         ]
-    truth = truth_of(part, given, rows)
     check_labels(task, np.asarray(part.label))
     if task.kind != "classification" or truth.label is None:
         return []
@@ -155,6 +157,26 @@ def _look(task: Task, part: Part, sample: Arrays) -> list[str]:
             f"the commonest answer on {guess:.1%}: check its preprocessing and the labels first"
         ]
     return []
+
+
+def _asks_little(task: Task, given: np.ndarray, truth: Truth) -> list[str]:
+    """Whether one and the same answer to every row would do as well: an autoencoder's outputs are
+    much alike, and so are the classes of rare events."""
+    if task.metric == "agreement" and given.ndim == 2 and given.shape[1] > 1:
+        top = given.argmax(1)
+        same = given[[int((top == np.bincount(top).argmax()).argmax())]]
+    elif task.metric == "cosine":
+        same = given.mean(0, keepdims=True)
+    else:
+        return []
+    found = find(task.metric, task).value(np.repeat(same, len(given), 0), truth)
+    if found < LITTLE:
+        return []
+    other = " (--metric rel_error asks more)" if task.metric == "cosine" else ""
+    return [
+        f"an answer that never changes would have {task.metric} {found:.4f} with the original's "
+        f"too: a limit on it asks little here{other}"
+    ]
 
 
 def _request(
