@@ -20,11 +20,13 @@ Sartor = Callable[..., Said]
 
 
 def spoilt(model: Path, folder: Path) -> Path:
-    """The model with its last bias turned round: another answer, the same speed."""
+    """The model with its last bias turned round: another answer, the same speed, and as exported by
+    somebody who called the one output otherwise."""
     proto = onnx.load(model)
     bias = next(each for each in proto.graph.initializer if each.name == "b2")
     values = numpy_helper.to_array(bias) + 30 * np.eye(10, dtype=np.float32)[3]
     bias.CopyFrom(numpy_helper.from_array(values.astype(np.float32), "b2"))
+    proto.graph.node[-1].output[0] = proto.graph.output[0].name = "answer"
     onnx.save(proto, folder / "spoilt.onnx")
     return folder / "spoilt.onnx"
 

@@ -4,6 +4,7 @@ what it shows are estimates with intervals, not a certificate."""
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
@@ -122,7 +123,8 @@ def measure_pair(
     original, target, part = race.original, race.target, race.part
     rows = np.arange(len(part))
     before, after = (
-        answers(pool, each, part, rows, task, target, timeout=timeout) for each in (original, model)
+        answers(pool, each, part, rows, _answering(each, task), target, timeout=timeout)
+        for each in (original, model)
     )
     engines = runtime(original.kind), runtime(model.kind)
     return Evidence(
@@ -139,6 +141,13 @@ def measure_pair(
         truth=truth_of(part, before),
         same=engines[0].digest(original) == engines[1].digest(model),
     )
+
+
+def _answering(model: Model, task: Task) -> Task:
+    """The task with this model's own name for the output, where it has but one."""
+    names = [port.name for port in model.signature.outputs]
+    alone = len(names) == 1 and task.output != names[0]
+    return dataclasses.replace(task, output=names[0]) if alone else task
 
 
 def _row(name: str, model: Model, pool: Pool, race: Race, task: Task) -> dict[str, Any]:
