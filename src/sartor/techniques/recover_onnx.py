@@ -135,6 +135,8 @@ def _layers(operators: set[str]) -> list[list[dict[str, Any]]]:
         [pruned[1], brief, _step("static-int8"), _step("tune", effort=EFFORTS[0])],
         *([_step("low-rank", share=share), brief, last] for share in (0.3, 0.2)),
         [pruned[0], _step("low-rank", share=0.4), brief, last],
+        # What is thin already is slow by the number of its layers.
+        [_step("drop-layers", keep=0.5), pruned[1], brief, last],
     ]
 
 
