@@ -20,7 +20,7 @@ from laboratory import laboratory
 from sartor.contracts import Failed, describe
 from sartor.granting import FEWEST, SHARE, grant
 from sartor.registry import recipe
-from sartor.trials import Laboratory
+from sartor.trials import Laboratory, count_flops
 
 ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
@@ -123,7 +123,7 @@ def row(lab: Laboratory, entries: Entries) -> list[str]:
             base = found["accuracy"] - found["original.accuracy"]
             cells = [
                 f"{found['accuracy']:.4f} ({100 * base:+.2f})", f"{found['size'] / 1e6:.2f}",
-                f"{found['latency.ratio']:.3f}", f"{found.get('flops', 0) / 2e6:.1f}",
+                f"{found['latency.ratio']:.3f}", f"{count_flops(model, lab.search) / 2e6:.1f}",
                 f"{took:.0f}",
             ]  # fmt: skip
         except Failed as failure:

@@ -201,6 +201,40 @@ def test_the_cost_is_that_of_an_independent_count(name, tmp_path):
     assert sum(cost.at(fewer) for cost in found) == counted(traced.graph.proto, t=6)
 
 
+def numbers_of_weights(graph):
+    return sum(
+        np.prod(tensor.dims)
+        for _, tensor in graph.constants()
+        if len(tensor.dims) > 1 and tensor.data_type == onnx.TensorProto.FLOAT
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_weights_are_counted_as_they_stand_in_the_file(name, tmp_path):
+    proto = CASES[name]().proto
+    bench = bench_for(proto, tmp_path)
+    traced = trace(Graph(onnx.load(bench.toy.model.payload)))
+    chosen = [each for each in groups(traced) if each.reason is None]
+    found = costs(traced, bench, chosen, "weights")
+    sizes = {each.atom: each.size for each in chosen}
+    assert sum(cost.at(sizes) for cost in found) == numbers_of_weights(traced.graph)
+    both = costs(traced, bench, chosen, "both")
+    assert sum(cost.at(sizes) for cost in both) == pytest.approx(2 if len(found) else 1)
+    fewer = {each.atom: max(each.size // 2, 1) for each in chosen}
+    keep(traced, {atom: np.arange(size) for atom, size in fewer.items()})
+    assert sum(cost.at(fewer) for cost in found) == numbers_of_weights(traced.graph)
+
+
+@pytest.mark.parametrize("counting", ["weights", "both"])
+def test_weights_go_where_they_are_many(counting, tmp_path):
+    """Of two stages the second has most weights, the first most of the sums."""
+    bench = bench_for(CASES["plain"]().proto, tmp_path)
+    whole = numbers_of_weights(Graph(onnx.load(bench.toy.model.payload)))
+    proto, _ = made_of(bench, share=0.5, counting=counting)
+    left = numbers_of_weights(Graph(proto)) / whole
+    assert left <= 0.5 if counting == "weights" else left < 0.6
+
+
 def test_one_more_rung_would_be_too_much(tmp_path):
     case = CASES["plain"]()
     bench = bench_for(case.proto, tmp_path)

@@ -1,4 +1,5 @@
-"""How many of each group stay, so that a share of the multiply-accumulates remains."""
+"""How many of each group stay, so that a share of the multiply-accumulates, or of the weights,
+remains."""
 
 from __future__ import annotations
 
@@ -10,13 +11,20 @@ import numpy as np
 from sartor.contracts import Bench, Failed
 from sartor.techniques._axes_groups_onnx import Group
 from sartor.techniques._axes_onnx import Atom, Layout, count, leaves, resolve, size_of
-from sartor.techniques._axes_trace_onnx import Trace
+from sartor.techniques._axes_trace_onnx import FLOATS, Trace
 from sartor.techniques._graph_onnx import watch
+
+COUNTED = {
+    "macs": "multiply-accumulates",
+    "weights": "weights",
+    "both": "multiply-accumulates and weights",
+}
 
 
 @dataclass(frozen=True)
 class Cost:
-    """Multiply-accumulates of one node for one example: `factor` times the lengths of `axes`."""
+    """Multiply-accumulates of one node for one example, or numbers of a weight: `factor` times the
+    lengths of `axes`."""
 
     factor: float
     axes: tuple[Layout, ...]
@@ -28,7 +36,38 @@ class Cost:
         return total
 
 
-def costs(trace: Trace, bench: Bench, chosen: Sequence[Group]) -> list[Cost]:
+def costs(
+    trace: Trace, bench: Bench, chosen: Sequence[Group], counting: str = "macs"
+) -> list[Cost]:
+    """What is counted, one of COUNTED; of "both" each makes a half of the whole."""
+    if counting == "macs":
+        return _products(trace, bench, chosen)
+    if counting == "weights":
+        return _weights(trace, chosen)
+    sizes, found = {group.atom: group.size for group in chosen}, []
+    for own in (_products(trace, bench, chosen), _weights(trace, chosen)):
+        whole = sum(each.at(sizes) for each in own) or 1.0
+        found += [Cost(each.factor / whole, each.axes) for each in own]
+    return found
+
+
+def _weights(trace: Trace, chosen: Sequence[Group]) -> list[Cost]:
+    """Of every constant of floats with two axes or more."""
+    atoms = {group.atom for group in chosen}
+    found = []
+    for name, tensor in trace.graph.constants():
+        if len(tensor.dims) > 1 and tensor.data_type in FLOATS:
+            factor, axes = 1.0, []
+            for size, layout in zip(tensor.dims, trace.axes[name], strict=True):
+                if atoms.isdisjoint(leaves(layout)):
+                    factor *= size
+                else:
+                    axes.append(resolve(layout))
+            found.append(Cost(factor, tuple(axes)))
+    return found
+
+
+def _products(trace: Trace, bench: Bench, chosen: Sequence[Group]) -> list[Cost]:
     """Of every product, convolution and recurrent layer; lengths that are free are those of one
     example."""
     atoms = {group.atom for group in chosen}
@@ -65,8 +104,8 @@ def _shapes(trace: Trace, names: list[str], bench: Bench) -> dict[str, tuple[int
 @dataclass(frozen=True)
 class Ladder:
     """What a group may keep: `counts` from all of it down to the least, and what is `lost` at
-    each. `total` makes what groups lose comparable; None where only the multiply-accumulates that
-    hang on them can."""
+    each. `total` makes what groups lose comparable; None where only the costs that hang on them
+    can."""
 
     group: Group
     counts: tuple[int, ...]
@@ -102,8 +141,8 @@ def ladder(group: Group, steps: tuple[int, ...], scores: np.ndarray, scale: str)
 class Budget:
     """Where on its ladder each group stands, and what that costs.
 
-    Where importances of groups do not compare, a group's is worth the multiply-accumulates that
-    hang on it: groups of like importance throughout then give the same share."""
+    Where importances of groups do not compare, a group's is worth what hangs on it of what is
+    counted: groups of like importance throughout then give the same share."""
 
     def __init__(self, ladders: Sequence[Ladder], costs: Sequence[Cost]) -> None:
         self.ladders = ladders
@@ -154,7 +193,7 @@ class Budget:
         return sum(each.at(least) for each in self._costs) / self.whole
 
     def price(self, at: int) -> float:
-        """Importance lost for each multiply-accumulate that one rung further down saves."""
+        """Importance lost for the cost that one rung further down saves."""
         ladder, rung = self.ladders[at], self.rungs[at]
         if rung + 1 == len(ladder.counts):
             return np.inf

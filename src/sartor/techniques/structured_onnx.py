@@ -29,6 +29,7 @@ from sartor.techniques._graph_onnx import (
 from sartor.techniques._importance_onnx import IMPORTANCE
 from sartor.techniques._refit_onnx import refit
 from sartor.techniques._shares_onnx import (
+    COUNTED,
     Budget,
     costs,
     counts,
@@ -44,18 +45,19 @@ _WITH_ROWS = ("error", "taylor", "activation")
 @dataclass(frozen=True)
 class StructuredPrune(Technique):
     """Removes channels of convolutions, heads of attention and units of hidden layers, the least
-    important first, until `share` of the multiply-accumulates is left; what is left is a smaller
-    ordinary model. Nothing is trained afterwards.
+    important first, until `share` of the multiply-accumulates is left (`counting` "macs"), of the
+    weights, or of "both", the mean of the two shares; what is left is a smaller ordinary model.
+    Nothing is trained afterwards.
 
     What must go together (over residual sums, concatenations, groups, reshapes into heads) is
     found in the graph, as in Fang et al., "DepGraph", CVPR 2023; what an operator computes jointly
     over stays whole. `importance`: "magnitude" is the norm of the weights (Li et al., ICLR 2017),
     "activation" the mean magnitude on `examples` training rows, "taylor" the change of the loss to
     first order (Molchanov et al., CVPR 2019; by torch), "random" a control. `scope` "global"
-    trades groups against each other by importance lost for each multiply-accumulate saved, each
-    group's importance adding up to 1; "local" keeps the same share of each. A group keeps `least`
-    of itself, and multiples of 8 (convolutions of 16 with AVX-512). Parts are the groups, named
-    by the first node that makes them."""
+    trades groups against each other by importance lost for what is saved, each group's importance
+    adding up to 1; "local" keeps the same share of each. A group keeps `least` of itself, and
+    multiples of 8 (convolutions of 16 with AVX-512). Parts are the groups, named by the first node
+    that makes them."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
     stage: ClassVar[str] = "structure"
@@ -64,6 +66,7 @@ class StructuredPrune(Technique):
     claims: ClassVar[frozenset[str]] = frozenset({"macs", "size", "latency"})
 
     share: float = span(0.8, 0.1, 1.0)
+    counting: str = choice(*COUNTED)
     what: str = choice("all", "channels", "heads", "width")
     importance: str = choice("error", "magnitude", "taylor", "activation", "random")
     scope: str = choice("global", "local")
@@ -136,11 +139,12 @@ class StructuredPrune(Technique):
         scores = IMPORTANCE[self.importance](traced, every, bench, self.examples)
         scale = {"error": "errors", "taylor": "losses"}.get(self.importance, "shares")
         ladders = [ladder(each, chosen[each], scores[each.atom], scale) for each in every]
-        budget = Budget(ladders, costs(traced, bench, every))
+        budget = Budget(ladders, costs(traced, bench, every, self.counting))
         if budget.lowest() > self.share:
+            counted = COUNTED[self.counting]
             raise Failed(
-                f"what may be removed leaves {budget.lowest():.2f} of the multiply-accumulates, "
-                f"more than {self.share:g}"
+                f"what may be removed leaves {budget.lowest():.2f} of the {counted}, more than "
+                f"{self.share:g}"
             )
         (descend if self.scope == "global" else level)(budget, self.share)
         give_back(budget, self.share)
