@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# As in Sartor's own processes (workers.THREADS), and before numpy is loaded: sums on several
+# threads round in another order, and a model made here would not be, to the last bit, one of there.
+for pool in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[pool] = "1"
+
+# ruff: noqa: E402
 import numpy as np
 import onnx
 import pytest

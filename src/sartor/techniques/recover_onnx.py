@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from sartor.contracts import Bench, Model, Technique
 from sartor.space import choice, span
-from sartor.techniques._graph_onnx import Parts, finish, foreign, peek, read
+from sartor.techniques._graph_onnx import Parts, attribute, finish, foreign, peek, read
 
 REQUIRES = ("torch", "lightning_fabric", "safetensors")
 EFFORTS = (0.1, 0.3, 1.0)
@@ -121,15 +121,20 @@ def portfolio(model: Model, bench: Bench) -> list[list[dict[str, Any]]]:
     loses too much gets more of it."""
     if bench.budget < SHORT or bench.count("train") < ROWS:
         return []
-    operators = {node.op_type for node in peek(model).nodes}
+    nodes = peek(model).nodes
+    operators = {node.op_type for node in nodes}
     attends = bool(operators & {"Softmax", "Attention"}) and "Conv" not in operators
-    return _transformer(bench) if attends else _layers(operators)
+    each = any(node.op_type == "Conv" and attribute(node, "group", 1) > 1 for node in nodes)
+    return _transformer(bench) if attends else _layers(depthwise=each)
 
 
-def _layers(operators: set[str]) -> list[list[dict[str, Any]]]:
+def _layers(depthwise: bool) -> list[list[dict[str, Any]]]:
+    """Depthwise networks have their weights where their sums are few, and lose what they know to
+    a rate that others gain by (docs/log.md)."""
     last = _step("static-int8", bias_correction=True)
-    brief = _step("recover", effort=EFFORTS[0], rate=0.03)
-    pruned = [_step("structured-prune", share=share) for share in (0.5, 0.3, 0.15)]
+    brief = _step("recover", effort=EFFORTS[0], rate=0.01 if depthwise else 0.03)
+    counting = {"counting": "both"} if depthwise else {}
+    pruned = [_step("structured-prune", share=share, **counting) for share in (0.5, 0.3, 0.15)]
     return [
         *([each, brief, last] for each in pruned),
         [pruned[1], brief, _step("static-int8"), _step("tune", effort=EFFORTS[0])],
