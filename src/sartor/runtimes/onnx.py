@@ -20,6 +20,7 @@ import numpy as np
 import onnxruntime as ort
 
 from sartor.contracts import Arrays, Failed, Model, Part, Signature, Target, WrongRequest
+from sartor.libraries import needing
 from sartor.runtimes._onnx_bytes import digest, externals, names_of
 from sartor.sessions import AT_LEAST_ONE, Entry, check_session, copy_files
 
@@ -179,12 +180,8 @@ def _options(settings: Mapping[str, Any], target: Target) -> ort.SessionOptions:
 
 
 def _file() -> ModuleType:
-    try:
+    with needing("looking into an ONNX file", "pip install 'sartor[onnx]'"):
         from sartor.runtimes import _onnx_file
-    except ModuleNotFoundError as error:
-        raise WrongRequest(
-            f"opening an ONNX file needs {error.name}; write: pip install 'sartor[onnx]'"
-        ) from None
     return _onnx_file
 
 
