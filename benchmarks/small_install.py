@@ -166,6 +166,16 @@ def optimized(case: Case, layers: Layers, work: Path, folder: Path) -> Path:
     return original
 
 
+def built(work: Path) -> Path:
+    """The package as a wheel, made of a copy: what an earlier build left would get into it."""
+    for name in ("src", "pyproject.toml", "setup.py", "README.md", "LICENSE"):
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, work / "source" / name)
+    make = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", work, work / "source"]
+    subprocess.run(make, check=True)
+    return next(work.glob("sartor-*.whl"))
+
+
 @dataclass(frozen=True)
 class Device:
     """An environment with the small install and one runtime, and nothing of ours around it."""
@@ -260,9 +270,7 @@ def main() -> None:
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
     layers = trained(work)
-    make = [sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", work, ROOT]
-    subprocess.run(make, check=True)
-    wheel, rows, good = next(work.glob("sartor-*.whl")), [], True
+    wheel, rows, good = built(work), [], True
     for name in asked.kinds:
         (work / name).mkdir()
         original = optimized(CASES[name], layers, work, work / name)
