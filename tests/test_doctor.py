@@ -58,6 +58,7 @@ def test_it_says_what_is_missing_without_importing_it(
         "suffixes": [".magic"],
         "missing": ["no_such_framework"],
         "extra": "magic",
+        "remedy": "pip install 'sartor[magic]'",
         "versions": {},
     }
     assert "no_such_framework" in said.err

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 import sartor
+from sartor.registry import plugins
 
 SOURCE = Path(sartor.__file__).parent
 
 # From the ground up: a module may reach, directly or through any others, what stands on its own
 # line or above it. Modules that are not named lie wherever their own imports put them.
 LAYERS = [
-    ["space", "records"],
+    ["space", "records", "special"],
     ["stats"],
     ["bootstrap", "melded"],
     ["contracts"],
@@ -54,7 +55,7 @@ FRAMEWORKS = {
     *("onnxruntime", "onnxscript", "onnxslim", "openvino", "ray", "tensorflow", "torch", "torchao"),
     *("transformers", "xgboost"),
 }
-SLOW = {"optuna", "pandas", "PIL", "pyarrow", "rich", "sklearn"}
+SLOW = {"optuna", "psutil", "scipy", "pandas", "PIL", "pyarrow", "rich", "sklearn"}
 # Heads of the building: no plug-ins, but each stands for one kind of model and says so by name.
 MAY = {
     "demo": {"torch", "transformers", "onnx", "onnxruntime"},
@@ -205,6 +206,32 @@ def test_frameworks_stand_in_plugin_files_only(module: str) -> None:
     if module.startswith("testing_"):
         found -= {module.removeprefix("testing_"), f"{module.removeprefix('testing_')}runtime"}
     assert found <= MAY.get(module, set()), f"{module or 'sartor'} imports {sorted(found)}"
+
+
+@pytest.mark.parametrize("group", ["techniques", "runtimes"])
+def test_what_a_plugin_needs_is_known_without_importing_it(group: str) -> None:
+    """Its own imports and those of its helpers, by the text alone: as the parser reads them."""
+    for plugin in plugins(group):
+        needed, seen, waiting = set(), set(), [plugin.module.removeprefix("sartor.")]
+        while waiting:
+            module = waiting.pop()
+            seen.add(module)
+            for name in at_top(modules()[module]):
+                parts = name.split(".")
+                if parts[0] != "sartor":
+                    needed.add(parts[0])
+                    continue
+                inside = [".".join(parts[1:end]) for end in (len(parts), len(parts) - 1)]
+                waiting += [each for each in inside if each in modules() and each not in seen]
+        assert needed - set(sys.stdlib_module_names) <= set(plugin.imports), plugin.name
+
+
+def at_top(path: Path) -> Iterator[str]:
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
 def test_import_sartor_loads_no_framework() -> None:

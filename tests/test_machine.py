@@ -98,6 +98,28 @@ def test_a_watch_leaves_out_our_own_processes() -> None:
     assert told > without or told == (os.cpu_count() or 1)
 
 
+def test_memory_and_cores_are_those_that_psutil_tells() -> None:
+    told = psutil.virtual_memory()
+    assert machine._memory() == told.total
+    assert machine._memory(free=True) == pytest.approx(told.available, rel=0.2)
+    assert machine.memory_ceiling() > 4e9
+    theirs, ours = psutil.cpu_times(percpu=True), machine._cores_seconds()
+    assert set(ours) == {"cpu", *(f"cpu{at}" for at in range(len(theirs)))}
+    for at, core in enumerate(theirs):
+        assert ours[f"cpu{at}"][1] == pytest.approx(core.idle + core.iowait, rel=0.01, abs=1)
+        assert sum(ours[f"cpu{at}"]) == pytest.approx(sum(core[:8]), rel=0.01, abs=1)
+    assert machine.idlest_core(0.01) in machine.allowed_cores()
+
+
+def test_where_the_system_tells_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_PROC", tmp_path)
+    watch = machine.Watch((os.getpid(),))
+    time.sleep(0.15)
+    assert watch.others() is None
+    assert machine.idlest_core(0.01) in machine.allowed_cores()
+    assert machine._memory(free=True) == machine._memory()
+
+
 def test_too_short_a_watch_says_nothing() -> None:
     assert machine.Watch(()).others() is None
 

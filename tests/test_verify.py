@@ -111,6 +111,52 @@ def test_the_original_is_needed_and_must_be_the_one(
     assert not list(tmp_path.glob("*.sartor-ledger"))
 
 
+def without_original(
+    tailored: Tailored, place: Path, limits: list[str], rival: bool = False
+) -> Path:
+    """The bundle under other limits, its original being nowhere."""
+    facts = bundle.read(tailored.folder)
+    asked = {**facts["certificate"], "limits_asked": limits, "rival": rival}
+    gone = {**facts["original"], "path": str(place / "gone.onnx")}
+    return copied(tailored, place, certificate=asked, original=gone)
+
+
+def test_limits_that_name_no_baseline_need_no_original(tailored: Tailored, tmp_path: Path) -> None:
+    limits = ["accuracy >= 0.5", "accuracy@thickness >= 0.3", "size <= 20 MB", "latency <= 1 s"]
+    place = without_original(tailored, tmp_path / "bundle", limits)
+    found = package.verify(place, tailored.case.data(tmp_path, **tailored.case.fresh))
+    assert found["status"] == 0, found
+    assert [each["limit"] for each in found["limits"]] == limits
+    assert {each["outcome"] for each in found["limits"]} == {"met"}
+    assert any("original, which was not measured" in note for note in found["notes"])
+    strict = without_original(tailored, tmp_path / "strict", ["accuracy >= 0.999", "size <= 1 kB"])
+    found = package.verify(strict, tailored.case.data(tmp_path / "again", **tailored.case.fresh))
+    assert found["status"] == 3
+    assert {each["outcome"] for each in found["limits"]} == {"broken"}
+
+
+@pytest.mark.parametrize(
+    ("limit", "rival"),
+    [
+        ("accuracy >= 0.5", True),
+        ("size <= 0.9 x baseline", False),
+        ("accuracy@thickness >= baseline - 0.1", False),
+        ("flips <= 10 %", False),
+        ("worst_class_drop <= 0.2", False),
+        ("mine.py:metric >= 0.1", False),
+    ],
+)
+def test_all_other_limits_need_it(
+    limit: str, rival: bool, tailored: Tailored, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text("def metric(answers, labels):\n    return 1.0\n")
+    limit = limit.replace("mine.py", str(tmp_path / "mine.py"))
+    place = without_original(tailored, tmp_path / "bundle", [limit], rival)
+    with pytest.raises(WrongRequest, match="write --original FILE"):
+        package.verify(place, tailored.case.data(tmp_path))
+    assert not list(tmp_path.glob("*.sartor-ledger"))
+
+
 def test_rows_of_the_run_verify_nothing(tailored: Tailored, tmp_path: Path) -> None:
     """What chose or certified the artifact once cannot certify it again."""
     with pytest.raises(WrongRequest, match="fresh rows"):

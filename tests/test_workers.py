@@ -17,6 +17,7 @@ import psutil
 import pytest
 
 from sartor.contracts import Failed, WrongRequest
+from sartor.keeper import _descendants_slowly, descendants
 from sartor.registry import runtime
 from sartor.workers import LONGEST, DiskFull, Pool, Worker
 
@@ -192,6 +193,15 @@ def test_what_it_started_goes_when_it_crashes_or_hangs(
         with pytest.raises(Failed, match=r"segmentation fault|hung"):
             worker.call(start_helper_and, end, str(note), timeout=5)
         assert gone(int(note.read_text()))
+
+
+def test_descendants_are_found_by_the_parents_of_all_too() -> None:
+    with Worker() as worker:
+        started = worker.call(start_helper, True)
+        below = set(descendants(worker.process.pid))
+        assert started in below
+        assert set(_descendants_slowly(worker.process.pid)) == below
+    assert _descendants_slowly(worker.process.pid) == []
 
 
 def test_a_pool_keeps_nothing_of_a_call_that_left_processes_behind() -> None:

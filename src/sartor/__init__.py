@@ -49,9 +49,12 @@ def optimize(
     WrongRequest with one sentence for a wrong request."""
     import tempfile
 
-    from sartor.optimizing import optimize as run_it
-    from sartor.resuming import requested
+    from sartor.libraries import OPTIMIZE, needing
     from sartor.spec import request
+
+    with needing("sartor.optimize", OPTIMIZE):
+        from sartor.optimizing import optimize as run_it
+        from sartor.resuming import requested
 
     asked = {"limits": list(limits), "minimize": minimize, "budget": budget, **settings}
     if isinstance(settings.get("resume"), (str, Path)):

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
-from scipy.special import ndtr, ndtri
 
 from sartor.records import Interval
+from sartor.special import ndtr, ndtri
 from sartor.stats import Comparison, Floats, nothing
 
 FAST, SLOW = 2000, 1000  # resamples of a figure that takes many at once, and of any other
@@ -116,15 +116,15 @@ def _bca(
     a = float((off**3).sum()) / (6 * squares**1.5) if squares > 0 else 0.0
     size = len(draws)
     tied = 0.5 * np.count_nonzero(draws == estimate)
-    z0 = float(ndtri((np.count_nonzero(draws < estimate) + tied + 0.5) / (size + 1)))
+    z0 = ndtri((np.count_nonzero(draws < estimate) + tied + 0.5) / (size + 1))
 
     def p(count_beyond: int, sign: float) -> float:
-        w = sign * float(ndtri((count_beyond + 1) / (size + 2))) - z0
-        return float(ndtr(sign * (w / max(1 + a * w, 0.1) - z0)))
+        w = sign * ndtri((count_beyond + 1) / (size + 2)) - z0
+        return ndtr(sign * (w / max(1 + a * w, 0.1) - z0))
 
     def end(tail: float) -> float:
-        z = z0 + float(ndtri(tail))
-        share = float(ndtr(z0 + z / max(1 - a * z, 0.1)))
+        z = z0 + ndtri(tail)
+        share = ndtr(z0 + z / max(1 - a * z, 0.1))
         return float(np.quantile(draws, share))
 
     error = float(draws.std(ddof=1))

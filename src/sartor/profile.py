@@ -11,10 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich import box
-from rich.console import Group, RenderableType
-from rich.table import Table
-from rich.text import Text
 
 from sartor import lanes, machine
 from sartor.contracts import Model, Target
@@ -31,6 +27,7 @@ from sartor.fitting import natural_batch
 from sartor.glimpse import looker, repeatable
 from sartor.records import plain
 from sartor.registry import adopt, runtime
+from sartor.report.layout import Group, RenderableType, Table, Text, box
 from sartor.spec import check_batch
 from sartor.workers import Worker
 

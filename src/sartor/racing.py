@@ -10,12 +10,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 
-from scipy.special import ndtri
-
 from sartor.contracts import Task
 from sartor.finalists import SURE
 from sartor.limits import Limit, Objective, parse
 from sartor.records import Trial, Verdict
+from sartor.special import ndtri
 from sartor.verdicts import EXACT, Evidence, judge, judge_all
 
 SAMPLES = (32, 128, 512, 1024, 2048)  # examples after which a candidate's quality is looked at

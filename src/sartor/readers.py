@@ -20,6 +20,7 @@ import numpy as np
 from sartor.contracts import Signature, WrongRequest
 from sartor.images import read_images
 from sartor.items import Items, collect, items_of, named, not_there
+from sartor.libraries import needing
 from sartor.references import is_reference, made_by
 from sartor.table import Columns, Table, to_array
 
@@ -127,8 +128,11 @@ def _open_npz(path: Path) -> dict[str, np.ndarray]:
 
 
 def _open_frame(path: Path, suffix: str) -> Any:
-    import pandas
+    with needing(f"reading {path}", "pip install 'sartor[data]'"):
+        import pandas
 
+        if suffix == ".parquet":
+            import pyarrow  # noqa: F401  (pandas reads it with this)
     try:
         return pandas.read_csv(path) if suffix == ".csv" else pandas.read_parquet(path)
     except (ValueError, OSError, pandas.errors.ParserError) as error:

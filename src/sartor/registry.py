@@ -34,15 +34,19 @@ from sartor.contracts import (
     check_settings,
     technique_name,
 )
+from sartor.importing import packages_of
 from sartor.references import is_reference, made_by
 
-# What an extra brings that a plug-in of another kind may need.
+# What an extra brings that a plug-in of another kind may need, besides what "onnx" brings.
+WITH_ONNX = frozenset({"onnx", "onnxruntime", "scipy"})
 EXTRAS = {
     "torch": ("torch", "lightning_fabric", "safetensors"),
     "openvino": ("openvino", "nncf"),
-    "tflite-convert": ("litert_torch", "ai_edge_litert", "torch"),
+    "tflite-convert": ("litert_torch", "ai_edge_litert", "flatbuffers", "torch"),
     "torchao": ("torchao",),
 }
+# Kinds for which an extra "run-KIND" brings the runtime alone: all that a bundle asks for.
+RUN_ALONE = ("onnx", "openvino", "tflite", "torch")
 _STATED = ("suffixes", "folders", "takes", "internal")
 
 
@@ -74,17 +78,23 @@ class Plugin:
     @property
     def extra(self) -> str:
         """The extra of this package that brings what is missing."""
+        wanted = set(self.missing) - WITH_ONNX
         for name in (self.kind, *EXTRAS):
-            if set(self.missing) <= set(EXTRAS.get(name, ())):
+            if wanted and wanted <= set(EXTRAS.get(name, ())):
                 return name
         return self.kind
 
+    @property
+    def remedy(self) -> str:
+        """What to write to have what is missing."""
+        alone = self.group == "runtimes" and self.kind in RUN_ALONE
+        only = f" ('sartor[run-{self.kind}]' is enough to run and to verify a bundle)"
+        return f"pip install 'sartor[{self.extra}]'{only if alone else ''}"
+
     def load(self) -> ModuleType:
         if self.missing:
-            raise WrongRequest(
-                f"{self.name} needs {', '.join(self.missing)}; write: pip install "
-                f"'sartor[{self.extra}]'"
-            )
+            who = f"a model of kind {self.kind}" if self.group == "runtimes" else self.name
+            raise WrongRequest(f"{who} needs {', '.join(self.missing)}: write {self.remedy}")
         return importlib.import_module(self.module)
 
 
@@ -94,24 +104,18 @@ def _read(group: str, name: str, module: str, path: Path) -> Plugin:
     for node in tree.body:
         if isinstance(node, ast.ClassDef):
             constants.update(_constants(node))
-    imports = dict.fromkeys(_imports(tree))
-    imports.pop("sartor", None)
     return Plugin(
-        group, name, module, tuple(imports),
+        group, name, module, tuple(sorted({*packages_of(path), *_required(tree)})),
         constants.get("suffixes", ()), constants.get("takes", ()), constants.get("internal", False),
         constants.get("folders", ()),
     )  # fmt: skip
 
 
-def _imports(tree: ast.Module) -> Iterator[str]:
-    """Top-level packages that the file imports at its top, and those in its constant `REQUIRES`,
-    which it imports only where they are used, since that takes seconds."""
+def _required(tree: ast.Module) -> Iterator[str]:
+    """The packages in the file's constant `REQUIRES`, which it imports only where they are used,
+    since that takes seconds."""
     for node in tree.body:
-        if isinstance(node, ast.Import):
-            yield from (alias.name.split(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
-            yield node.module.split(".")[0]
-        elif isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "REQUIRES":
+        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "REQUIRES":
             yield from ast.literal_eval(node.value)
 
 
@@ -183,16 +187,21 @@ def kind_of(path: Path) -> str:
 
 
 def open_model(
-    path: Path, folder: Path | None = None, look: Look | None = None, trust: bool = False
+    path: Path,
+    folder: Path | None = None,
+    look: Look | None = None,
+    trust: bool = False,
+    known: Signature | None = None,
 ) -> Model:
     """The model in a file, by its suffix, or in a folder, by what is in it. What others wrote in a
-    form in which models do not lie here is brought into it in `folder`, where there is one."""
+    form in which models do not lie here is brought into it in `folder`, where there is one. Where
+    the signature is `known` the file need not be looked into."""
     engine = runtime(kind_of(path))
     if getattr(engine, "runs_code", False):
         raise WrongRequest(f"{path} names code to be run: write file.py:function")
     bring = getattr(engine, "bring", None)
     if bring is None or folder is None:
-        return engine.open(path)
+        return engine.open(path, known)
     return cast(Model, bring(path, folder, look, trust))
 
 
@@ -203,11 +212,13 @@ def adopt(
     *,
     look: Look | None = None,
     trust: bool = False,
+    known: Signature | None = None,
 ) -> Model:
     """The model that a path or a live object stands for; what lives only in memory is stored in
     `folder` first. With a `signature`, `file.py:factory` may also return a function, which takes
     the place of a model with that signature. `look` gives a few rows of the data, for models that
-    do not say what they take; with `trust` pickles are read. Raises WrongRequest where no runtime
+    do not say what they take; with `trust` pickles are read; `known` is the signature of the model
+    in a file that is known already. Raises WrongRequest where no runtime
     knows such an object."""
     if isinstance(given, Model):
         return given
@@ -215,7 +226,7 @@ def adopt(
     if reference:
         given = _made(reference)
     if isinstance(given, (str, Path)):
-        return open_model(Path(given), folder, look, trust)
+        return open_model(Path(given), folder, look, trust, known)
     packages = _packages(given[0] if isinstance(given, tuple) and given else given)
     for plugin in plugins("runtimes"):
         if packages & set(plugin.takes):

@@ -175,8 +175,7 @@ class Run:
 
     def report(self, path: str | Path) -> None:
         """Writes the report as plain text."""
-        from rich.console import Console
-
+        from sartor.report.layout import Console
         from sartor.report.text import render
 
         with Path(path).open("w", encoding="utf-8") as file:

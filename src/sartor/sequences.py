@@ -16,9 +16,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from scipy.optimize import brentq
 
 from sartor.records import Interval
+from sartor.special import root
 from sartor.stats import Floats
 
 # Shares of the largest bet there is: from small gains among many flips to hardly any flips. More
@@ -106,7 +106,7 @@ def _end(x: Floats, n: np.ndarray, worst: float, mean: float, tail: float) -> fl
     lowest = worst + 1e-9 * max(mean - worst, 1e-12)
     if mean <= worst or excess(lowest) > 0:
         return worst
-    return float(brentq(excess, lowest, mean)) if excess(mean) > 0 else mean
+    return root(excess, lowest, mean) if excess(mean) > 0 else mean
 
 
 def _growth(values: Floats, counts: np.ndarray, worst: float, border: float) -> Floats:

@@ -1,4 +1,4 @@
-"""Intervals, tests and their multiplicity. numpy and scipy only.
+"""Intervals, tests and their multiplicity. numpy only.
 
 Every test holds an effect against a border and answers with a `Comparison`: both one-sided
 p-values and a two-sided interval. Effects are oriented by the caller so that more is better;
@@ -11,15 +11,16 @@ of whole sets.
 from __future__ import annotations
 
 import math
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Any
 
 import numpy as np
-from scipy.special import betainc, betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 from sartor.records import Interval
+from sartor.special import betainc, betaincinv, ndtr, ndtri, stdtr, stdtrit
 
 Floats = np.ndarray[Any, np.dtype[np.float64]]
 
@@ -62,8 +63,8 @@ def proportion(successes: float, n: float, border: float, level: float = 0.95) -
     if n <= 0:
         return nothing("exact binomial")
     k, tail = successes, (1 - level) / 2
-    low = float(betaincinv(k, n - k + 1, tail)) if k > 0 else 0.0
-    high = float(betaincinv(k + 1, n - k, 1 - tail)) if k < n else 1.0
+    low = betaincinv(k, n - k + 1, tail) if k > 0 else 0.0
+    high = betaincinv(k + 1, n - k, 1 - tail) if k < n else 1.0
     share = k / n
     spread = math.sqrt(max(border * (1 - border), 1e-12) / n)
     return Comparison(
@@ -78,9 +79,9 @@ def proportion(successes: float, n: float, border: float, level: float = 0.95) -
 
 def binomial_above(successes: float, n: float, share: float) -> float:
     """P(Binomial(n, share) >= successes)."""
-    if successes <= 0 or share >= 1:
-        return 1.0
-    return float(betainc(successes, n - successes + 1, share)) if share > 0 else 0.0
+    if successes <= 0 or successes > n:
+        return float(successes <= 0)
+    return betainc(successes, n - successes + 1, share)
 
 
 # --- latency ------------------------------------------------------------------------------------
@@ -107,7 +108,7 @@ def effective_size(samples: Floats, q: float) -> float:
     alike = max(_likeness(samples, q), _likeness(samples, max(2 * q - 1, 0.5)))
     if alike == 0:
         return float(samples.size)
-    few = float(stdtrit(samples.size - 1, 0.975) / stdtrit(rounds - 1, 0.975)) ** 2
+    few = (stdtrit(samples.size - 1, 0.975) / stdtrit(rounds - 1, 0.975)) ** 2
     return float(max(few * samples.size / (1 + (calls - 1) * alike), 1.0))
 
 
@@ -128,23 +129,24 @@ def quantile(samples: Floats, q: float, border: float, level: float = 0.95) -> C
     x, worth = np.sort(samples, axis=None), effective_size(samples, q)
     n = len(x)
 
-    def above(k: Any) -> Any:  # k calls at or below the border: too few for a quantile below it
-        return 1 - betainc(k * worth / n + 1, np.maximum(worth - k * worth / n, 1e-9), q)
+    def above(k: int) -> float:  # k calls at or below the border: too few for a quantile below it
+        return 1 - betainc(k * worth / n + 1, max(worth - k * worth / n, 1e-9), q)
 
-    def below(k: Any) -> Any:  # k calls below the border: too many for a quantile above it
-        k = np.maximum(k * worth / n, 1e-9)
-        return betainc(k, worth - k + 1, q)
+    def below(k: int) -> float:  # k calls below the border: too many for a quantile above it
+        seen = max(k * worth / n, 1e-9)
+        return betainc(seen, worth - seen + 1, q)
 
-    tail, ranks = (1 - level) / 2, np.arange(n)
-    lows, highs = np.flatnonzero(above(ranks) <= tail), np.flatnonzero(below(ranks + 1) <= tail)
-    low = float(x[lows[-1]]) if len(lows) else -math.inf
-    high = float(x[highs[0]]) if len(highs) else math.inf
+    tail = (1 - level) / 2
+    lows = bisect_right(range(n), tail, key=above)
+    highs = bisect_left(range(1, n + 1), -tail, key=lambda k: -below(k))
+    low = float(x[lows - 1]) if lows else -math.inf
+    high = float(x[highs]) if highs < n else math.inf
     share = float(np.searchsorted(x, border, "left")) / n
     z = (q - share) / math.sqrt(q * (1 - q) / worth)
     return Comparison(
         Interval(float(np.quantile(x, q)), low, high, level),
-        above=float(above(np.searchsorted(x, border, "right"))),
-        below=float(below(np.searchsorted(x, border, "left"))),
+        above=above(int(np.searchsorted(x, border, "right"))),
+        below=below(int(np.searchsorted(x, border, "left"))),
         z=z,
         n=n,
         method=f"order statistics of {n} runs"
@@ -216,12 +218,12 @@ def student(
 ) -> Comparison:
     """An estimate with its standard error against `border`, by Student's t with `free` degrees of
     freedom."""
-    half = float(stdtrit(free, (1 + level) / 2)) * error
+    half = stdtrit(free, (1 + level) / 2) * error
     far = (estimate - border) / error if error > 0 else math.copysign(math.inf, estimate - border)
     return Comparison(
         Interval(estimate, estimate - half, estimate + half, level),
-        above=float(stdtr(free, -far)),
-        below=float(stdtr(free, far)),
+        above=stdtr(free, -far),
+        below=stdtr(free, far),
         z=far,
         n=n,
         method=method,
@@ -234,7 +236,7 @@ def values_for(values: Floats, half: float, most: int, level: float = 0.95) -> i
     x = np.asarray(values, dtype=np.float64)
     if len(x) < 2:
         return most
-    wanted = (float(stdtrit(len(x) - 1, (1 + level) / 2)) * float(np.std(x, ddof=1)) / half) ** 2
+    wanted = (stdtrit(len(x) - 1, (1 + level) / 2) * float(np.std(x, ddof=1)) / half) ** 2
     return int(min(max(math.ceil(wanted), len(x)), most))
 
 
@@ -255,7 +257,7 @@ def _rank_tail(n: int, total: int) -> float:
     if n <= 60:
         return float(min(_rank_sums(n)[total:].sum(), 1.0))
     spread = math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
-    return float(ndtr(-(total - 0.5 - n * (n + 1) / 4) / spread))
+    return ndtr(-(total - 0.5 - n * (n + 1) / 4) / spread)
 
 
 def _rank_cut(n: int, tail: float) -> int:
@@ -263,7 +265,7 @@ def _rank_cut(n: int, tail: float) -> int:
     if n <= 60:
         return int(np.searchsorted(np.cumsum(_rank_sums(n)), tail, "right"))
     spread = math.sqrt(n * (n + 1) * (2 * n + 1) / 24)
-    return max(int(n * (n + 1) / 4 + float(ndtri(tail)) * spread), 0)
+    return max(int(n * (n + 1) / 4 + ndtri(tail) * spread), 0)
 
 
 def noise_floor(baseline: Floats, twin: Floats) -> float:

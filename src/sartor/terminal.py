@@ -9,10 +9,8 @@ import sys
 import time
 from typing import Any
 
-from rich.console import Console
-from rich.status import Status
-
 from sartor.records import Trial
+from sartor.report.layout import Console
 from sartor.report.text import figure
 
 
@@ -21,7 +19,7 @@ class Progress:
 
     def __init__(self, quiet: bool = False) -> None:
         self.console = Console(file=sys.stderr, quiet=quiet, highlight=False, soft_wrap=True)
-        self.status: Status | None = None
+        self.status: Any = None  # rich's, where there is one
         self.deadline: float | None = None
         self.trials: int | None = None
         self.tried = 0

@@ -11,7 +11,7 @@ import math
 import tempfile
 import uuid
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from sartor.certify import Certification, Certifier, Row, check_holdout
 from sartor.comparing import measure_pair
 from sartor.contracts import Failed, Model, Target, Task, WrongRequest
 from sartor.data import Part, Sealed, fresh
+from sartor.definitions import lookup
 from sartor.evaluate import Race
 from sartor.finalists import Finalist
 from sartor.glimpse import looker, repeatable
@@ -57,8 +58,7 @@ class _Claim:
     @property
     def kept(self) -> bool:
         """Whether the artifact is the original itself: it need not be better than itself then."""
-        digest = runtime(self.artifact.kind).digest(self.artifact)
-        return bool(digest == self.facts["original"]["digest"])
+        return _kept(self.facts, self.artifact)
 
     @property
     def quality(self) -> list[str]:
@@ -124,30 +124,50 @@ def _verified(
     return _told(claim, found, gap, sealed, ledger, before)
 
 
-def _claim(
-    folder: Path, original: Any, threads: int | None, take: Callable[[Any], Model]
-) -> _Claim:
+def _claim(folder: Path, original: Any, threads: int | None, take: Callable[..., Model]) -> _Claim:
     facts = bundle.read(folder)
-    asked = facts["certificate"]
+    asked, task = facts["certificate"], Task(**facts["task"])
+    limits = tuple(parse(text) for text in asked["limits_asked"])
+    artifact = bundle.open_model(folder, facts)
+    # With nothing to compare with, the artifact is timed beside itself.
+    alone = _kept(facts, artifact) or not _compares(facts, limits)
     return _Claim(
         facts,
-        bundle.open_model(folder, facts),
-        _original(facts, original, take),
+        artifact,
+        artifact if alone and original is None else _original(facts, original, take),
         bundle.target_of(facts, threads),
-        Task(**facts["task"]),
-        tuple(parse(text) for text in asked["limits_asked"]),
+        task,
+        limits,
         parse_objective(asked["objective"]),
     )
 
 
-def _original(facts: dict[str, Any], given: Any, take: Callable[[Any], Model]) -> Model:
+def _kept(facts: dict[str, Any], artifact: Model) -> bool:
+    return bool(runtime(artifact.kind).digest(artifact) == facts["original"]["digest"])
+
+
+def _compares(facts: dict[str, Any], limits: Sequence[Limit]) -> bool:
+    """Whether anything is held against the original: an objective means better than it where it is
+    a rival; some metrics are about both models' answers, and a function of the user's may be."""
+    return facts["certificate"].get("rival", True) or any(
+        each.bound.kind != "absolute" or (each.quality and _of_both(each.metric)) for each in limits
+    )
+
+
+def _of_both(metric: str) -> bool:
+    known = lookup(metric)
+    return known is None or known.relative
+
+
+def _original(facts: dict[str, Any], given: Any, take: Callable[..., Model]) -> Model:
     recorded = facts["original"]
     place = given if given is not None else recorded["path"]
     if given is None and not Path(place).exists():
         raise WrongRequest(
             f"the limits compare with the original, and {place} is not there: write --original FILE"
         )
-    model = take(place)
+    # Its digest is that of the file that was looked into when the bundle was made.
+    model = take(place, known=bundle.signature_of(recorded) if "signature" in recorded else None)
     if runtime(model.kind).digest(model) != recorded["digest"]:
         raise WrongRequest(
             f"{place} is not the original that the bundle was made from (its digest differs): "
@@ -215,7 +235,7 @@ def _tested(
                     memory="memory" in wanted,
                     limits=[*claim.limits, improvement(claim.objective, claim.task)],
                 )  # fmt: skip
-            known.append(found)
+            known.append(replace(found, same=claim.kept))  # beside itself it is no original
         return known[0] if part is None else known[0].first(len(part))
 
     engine = runtime(claim.artifact.kind)
@@ -256,6 +276,8 @@ def _told(
         f"hashes are right; {'it holds no answers for parity' if math.isnan(gap) else parity}",
         f"{ledger.left():.2%} of these data's error rate is left",
     ]
+    if claim.original is claim.artifact and not claim.kept:
+        notes.append("no limit compares with the original, which was not measured")
     if sealed.dropped:
         notes.append(f"{sealed.dropped:,} rows that judged it before were left out")
     if before.bets:

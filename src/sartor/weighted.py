@@ -7,11 +7,11 @@ With all counts 1 it is the formula of `scores`; the tests hold the two against 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import csr_array
 
 from sartor import scores
 from sartor.answers import (
@@ -29,17 +29,52 @@ from sartor.contracts import Task
 Weighted = Callable[[np.ndarray], Floats]
 Prepare = Callable[[np.ndarray, Truth, Task], "Weighted | None"]
 
-_SPARSE = 16  # numbers in a row up to which a sparse product is quicker than a dense one
+_SPARSE = 200  # places for one number, from which on sums over the numbers alone are quicker
 
 
-def _sums(features: Any, figure: Callable[[Floats, Floats], Floats]) -> Weighted:
-    """A figure of weighted sums of features [N, K] and of the sum of the weights."""
-    turned = csr_array(features.T)
-    if turned.nnz > _SPARSE * features.shape[0]:
-        turned = turned.toarray()
+@dataclass(frozen=True)
+class Sparse:
+    """A matrix [rows, columns] by its numbers: `values` at (`row`, `column`), which add up where
+    they stand at the same place."""
+
+    values: Floats
+    row: Ints
+    column: Ints
+    shape: tuple[int, int]
+
+    def dense(self) -> Floats:
+        made = np.zeros(self.shape)
+        np.add.at(made, (self.row, self.column), self.values)
+        return made
+
+
+def _sparse(matrix: Floats) -> Sparse:
+    row, column = np.nonzero(matrix)
+    return Sparse(matrix[row, column], row, column, (matrix.shape[0], matrix.shape[1]))
+
+
+def _product(features: Floats | Sparse) -> Callable[[np.ndarray], Floats]:
+    """From counts [R, N] to counts @ features [R, K]."""
+    found = features if isinstance(features, Sparse) else _sparse(features)
+    if len(found.values) * _SPARSE > math.prod(found.shape):
+        dense = features.dense() if isinstance(features, Sparse) else features
+        return lambda counts: np.asarray(counts.astype(np.float64) @ dense)
+    order = np.argsort(found.column, kind="stable")
+    row, values = found.row[order], found.values[order]
+    held, start = np.unique(found.column[order], return_index=True)
 
     def product(counts: np.ndarray) -> Floats:
-        return np.asarray((turned @ np.ascontiguousarray(counts.T, dtype=np.float64)).T)
+        made = np.zeros((len(counts), found.shape[1]))
+        if len(held):
+            made[:, held] = np.add.reduceat(counts[:, row] * values, start, axis=1)
+        return made
+
+    return product
+
+
+def _sums(features: Floats | Sparse, figure: Callable[[Floats, Floats], Floats]) -> Weighted:
+    """A figure of weighted sums of features [N, K] and of the sum of the weights."""
+    product = _product(features)
 
     def figures(counts: np.ndarray) -> Floats:
         with np.errstate(divide="ignore", invalid="ignore"):
@@ -51,7 +86,7 @@ def _sums(features: Any, figure: Callable[[Floats, Floats], Floats]) -> Weighted
 # --- counts of classes
 
 
-def _class_counts(answers: np.ndarray, truth: Truth, task: Task) -> tuple[csr_array, int]:
+def _class_counts(answers: np.ndarray, truth: Truth, task: Task) -> tuple[Sparse, int]:
     """[N, 3 C]: per class how many cells of the row are rightly decided for it, are labelled so,
     are decided for it."""
     label, decided = classes_of(truth), decisions(answers, task)
@@ -61,8 +96,7 @@ def _class_counts(answers: np.ndarray, truth: Truth, task: Task) -> tuple[csr_ar
     right, usable = label == decided, decided >= 0
     at = np.concatenate([label[right], size + label.ravel(), 2 * size + decided[usable]])
     rows = np.concatenate([row[right], row.ravel(), row[usable]])
-    one = np.ones(len(at))
-    return csr_array((one, (rows, at)), shape=(len(label), 3 * size)), size
+    return Sparse(np.ones(len(at)), rows, at, (len(label), 3 * size)), size
 
 
 def balanced_accuracy(answers: np.ndarray, truth: Truth, task: Task) -> Weighted:

@@ -5,12 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from rich import box
-from rich.console import Console, Group, RenderableType
-from rich.table import Table
-from rich.text import Text
-
 from sartor.records import Journal
+from sartor.report.layout import Console, Group, RenderableType, Table, Text, box
 
 STYLES = {"met": "green", "broken": "red", "undecided": "yellow"}
 UNITS = ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"))

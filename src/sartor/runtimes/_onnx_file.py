@@ -6,12 +6,9 @@ state the sizes of its outputs, ONNX infers them.
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
-from functools import cache, lru_cache
+from functools import cache
 from pathlib import Path
-from typing import Any
 
 import onnx
 import onnxruntime as ort
@@ -20,6 +17,7 @@ from onnx import TensorProto, helper
 from onnxruntime.capi import onnxruntime_pybind11_state as native
 
 from sartor.contracts import Port, Signature, WrongRequest
+from sartor.runtimes._onnx_bytes import inside
 from sartor.runtimes.onnx import said
 
 Graph = onnx.GraphProto
@@ -256,30 +254,9 @@ def _locations(proto: onnx.ModelProto) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _inside(path: Path, name: str) -> Path:
-    """The external file. Raises WrongRequest where it is missing or lies elsewhere."""
-    folder = path.parent.resolve()
-    place = folder / name
-    if (
-        not name
-        or "\0" in name
-        or Path(name).is_absolute()
-        or folder not in place.resolve().parents
-    ):
-        raise WrongRequest(
-            f"{path}: its external data {name!r} lie outside the model's folder; put them beside "
-            "the model and save it with a plain file name as location"
-        )
-    if not place.is_file():
-        raise WrongRequest(
-            f"{path}: its external data {name!r} are missing; put the file beside it"
-        )
-    return place
-
-
 def check_externals(proto: onnx.ModelProto, path: Path) -> None:
     """Raises WrongRequest where external data are missing, cut short or outside the folder."""
-    sizes = {name: _inside(path, name).stat().st_size for name in _locations(proto)}
+    sizes = {name: inside(path, name).stat().st_size for name in _locations(proto)}
     for tensor in every_tensor(proto):
         if tensor.data_location == TensorProto.EXTERNAL:
             entry = {each.key: each.value for each in tensor.external_data}
@@ -291,37 +268,3 @@ def check_externals(proto: onnx.ModelProto, path: Path) -> None:
                     f"{path}: its external data {entry['location']!r} were cut short; copy the "
                     "file again"
                 )
-
-
-def externals(path: Path) -> tuple[str, ...]:
-    """The external files' names, relative to the model's folder."""
-    stat = path.stat()
-    return _externals(path, stat.st_mtime_ns, stat.st_size, stat.st_ino)
-
-
-@lru_cache(maxsize=256)
-def _externals(path: Path, *_: int) -> tuple[str, ...]:
-    names = _locations(read(path))
-    for name in names:
-        _inside(path, name)
-    return names
-
-
-# -- digest -------------------------------------------------------------------------------------
-
-
-def digest(path: Path, settings: Mapping[str, Any]) -> str:
-    """sha256 over the file, its external files and the settings."""
-    whole = hashlib.sha256()
-    for name in (path.name, *externals(path)):
-        file = path.parent / name
-        stat = file.stat()
-        whole.update(_digest(file, stat.st_mtime_ns, stat.st_size, stat.st_ino))
-    whole.update(json.dumps(dict(settings), sort_keys=True).encode())
-    return whole.hexdigest()
-
-
-@lru_cache(maxsize=512)
-def _digest(path: Path, *_: int) -> bytes:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").digest()

@@ -19,7 +19,8 @@ from onnx import TensorProto, helper, inliner
 
 from sartor.contracts import Arrays, Failed, Part
 from sartor.runtimes import _onnx_macs
-from sartor.runtimes._onnx_file import bodies, externals, read
+from sartor.runtimes._onnx_bytes import externals
+from sartor.runtimes._onnx_file import bodies, read
 from sartor.runtimes.onnx import said
 
 Shapes = dict[str, tuple[int, ...]]

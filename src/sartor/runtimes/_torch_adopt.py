@@ -5,7 +5,6 @@ A module that was given is left as it is: a copy of it is exported, on the CPU, 
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from torch import Tensor, nn
 from sartor import torch_archive as archives
 from sartor.contracts import Glimpse, WrongRequest
 from sartor.keras_compiled import purpose
-from sartor.libraries import first_line, quiet
+from sartor.libraries import NotInstalled, first_line, quiet
 from sartor.runtimes._torch_export import exported
 from sartor.runtimes._torch_live import Fed
 from sartor.torch_graph import check, scripted
@@ -269,9 +268,13 @@ def _from_program(archive: archives.Archive, folder: Path, look: Look | None) ->
         return archive.path
     names = {}
     if look is not None:
-        with contextlib.suppress(WrongRequest):  # then `data` says which arrays are missing
+        try:
             chosen = matched(found.inputs, found.inputs, look())
             names = {name: array for name, (array, _) in chosen.items()}
+        except NotInstalled:
+            raise
+        except WrongRequest:
+            pass  # `data` says which arrays are missing
     told = {"inputs": names, "outputs": [port.name for port in found.signature.outputs]}
     archives.write(folder / PROGRAM, archives.cleaned(archive, told))
     return folder / PROGRAM

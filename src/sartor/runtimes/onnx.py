@@ -1,18 +1,17 @@
 """ONNX models in ONNX Runtime, on the CPU.
 
-A session needs onnxruntime alone: that is all a bundle imports to run. What reads the file itself
-(opening what a stranger gave us, digests, counting) needs the onnx package and stands in
-`_onnx_file` and `_onnx_parts`, imported when first asked for.
+A session needs onnxruntime alone: that is all that is imported to run a bundle and to verify it.
+What looks into the file (opening what a stranger gave us, counting) needs the onnx package and
+stands in `_onnx_file` and `_onnx_parts`, imported when first asked for.
 """
 
 from __future__ import annotations
 
-import mmap
-import os
+import contextlib
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
-from importlib.metadata import version
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar
@@ -21,6 +20,8 @@ import numpy as np
 import onnxruntime as ort
 
 from sartor.contracts import Arrays, Failed, Model, Part, Signature, Target, WrongRequest
+from sartor.libraries import needing
+from sartor.runtimes._onnx_bytes import digest, externals, names_of
 from sartor.sessions import AT_LEAST_ONE, Entry, check_session, copy_files
 
 GRAPH_LEVELS = {
@@ -68,25 +69,20 @@ class Onnx:
     def save(self, model: Model, folder: Path) -> Path:
         """Copies the file and its external data, which keeps its name, into `folder`."""
         path = Path(model.payload)
-        return copy_files(path, (path.name, *_file().externals(path)), folder)
+        return copy_files(path, (path.name, *externals(path)), folder)
 
     def reads(self, model: Model) -> tuple[str, ...]:
-        """The external data that the file names, as it names them, whether or not they are there.
-        Needs no onnx package: a bundle is asked this whenever it is loaded."""
-        with Path(model.payload).open("rb") as file:
-            empty = file.seek(0, os.SEEK_END) == 0
-            data = b"" if empty else mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        return external_names(data)
+        """The external data that the file names, as it names them, whether or not they are there:
+        a bundle is asked this whenever it is loaded."""
+        return names_of(Path(model.payload))
 
     def digest(self, model: Model) -> str:
         check_session(model.settings, SETTINGS, "ONNX")
-        digest: str = _file().digest(Path(model.payload), model.settings)
-        return digest
+        return digest(Path(model.payload), model.settings)
 
     def size(self, model: Model) -> int:
         path = Path(model.payload)
-        names = (path.name, *_file().externals(path))
-        return sum((path.parent / name).stat().st_size for name in names)
+        return sum((path.parent / name).stat().st_size for name in (path.name, *externals(path)))
 
     def start(self, model: Model, target: Target) -> OnnxSession:
         """A session that uses at most the target's threads. Raises Failed where ONNX Runtime
@@ -117,7 +113,10 @@ class Onnx:
         return found
 
     def versions(self) -> Mapping[str, str]:
-        return {"onnxruntime": ort.__version__, "onnx": version("onnx"), "numpy": np.__version__}
+        told = {"onnxruntime": ort.__version__, "numpy": np.__version__}
+        with contextlib.suppress(PackageNotFoundError):  # by which its techniques work
+            told["onnx"] = version("onnx")
+        return told
 
 
 class OnnxSession:
@@ -160,67 +159,6 @@ class OnnxSession:
         self.session = None
 
 
-# The fields of onnx.proto on the way to a tensor's external data: message -> field -> message.
-FIELDS: dict[str, dict[int, str]] = {
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node", 11: "attribute"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "entry"},
-    "entry": {1: "key", 2: "value"},
-}
-
-
-def external_names(data: bytes | mmap.mmap) -> tuple[str, ...]:
-    """The locations of external data in an ONNX file's bytes, each once. Reads protobuf's wire
-    format and skips all else, weights included. Raises WrongRequest where it is not well-formed."""
-    found: dict[str, None] = {}
-    view, waiting = memoryview(data), [("model", 0, len(data))]
-    while waiting:
-        message, start, end = waiting.pop()
-        entry: dict[str, str] = {}
-        for field, first, last in _chunks(view, start, end):
-            inner = FIELDS[message].get(field)
-            if message == "entry" and inner is not None:
-                entry[inner] = bytes(view[first:last]).decode(errors="replace")
-            elif inner is not None:
-                waiting.append((inner, first, last))
-        if entry.get("key") == "location":
-            found[entry.get("value", "")] = None
-    return tuple(found)
-
-
-def _chunks(view: memoryview, at: int, end: int) -> Iterator[tuple[int, int, int]]:
-    """(field, start, end) of everything with a length in a message: texts, bytes, messages."""
-    while at < end:
-        tag, at = _varint(view, at, end)
-        field, wire = tag >> 3, tag & 7
-        if wire == 0:
-            _, at = _varint(view, at, end)
-        elif wire in (1, 5):
-            at += 8 if wire == 1 else 4
-        elif wire == 2:
-            length, at = _varint(view, at, end)
-            yield field, at, min(at + length, end)
-            at += length
-        if at > end or wire not in (0, 1, 2, 5):
-            raise WrongRequest("the artifact is not an ONNX file or was cut short")
-
-
-def _varint(view: memoryview, at: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while at < end and shift < 70:
-        byte = view[at]
-        value |= (byte & 127) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 128:
-            return value, at
-    raise WrongRequest("the artifact is not an ONNX file or was cut short")
-
-
 def _options(settings: Mapping[str, Any], target: Target) -> ort.SessionOptions:
     check_session(settings, SETTINGS, "ONNX")
     if target.device != "cpu":
@@ -242,12 +180,8 @@ def _options(settings: Mapping[str, Any], target: Target) -> ort.SessionOptions:
 
 
 def _file() -> ModuleType:
-    try:
+    with needing("looking into an ONNX file", "pip install 'sartor[onnx]'"):
         from sartor.runtimes import _onnx_file
-    except ModuleNotFoundError as error:
-        raise WrongRequest(
-            f"opening an ONNX file needs {error.name}; write: pip install 'sartor[onnx]'"
-        ) from None
     return _onnx_file
 
 
