@@ -176,8 +176,9 @@ def attempt(file: Path, peer: Peer, job: Path, out: Path, limit: float) -> Outco
         finally:
             end(process)
     found.seconds = round(time.monotonic() - began, 1)
-    if process.returncode == 0:
+    if (out / "made.json").is_file():
         vars(found).update(json.loads((out / "made.json").read_text()))
+    if process.returncode == 0:
         found.state, found.size = "made", sum(Path(each).stat().st_size for each in found.files)
     elif not found.reason:
         found.reason = complaint((out / "stderr.txt").read_text(errors="replace")[-LAST_WORDS:])

@@ -11,6 +11,7 @@ The rows that it is given are of the data's train part; it never sees others.
 from __future__ import annotations
 
 import json
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -55,7 +56,7 @@ class Job:
         """Runs a program of this environment and returns all that it said. Raises SystemExit with
         its complaint where it ends with another status than 0."""
         command = [program, *map(str, arguments)]
-        self.commands.append(" ".join(command))
+        self.commands.append(shlex.join(command))
         command[0] = str(Path(sys.executable).with_name(program))
         done = subprocess.run(
             command, cwd=self.out, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -107,21 +108,19 @@ def function(job: Job, stem: str, call: str, files: Sequence[Path]) -> Made:
 
 
 def run(peers: Sequence[Peer]) -> None:
-    """Makes the peer that the command line names; what it made stands in `OUT/made.json`."""
+    """Makes the peer that the command line names; what came of it stands in `OUT/made.json`."""
     name, told, out = sys.argv[1:]
     facts: dict[str, Any] = json.loads(Path(told).read_text())
     paths = {key: Path(facts.pop(key)) for key in ("model", "rows")}
     job = Job(**paths, out=Path(out), **facts)
     peer = next(each for each in peers if each.name == name)
+    made: dict[str, Any] = {"versions": {each: version(each) for each in peer.packages}}
     try:
         artifact, files = peer.make(job)
+        made.update(artifact=str(artifact), files=[str(each) for each in files])
     except Unsuited as reason:
         print(reason, file=sys.stderr)
         raise SystemExit(UNSUITED) from None
-    made = {
-        "artifact": str(artifact),
-        "files": [str(each) for each in files],
-        "commands": job.commands,
-        "versions": {each: version(each) for each in peer.packages},
-    }
-    (job.out / "made.json").write_text(json.dumps(made, indent=1) + "\n")
+    finally:
+        made["commands"] = job.commands
+        (job.out / "made.json").write_text(json.dumps(made, indent=1) + "\n")
