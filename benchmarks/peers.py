@@ -55,7 +55,8 @@ ENVIRONMENT = {
 
 @dataclass
 class Outcome:
-    """What became of a peer. `state`: made, failed or skipped; `reason`: why, in its own words."""
+    """What became of a peer. `state`: made, failed or skipped; `reason`: why, in its own words;
+    `notes`: where it did not come through by its documentation alone."""
 
     name: str
     state: str
@@ -68,6 +69,7 @@ class Outcome:
     artifact: str = ""
     files: list[str] = field(default_factory=list)
     commands: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
 
 
@@ -201,7 +203,7 @@ def table(found: list[Outcome]) -> str:
     lines = [("peer", "state", "s", "MB", "artifact, or why not"), ("---",) * 5]
     for each in found:
         size = f"{each.size / 1e6:.2f}" if each.size else "-"
-        last = each.artifact or each.reason
+        last = "; ".join([each.artifact or each.reason, *each.notes])
         lines.append((each.name, each.state, f"{each.seconds:.0f}", size, last))
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -42,8 +42,8 @@ def converted(job: Job) -> Path:
 
 
 def plain(job: Job) -> Made:
-    path = converted(job)
-    return path, [path]
+    """As it is converted."""
+    return delivered(job, converted(job))
 
 
 def dynamic(job: Job) -> Made:
@@ -54,37 +54,63 @@ def dynamic(job: Job) -> Made:
     qt = quantizer.Quantizer(str(converted(job)))
     qt.load_quantization_recipe(recipe.dynamic_wi8_afp32())
     qt.quantize().export_model(str(path))
-    return path, [path]
+    return delivered(job, path)
 
 
 def static(job: Job) -> Made:
-    """Its third step: full integer quantization, calibrated. The file takes and gives integers, so
-    that a function stands between it and the model's floats."""
+    """Its third step: full integer quantization, calibrated."""
     from ai_edge_quantizer import quantizer, recipe
 
-    path = job.out / "model.tflite"
-    qt = quantizer.Quantizer(str(converted(job)))
+    path, source = job.out / "model.tflite", converted(job)
+    taken = types(source)
+    samples = [
+        {name: array.astype(taken[name]) for name, array in each.items()}
+        for each in job.examples(COUNT)
+    ]
+    qt = quantizer.Quantizer(str(source))
     qt.load_quantization_recipe(recipe.static_wi8_ai8())
-    calibration_result = qt.calibrate({"serving_default": job.examples(COUNT)})
+    calibration_result = qt.calibrate({"serving_default": samples})
     qt.quantize(calibration_result=calibration_result).export_model(str(path))
-    return function(job, "litert_static", f"answers{(str(path), job.threads)!r}", [path])
+    return delivered(job, path)
+
+
+def types(path: Path) -> dict[str, np.dtype]:
+    """Input name -> what the file takes."""
+    from ai_edge_litert.interpreter import Interpreter
+
+    told = Interpreter(str(path)).get_signature_runner("serving_default").get_input_details()
+    return {name: np.dtype(each["dtype"]) for name, each in told.items()}
+
+
+def delivered(job: Job, path: Path) -> Made:
+    """The file, or a function before it where it takes integers of its own in place of the rows'
+    floats, or shorter integers than theirs."""
+    taken = types(path)
+    if all(taken[name] == each.dtype for name, each in job.examples(1)[0].items()):
+        return path, [path]
+    return function(job, "litert_function", f"answers{(str(path), job.threads)!r}", [path])
 
 
 def answers(path: str, threads: int) -> Callable[[Arrays], Arrays]:
-    """The file as Sartor runs its own of this kind: floats outside, one row at a time."""
+    """The file as Sartor runs its own of this kind, floats outside: one row at a time, with zeros
+    behind rows that are shorter than the file's."""
     from sartor.contracts import Target
+    from sartor.fitting import fitted
     from sartor.registry import runtime
 
     engine = runtime("tflite")
     model = replace(engine.open(Path(path)), settings={"interface": "float32"})
-    session = engine.start(model, Target("cpu", threads, 1))
+    ports = engine.facing(model).inputs
+    session = engine.start(model, Target("cpu", threads))
+
+    def answer(batch: Arrays, at: int) -> Arrays:
+        alone = {port.name: fitted(batch[port.name][at : at + 1], port, 1) for port in ports}
+        return session({p.name: alone[p.name].astype(p.dtype, copy=False) for p in ports})
 
     def run_it(batch: Arrays) -> Arrays:
-        rows = len(next(iter(batch.values())))
-        if rows == 1:
-            return session(batch)
-        alone = ({name: each[at : at + 1] for name, each in batch.items()} for at in range(rows))
-        found = [session(each) for each in alone]
+        found = [answer(batch, at) for at in range(len(next(iter(batch.values()))))]
+        if len(found) == 1:
+            return found[0]
         return {name: np.concatenate([each[name] for each in found]) for name in found[0]}
 
     return run_it

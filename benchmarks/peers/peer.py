@@ -34,7 +34,8 @@ class Job:
     """What a peer is given. `out`: the folder for what it makes. `outputs`: names of the model's
     outputs. `threads`: how many a function may use that is written for `sartor compare`.
     `code`: `file.py:factory` of the model as PyTorch code; `program`: the same as torch.export
-    wrote it, for one row. `commands`: what was called, kept for the record."""
+    wrote it, for one row. Kept for the record: `commands`, what was called; `notes`, where the
+    documented way ended and what was done instead."""
 
     model: Path
     rows: Path
@@ -44,6 +45,7 @@ class Job:
     code: str = ""
     program: str = ""
     commands: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def examples(self, most: int) -> list[dict[str, np.ndarray]]:
         """The first rows, one at a time: input name -> array [1, ...], in the model's order."""
@@ -122,5 +124,5 @@ def run(peers: Sequence[Peer]) -> None:
         print(reason, file=sys.stderr)
         raise SystemExit(UNSUITED) from None
     finally:
-        made["commands"] = job.commands
+        made.update(commands=job.commands, notes=job.notes)
         (job.out / "made.json").write_text(json.dumps(made, indent=1) + "\n")
