@@ -8,7 +8,10 @@ higher. NNCF: a missed limit is a line in a log, and a model is returned anyway.
 
 from __future__ import annotations
 
+import json
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -288,3 +291,59 @@ def test_every_limit_counts_not_the_first_alone() -> None:
     verdicts = judge_all(limits, regression(2000, 5.0), VALUE)
     assert outcomes(verdicts) == ["met", "broken", "met"]
     assert together(verdicts)[0] == "broken"
+
+
+# -- what they make of a model, each by its own documentation --------------------------------------
+
+PEERS = Path(__file__).parents[1] / "benchmarks" / "peers.py"
+NETWORK = "import torch\n\n\ndef make():\n    return torch.nn.Sequential(torch.nn.Linear(64, 10))\n"
+
+
+def made_by_peers(case: Case, place: Path, *arguments: Any) -> dict[str, Any]:
+    """Peer -> what became of it."""
+    parts = np.array(["search", "holdout"])[np.arange(len(case.arrays["label"])) % 2]
+    parts[:40] = "train"
+    case.data(place, split=parts)
+    (place / "model.onnx").write_bytes(case.model.read_bytes())
+    command = [sys.executable, PEERS, place, "--out", place / "peers", *arguments]
+    subprocess.run([*map(str, command)], check=True, capture_output=True)
+    told = json.loads((place / "peers" / "peers.json").read_text())["peers"]
+    return {each["name"]: each for each in told}
+
+
+def test_a_peer_is_given_rows_of_the_train_part_alone(tiny: Case, tmp_path: Path) -> None:
+    asked = ("--only", "onnxruntime-dynamic", "--only", "torchao")
+    found = made_by_peers(tiny, tmp_path, *asked)
+    with np.load(tmp_path / "peers" / "rows.npz") as rows:
+        assert rows.files == ["pixels"]
+        assert np.array_equal(rows["pixels"], tiny.arrays["pixels"][:40])
+    made = found["onnxruntime-dynamic"]
+    assert made["state"] == "made"
+    assert made["size"] == Path(made["artifact"]).stat().st_size
+    assert made["versions"]["onnxruntime"]
+    assert "quantize_dynamic(job.model, quantized)" in made["snippet"]
+    assert found["torchao"]["state"] == "skipped"
+    assert "--code" in found["torchao"]["reason"]
+
+
+def test_a_peer_that_takes_too_long_fails_by_itself(tiny: Case, tmp_path: Path) -> None:
+    found = made_by_peers(tiny, tmp_path, "--only", "onnxruntime-dynamic", "--minutes", 0)
+    assert found["onnxruntime-dynamic"]["state"] == "failed"
+    assert found["onnxruntime-dynamic"]["reason"] == "not done after 0 minutes"
+
+
+@pytest.mark.slow
+def test_what_peers_make_stands_side_by_side(sartor: Sartor, tiny: Case, tmp_path: Path) -> None:
+    """A module that only PyTorch runs, by a function, and a file."""
+    pytest.importorskip("torchao", reason="the extra torchao is not installed")
+    pytest.importorskip("nncf", reason="the extra openvino is not installed")
+    (tmp_path / "net.py").write_text(NETWORK)
+    names = ("torchao", "nncf-openvino")
+    only = [word for name in names for word in ("--only", name)]
+    found = made_by_peers(tiny, tmp_path, "--code", f"{tmp_path / 'net.py'}:make", *only)
+    assert [found[name]["reason"] for name in names] == ["", ""]
+    artifacts = [found[name]["artifact"] for name in names]
+    data = tmp_path / "eval.npz"
+    said = sartor("compare", tmp_path / "model.onnx", *artifacts, "--data", data, "--json")
+    assert said.status == 0, said.err
+    assert [row.get("failed") for row in said.json["rows"]] == [None] * 3

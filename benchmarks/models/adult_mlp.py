@@ -6,8 +6,8 @@ segment (`sex`) whose accuracy must not suffer unnoticed.
     python benchmarks/models/adult_mlp.py --out build/adult
 
 The table comes from the PyPI package fairness 0.1.8 (Apache-2.0), of which nothing is run.
-Written are `model.onnx` ("features" float32 [N,F] -> "logits" [N,2]) and `eval.npz` (`features`,
-`label`, `split`, `sex`).
+Written are `model.onnx` ("features" float32 [N,F] -> "logits" [N,2]), `model.safetensors` (with
+`adult_mlp.py:make` the model as PyTorch code) and `eval.npz` (`features`, `label`, `split`, `sex`).
 """
 
 from __future__ import annotations
@@ -26,8 +26,10 @@ import onnxruntime as ort
 import pandas as pd
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import nn
 
+OUT = Path(__file__).resolve().parent.parent.parent / "build" / "adult"
 PACKAGE = "fairness==0.1.8"
 MEMBER = "fairness/data/raw/adult.csv"
 SHA256 = "c30ce1e55a965b04950321870db74c19f4aa437120a692f32e72f6a4fa31c418"
@@ -86,16 +88,29 @@ def standardize(features: NDArray[np.float32], training: slice) -> None:
     numbers /= numbers[training].std(0)
 
 
+def make_network(width: int) -> nn.Sequential:
+    """Three layers for rows of `width` features."""
+    return nn.Sequential(
+        *[nn.Linear(width, 512), nn.ReLU(), nn.Dropout(0.3)],
+        *[nn.Linear(512, 512), nn.ReLU(), nn.Dropout(0.3), nn.Linear(512, 2)],
+    )
+
+
+def make() -> nn.Module:
+    """The trained network, for `sartor optimize benchmarks/models/adult_mlp.py:make`."""
+    known = load_file(OUT / "model.safetensors")
+    made = make_network(known["0.weight"].shape[1])
+    made.load_state_dict(known)
+    return made.eval()
+
+
 def train(
     features: NDArray[np.float32], labels: NDArray[np.int64], epochs: int = 8, size: int = 256
 ) -> nn.Sequential:
     """A three-layer network trained with AdamW under a one-cycle learning rate."""
     torch.manual_seed(SEED)
     torch.set_num_threads(1)  # the sums, and so the weights, depend on the number of threads
-    network = nn.Sequential(
-        *[nn.Linear(features.shape[1], 512), nn.ReLU(), nn.Dropout(0.3)],
-        *[nn.Linear(512, 512), nn.ReLU(), nn.Dropout(0.3), nn.Linear(512, 2)],
-    )
+    network = make_network(features.shape[1])
     x, y = torch.from_numpy(features), torch.from_numpy(labels)
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.05)
     steps = -(-len(x) // size) * epochs
@@ -156,7 +171,7 @@ def report(path: Path, data: dict[str, NDArray[np.generic]]) -> None:
 def main() -> None:
     """Fetch, train, export, check, and say what came out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("build/adult"))
+    parser.add_argument("--out", type=Path, default=OUT)
     out: Path = parser.parse_args().out
     out.mkdir(parents=True, exist_ok=True)
     table, model = out / "adult.csv", out / "model.onnx"
@@ -169,6 +184,7 @@ def main() -> None:
     standardize(features, training)
     network = train(features[training], labels[training])
     export(network, model, features.shape[1])
+    save_file(network.state_dict(), out / "model.safetensors")
     difference = check_parity(network, model, features[:1000])
 
     kept = slice(0, SEARCH + HOLDOUT + CALIBRATION)

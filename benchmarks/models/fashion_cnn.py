@@ -6,8 +6,9 @@ that its speed is worth improving, small enough to train on two CPU cores in som
     python benchmarks/models/fashion_cnn.py --out build/fashion
 
 The images come from the Debian package dataset-fashion-mnist (see benchmarks/fetch_data.sh).
-Written are `model.onnx` ("image" float32 [N,1,28,28] in 0..1 -> "logits" [N,10]) and `eval.npz`
-(`image`, `label`, `split`).
+Written are `model.onnx` ("image" float32 [N,1,28,28] in 0..1 -> "logits" [N,10]),
+`model.safetensors` (with `fashion_cnn.py:make` the model as PyTorch code) and `eval.npz` (`image`,
+`label`, `split`).
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ import numpy as np
 import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+OUT = Path(__file__).resolve().parent.parent.parent / "build" / "fashion"
 DATA = Path("/usr/share/datasets/fashion-mnist")
 SEED = 20
 CALIBRATION = 1_000  # training images kept in eval.npz: enough to calibrate a quantizer
@@ -67,6 +70,13 @@ def make_network() -> nn.Sequential:
     stem = [nn.Conv2d(1, widths[0], 3, 1, 1, bias=False), nn.BatchNorm2d(widths[0]), nn.ReLU()]
     head = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], 10)]
     return nn.Sequential(*stem, *blocks, *head)
+
+
+def make() -> nn.Module:
+    """The trained network, for `sartor optimize benchmarks/models/fashion_cnn.py:make`."""
+    made = make_network()
+    made.load_state_dict(load_file(OUT / "model.safetensors"))
+    return made.eval()
 
 
 def count_macs(network: nn.Module) -> int:
@@ -232,7 +242,7 @@ def accuracy(path: Path, data: dict[str, NDArray[np.generic]], *splits: str) -> 
 def main() -> None:
     """Train, export, check, and say what came out."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, default=Path("build/fashion"))
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     out: Path = arguments.out
@@ -249,6 +259,7 @@ def main() -> None:
 
     model, data = out / "model.onnx", make_eval(train_part, test_part)
     export(network, model)
+    save_file(network.state_dict(), out / "model.safetensors")
     difference = check_parity(network, model, data["image"][:256].astype(np.float32))
     np.savez_compressed(out / "eval.npz", **data)
     counts = {name: int((data["split"] == name).sum()) for name in ("train", "search", "holdout")}

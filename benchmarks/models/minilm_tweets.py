@@ -2,8 +2,9 @@
 
     python benchmarks/models/minilm_tweets.py --out build/minilm [--epochs 3]
 
-Written are `model.onnx` (`input_ids`, `attention_mask` int64 [N, length] -> `logits` [N, 3]) and
-`eval.npz` with all training rows. Encoder and tweets come from PyPI packages (see sartor.demo);
+Written are `model.onnx` (`input_ids`, `attention_mask` int64 [N, length] -> `logits` [N, 3]),
+`model.safetensors` (with `minilm_tweets.py:make` the model as PyTorch code) and `eval.npz` with all
+training rows. Encoder and tweets come from PyPI packages (see sartor.demo);
 search and holdout are the demo's.
 """
 
@@ -17,11 +18,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from safetensors.torch import load_file, save_file
+from torch import nn
 from torch.nn import functional as F
 
 from sartor import demo
 from sartor.machine import features, multiplies_bfloats
 
+OUT = Path(__file__).resolve().parent.parent.parent / "build" / "minilm"
 BATCH, RATE, SEED = 32, 1e-4, 20
 EVERY = 10**9
 BRIEF = multiplies_bfloats(features())  # bfloat16 is twice as fast then, else slower
@@ -32,6 +36,13 @@ def parts(rows: int) -> NDArray[np.str_]:
     others = rows - demo.HEAD - demo.SEARCH - demo.HOLDOUT
     sizes = [demo.HEAD, demo.SEARCH, demo.HOLDOUT, others]
     return np.repeat(np.array(["train", "search", "holdout", "train"]), sizes)
+
+
+def make() -> nn.Module:
+    """The trained network, for `sartor optimize benchmarks/models/minilm_tweets.py:make`."""
+    made = demo._load_model(demo._locate_encoder())
+    made.load_state_dict(load_file(OUT / "model.safetensors"))
+    return made
 
 
 def train(model: demo.SentimentModel, tokens: demo.Ints, labels: demo.Ints, epochs: int) -> None:
@@ -78,7 +89,7 @@ def accuracy(path: Path, tokens: demo.Ints, labels: demo.Ints) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--out", type=Path, default=Path("build/minilm"))
+    parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--epochs", type=int, default=3)
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
@@ -95,6 +106,10 @@ def main() -> None:
     known = split == "train"
     train(model, tokens[known], labels[known], given.epochs)
     demo._export(model, given.out / "model.onnx")
+    save_file(
+        {name: value.contiguous() for name, value in model.state_dict().items()},
+        given.out / "model.safetensors",
+    )
     demo._check_parity(model, given.out / "model.onnx", data)
     np.savez_compressed(given.out / "eval.npz", **data)
     for name in ("search", "holdout"):
