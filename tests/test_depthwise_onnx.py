@@ -74,11 +74,15 @@ def test_what_is_fast_by_itself_is_left_to_pytorch():
 
 @pytest.mark.parametrize(("low", "high"), [(0.0, 6.0), (-1.0, 0.5), (None, 1.0), (0.0, None)])
 def test_what_is_clipped_passes_no_gradient(low, high):
-    x = torch.linspace(-3, 8, 40, requires_grad=True)
+    x = torch.linspace(-3, 8, 40, requires_grad=True)  # on none of the bounds
     bounds = [None if each is None else torch.tensor(each) for each in (low, high)]
     made = OPERATORS["Clip"](Call([x, *bounds], {}, 17, True))
     right = torch.clamp(x, low, high)
     assert torch.equal(made, right)
     assert torch.equal(*(torch.autograd.grad(each.sum(), x)[0] for each in (made, right)))
+    if low is not None and high is not None:  # with one bound it is PyTorch's clamp itself
+        on = torch.tensor([low, high], requires_grad=True)
+        made = OPERATORS["Clip"](Call([on, *bounds], {}, 17, True))
+        assert torch.autograd.grad(made.sum(), on)[0].tolist() == [0, 0]
     whole = OPERATORS["Clip"](Call([x.long(), torch.tensor(0), torch.tensor(6)], {}, 17, True))
     assert torch.equal(whole, F.relu(x.long()).clamp_max(6))

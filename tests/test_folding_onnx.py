@@ -90,3 +90,14 @@ def test_what_is_large_or_no_whole_number_or_of_the_data_is_left():
     left = [each.op_type for each in graph.nodes]
     assert left == ["ConstantOfShape", "Add", "Shape", "Gather", "Gather", "Expand"]
     assert graph.constant("six").tolist() == [6]
+
+
+def test_what_lies_in_another_file_is_not_read(tmp_path):
+    node = helper.make_node
+    two = [node("Mul", ["two", "two"], ["four"]), node("Expand", ["x", "four"], ["y"])]
+    path, whole = tmp_path / "model.onnx", _graph(two, two=np.array([2])).proto
+    onnx.save(whole, path, save_as_external_data=True, location="data", size_threshold=0)
+    (tmp_path / "data").unlink()
+    graph = Graph(onnx.load(path, load_external_data=False))
+    fold_sizes(graph)
+    assert [each.op_type for each in graph.nodes] == ["Mul", "Expand"]

@@ -363,6 +363,26 @@ def _own_loss(right: Any, found: Any) -> Any:
     return keras.ops.mean(keras.ops.abs(found - right))
 
 
+# The user's own, by names that Keras has too.
+
+
+def huber(right: Any, found: Any) -> Any:
+    return _own_loss(right, found)
+
+
+def f1_score(right: Any, found: Any) -> Any:
+    return _own_loss(right, found)
+
+
+class Huber(keras.losses.Loss):  # type: ignore[misc]
+    def call(self, right: Any, found: Any) -> Any:
+        return _own_loss(right, found)
+
+
+class Recall(keras.metrics.Mean):  # type: ignore[misc]
+    pass
+
+
 @pytest.mark.parametrize(
     ("loss", "metrics", "told"),
     [
@@ -376,6 +396,9 @@ def _own_loss(right: Any, found: Any) -> Any:
         ("mae", None, ("regression", None)),
         ("poisson", ["mae"], (None, None)),
         (lambda: _own_loss, ["mae"], (None, None)),
+        (lambda: huber, ["mae"], (None, None)),
+        (lambda: Huber(), ["mae"], (None, None)),
+        ("mse", [lambda: f1_score, lambda: Recall()], ("regression", None)),
         (None, None, (None, None)),
     ],
 )  # fmt: skip
@@ -410,6 +433,31 @@ def test_what_it_was_compiled_for_is_what_quality_is(tmp_path: Path) -> None:
             ready = prepare(spec, tmp_path / metric, pool)
             assert (ready.task.kind, ready.task.metric) == (kind, metric)
             assert any("compiled for regression" in each for each in ready.notes) != bool(more)
+
+
+@pytest.mark.parametrize(
+    ("loss", "metric", "label", "judged", "said"),
+    [
+        ("mse", "accuracy", "ones", ("regression", "mse"), "not accuracy, which does not fit"),
+        ("sparse_categorical_crossentropy", "accuracy", None, ("classification", "agreement"),
+         "not accuracy, which does not fit"),
+        ("sparse_categorical_crossentropy", "accuracy", "halves", ("regression", "mse"),
+         "compiled for classification, which does not fit these rows: it is judged as regression"),
+    ],
+)  # fmt: skip
+def test_what_does_not_fit_of_what_it_was_compiled_for_is_said(
+    loss: str, metric: str, label: str | None, judged: tuple[str, str], said: str, tmp_path: Path
+) -> None:
+    width = 3 if label is None else 1
+    model = keras.Sequential([keras.Input((4,), name="x"), L.Dense(width)])
+    model.compile("adam", loss, metrics=[metric])
+    ones = numbers(3, 400) - 1
+    labels = {None: {}, "ones": {"label": ones}, "halves": {"label": ones + 0.5}}[label]
+    with Pool() as pool:
+        spec = Spec(model=model, data={"x": rows(400, 4), **labels})
+        ready = prepare(spec, tmp_path, pool)
+    assert (ready.task.kind, ready.task.metric) == judged
+    assert any(said in each for each in ready.notes)
 
 
 # -- whole runs ---------------------------------------------------------------------------------

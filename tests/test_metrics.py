@@ -8,6 +8,7 @@ from sklearn import metrics as sk
 
 from sartor.contracts import Port, Signature, Task, WrongRequest
 from sartor.definitions import DEFINITIONS, KINDS, known, lookup
+from sartor.limits import parse
 from sartor.metrics import Truth, check_labels, default_limit, find, infer_task, primary
 
 N = 400
@@ -523,6 +524,7 @@ def test_default_limits_can_be_parsed_and_found():
     [
         ("free", lambda rng: 100 + rng.normal(size=(50, 8)), "have cosine"),
         ("free", lambda rng: rng.normal(size=(50, 8)), None),
+        ("free", lambda rng: rng.random((50, 3)) + 1, None),  # 0.98, where 0.99 is asked
         ("classification", lambda rng: rng.random((50, 3)) + np.eye(3)[0] * 5, "agreement 1.0000"),
         ("classification", lambda rng: rng.random((50, 3)), None),
     ],
@@ -532,5 +534,6 @@ def test_a_limit_that_one_answer_to_all_would_meet_is_told(kind, given, told):
 
     answers = given(np.random.default_rng(0)).astype(np.float32)
     t = task(kind, 3, False, primary(kind, False, False))
-    found = _asks_little(t, answers, Truth(reference=answers))
+    limits = [parse(default_limit(t))]
+    found = _asks_little(t, limits, answers, Truth(reference=answers))
     assert (told in found[0]) if told else not found

@@ -287,6 +287,15 @@ def test_a_smaller_network_gets_more_steps(tmp_path):
     assert trainer.granted(graph, made, 0.3) == 120  # overhead leaves a quarter of the cost
 
 
+def test_work_of_a_recurrence_whose_outputs_are_left_out(tmp_path):
+    made = bench("lstm", tmp_path)
+    proto = onnx.load(made.toy.model.payload)
+    lstm = next(each for each in proto.graph.node if each.op_type == "LSTM")
+    whole = trainer.work(Graph(proto), made)
+    lstm.output[:] = ["", lstm.output[1]]
+    assert trainer.work(Graph(proto), made) <= whole
+
+
 def test_zeros_grow_to_the_density_that_was_asked(tmp_path):
     made = bench("cnn", tmp_path)
     pruned = GradualPrune(density=0.25, effort=1.0).apply(made.toy.model, made)

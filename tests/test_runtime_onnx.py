@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import psutil
 import pytest
 from hostile import onnx_files
 from onnx import TensorProto, helper, numpy_helper
@@ -161,6 +162,18 @@ def test_threads_are_at_most_the_targets(toys: dict[str, Model]) -> None:
             dataclasses.replace(toys["mlp"], settings=settings), Target(threads=ceiling)
         )
         assert run.session.get_session_options().intra_op_num_threads == given  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("asked", [1, 2, 4])
+def test_branches_at_the_same_time_have_no_more_threads_together(
+    toys: dict[str, Model], asked: int
+) -> None:
+    model = dataclasses.replace(toys["mlp"], settings={"execution_mode": "parallel"})
+    before = psutil.Process().num_threads()
+    with ENGINE.start(model, Target(threads=asked)) as run:
+        options = run.session.get_session_options()  # type: ignore[attr-defined]
+        assert options.inter_op_num_threads == min(asked, 2)
+        assert psutil.Process().num_threads() - before == asked - 1
 
 
 def test_settings_reach_the_session(toys: dict[str, Model]) -> None:

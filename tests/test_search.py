@@ -347,6 +347,24 @@ def test_structure_may_be_changed_in_rounds_that_end_in_training() -> None:
     assert not legal((thin, train, last, thin, train), "fake")
 
 
+@dataclass(frozen=True)
+class Session(Train):
+    stage: ClassVar[str] = "session"
+
+
+@dataclass(frozen=True)
+class Convert(Train):
+    stage: ClassVar[str] = "conversion"
+    makes: ClassVar[str | None] = "other"
+
+
+def test_the_session_comes_last_and_no_conversion_keeps_it() -> None:
+    assert legal((Train(), Session()), "fake")
+    assert not legal((Session(), Train()), "fake")
+    assert legal((Train(), Convert()), "fake")
+    assert not legal((Session(), Convert()), "fake")
+
+
 def test_rounds_are_other_points_than_their_last() -> None:
     known = {"thin": Thin, "recover": Recover, "train": Train}
     milder, bolder = (Thin(width=1), Recover()), (Thin(width=3), Recover())

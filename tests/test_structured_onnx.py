@@ -225,14 +225,22 @@ def test_weights_are_counted_as_they_stand_in_the_file(name, tmp_path):
     assert sum(cost.at(fewer) for cost in found) == numbers_of_weights(traced.graph)
 
 
-@pytest.mark.parametrize("counting", ["weights", "both"])
-def test_weights_go_where_they_are_many(counting, tmp_path):
-    """Of two stages the second has most weights, the first most of the sums."""
-    bench = bench_for(CASES["plain"]().proto, tmp_path)
-    whole = numbers_of_weights(Graph(onnx.load(bench.toy.model.payload)))
-    proto, _ = made_of(bench, share=0.5, counting=counting)
-    left = numbers_of_weights(Graph(proto)) / whole
-    assert left <= 0.5 if counting == "weights" else left < 0.6
+def test_weights_go_where_they_are_many(tmp_path):
+    """The first stage has most of the sums, the last most of the weights."""
+    draft = Draft(1)
+    hidden = draft.op("Relu", draft.conv(draft.op("Relu", draft.conv("x", 3, 32)), 32, 32))
+    hidden = draft.op("MaxPool", hidden, kernel_shape=[8, 8], strides=[8, 8])
+    hidden = draft.op("Relu", draft.conv(draft.op("Relu", draft.conv(hidden, 32, 64)), 64, 64))
+    bench = bench_for(image(draft, hidden, 64, size=16), tmp_path)
+    before = onnx.load(bench.toy.model.payload)
+    left = {}
+    for counting in ("macs", "weights", "both"):
+        proto, _ = made_of(bench, share=0.5, counting=counting)
+        sums = counted(proto) / counted(before)
+        left[counting] = sums, numbers_of_weights(Graph(proto)) / numbers_of_weights(Graph(before))
+    assert left["macs"][0] <= 0.5 < left["macs"][1]
+    assert left["weights"][1] <= 0.5 < left["weights"][0]
+    assert sum(left["both"]) <= 1.001
 
 
 def test_one_more_rung_would_be_too_much(tmp_path):

@@ -61,6 +61,8 @@ def test_what_was_granted_stands_in_the_journal(finished):
 def test_what_was_not_granted_is_asked_again_where_the_run_is_given_more(tmp_path):
     journal = Journal(tmp_path / "run.jsonl")
     assert granted(journal) is None
+    journal.add("training", steps=900, seconds=0.5, macs=3, why="")  # as it was told once
+    assert granted(journal) is None
     nothing = {"steps": 0, "seconds": 0.5, "work": 3, "why": "too few"}
     journal.add("training", **nothing)
     assert granted(journal) == Training(0, 0.5, 3, "too few")

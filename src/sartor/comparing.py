@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from sartor import bundle, lanes, machine
-from sartor.contracts import Failed, Model, Target, Task, WrongRequest
+from sartor.contracts import Failed, Model, Port, Target, Task, WrongRequest
 from sartor.data import read
 from sartor.evaluate import (
     BLOCKS,
@@ -120,7 +120,7 @@ def measure_pair(
     original, target, part = race.original, race.target, race.part
     rows = np.arange(len(part))
     before, after = (
-        answers(pool, each, part, rows, _answering(each, task), target, timeout=timeout)
+        answers(pool, each, part, rows, _answering(each, original, task), target, timeout=timeout)
         for each in (original, model)
     )
     engines = runtime(original.kind), runtime(model.kind)
@@ -140,11 +140,22 @@ def measure_pair(
     )
 
 
-def _answering(model: Model, task: Task) -> Task:
-    """The task with this model's own name for the output, where it has but one."""
-    names = [port.name for port in model.signature.outputs]
-    alone = len(names) == 1 and task.output != names[0]
-    return dataclasses.replace(task, output=names[0]) if alone else task
+def _answering(model: Model, original: Model, task: Task) -> Task:
+    """The task with this model's own name for the output, where it has but one and that is of the
+    same sort: as many axes, floats for floats, and no other number of classes."""
+    named = {port.name: port for port in model.signature.outputs}
+    if task.output in named or len(named) != 1:
+        return task
+    found = next(iter(named.values()))
+    wanted = next(each for each in original.signature.outputs if each.name == task.output)
+    return dataclasses.replace(task, output=found.name) if _alike(found, wanted) else task
+
+
+def _alike(one: Port, two: Port) -> bool:
+    kinds = {np.dtype(each.dtype).kind for each in (one, two)}
+    sizes = zip(one.shape[1:], two.shape[1:], strict=False)
+    known = [(a, b) for a, b in sizes if isinstance(a, int) and isinstance(b, int)]
+    return len(kinds) == 1 and len(one.shape) == len(two.shape) and all(a == b for a, b in known)
 
 
 def _row(name: str, model: Model, pool: Pool, race: Race, task: Task) -> dict[str, Any]:
@@ -157,11 +168,16 @@ def _row(name: str, model: Model, pool: Pool, race: Race, task: Task) -> dict[st
         evidence = measure_pair(pool, race, model, task, (ROUNDS, SECONDS), TIMEOUT)
     except (Failed, WrongRequest) as failure:
         return {"model": name, "failed": str(failure)}
+    before, after = (np.shape(each) for each in evidence.answers or ((), ()))
+    if before != after:
+        return {"model": name, "failed": f"it answers {list(after)} where the first {list(before)}"}
     higher = find(task.metric, task).higher
     texts = ("latency <= baseline", f"{task.metric} {'>=' if higher else '<='} baseline")
     verdicts = [judge(parse(text), evidence, task) for text in texts]
+    output = _answering(model, race.original, task).output
     return {
         "model": name,
+        "output": output,
         "figures": plain(figures_of(evidence, task)),
         "throughputs": throughputs(model, race.part, race.target),
         "conditions": plain(conditions_of(evidence.timing)) if evidence.timing else {},

@@ -218,7 +218,8 @@ class Technique(ABC):
     """One way to change a model. Fields are settings and carry their search domains (`space`).
 
     `stage` orders techniques in a recipe: structure < weights < graph < precision < storage <
-    tuning < conversion (to another kind of model), behind which the stages begin anew.
+    tuning < session (how it is run, which no conversion keeps) < conversion (to another kind of
+    model), behind which the stages begin anew.
     `repair` names the setting that buys quality back when it grows.
     `neutral` holds settings with which the outputs are reproduced exactly, where there are some.
     `claims` names what it should lower: "size", "latency", "macs", "memory".
@@ -249,7 +250,8 @@ class Technique(ABC):
         where it is impossible."""
 
 
-STAGES = ("structure", "weights", "graph", "precision", "storage", "tuning", "conversion")
+STAGES = ("structure", "weights", "graph", "precision", "storage", "tuning", "session",
+          "conversion")  # fmt: skip
 
 Recipe = tuple[Technique, ...]
 

@@ -51,7 +51,7 @@ def granted(journal: Journal) -> Training | None:
     told: Mapping[str, Any] | None = None
     for entry in journal:
         if entry["event"] == "training":
-            told = entry
+            told = entry if "work" in entry else None  # once it was counted otherwise
         elif entry["event"] == "budget" and told and not told["steps"]:
             told = None
     if told is None:

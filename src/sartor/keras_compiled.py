@@ -1,6 +1,8 @@
 """What `model.compile` said a Keras model is for, read as data: its kind of task, its metric.
 
-Only names are read. A loss or metric of the user's own says nothing here. Needs no Keras.
+Only names are read: those that are text, as `compile("adam", "mse")` has them, and of classes of
+Keras. Classes of the user's own say nothing here, nor do functions, whose origin Keras does not
+write down. Needs no Keras.
 """
 
 from __future__ import annotations
@@ -67,8 +69,8 @@ def _flat(given: Any) -> list[Any]:
 def _plain(given: Any) -> str:
     """A name without what tells "MeanSquaredError" from "mean_squared_error"."""
     if isinstance(given, Mapping):
-        named = given.get("class_name")
-        given = given.get("config") if named == "function" else named
+        ours = str(given.get("module")).split(".")[0] == "keras"
+        given = given.get("class_name") if ours else None
     return given.replace("_", "").lower() if isinstance(given, str) else ""
 
 

@@ -116,8 +116,8 @@ def features() -> frozenset[str]:
     return _numpy_features()
 
 
-# Instructions that sum products of eight bits in 32, and so do four multiplications in one.
 BFLOAT = frozenset({"avx512_bf16", "amx_bf16"})
+# Instructions that sum products of eight bits in 32, and so do four multiplications in one.
 _DOT = frozenset({"avx512_vnni", "avx_vnni", "amx_int8", "asimddp", "i8mm"})
 
 

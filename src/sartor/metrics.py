@@ -245,13 +245,13 @@ def infer_task(
     if kind is not None and kind not in KINDS:
         raise WrongRequest(f"unknown kind of task {kind!r}; write one of {', '.join(KINDS)}")
     label = _usable(part.label)
-    if kind in (None, CLASSIFICATION) and label is not None and _one_hot(label, answers):
+    kinds = _wanted(kind, metric)
+    if CLASSIFICATION in kinds and label is not None and _one_hot(label, answers):
         raise WrongRequest(
             "each row of the labels is a 1 among zeros: write label.argmax(1), the number of the "
             "class, or --task regression where the zeros and ones are numbers to be met"
         )
     grouped = part.group is not None
-    kinds = _wanted(kind, metric)
     said = kind is not None or metric in ("agreement", "flips", "kl")
     tried = [output] if output else sorted(names, key=lambda each: _rank(answers[each]))
     for name in tried:

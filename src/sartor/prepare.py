@@ -3,10 +3,11 @@ the limits parsed, the original seen to work."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import platform
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -30,7 +31,6 @@ from sartor.spec import Spec, beside
 from sartor.user_functions import Augmentation, augmentation
 from sartor.workers import Pool
 
-LITTLE = 0.95  # agreement or cosine of one answer to all rows, from which on they tell little
 SAMPLE = 128  # examples of the search split on which the original is looked at before the run
 
 
@@ -86,6 +86,8 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
     for each in limits:
         if each.quality:
             find(each.metric, task)
+    given = sample[task.output]
+    notes += _asks_little(task, limits, given, truth_of(data.search, given, np.arange(len(given))))
     if objective.metric not in PERFORMANCE:
         find(objective.metric, task)
     _segments(limits, data.search)
@@ -106,13 +108,19 @@ def _task(spec: Spec, original: Model, part: Part, sample: Arrays) -> tuple[Task
         infer_task, answering(original.signature, sample), part, sample, output=spec.output
     )
     told = purpose(original) if spec.metric is None and spec.task is None else {}
-    if told:
-        try:
-            task = asked(kind=told.get("kind"), metric=told.get("metric"))
-        except WrongRequest:  # no labels, or others than it was trained on
-            return asked(), ()
-        return task, (f"it was compiled for {task.kind}: quality is {task.metric}",)
-    return asked(kind=spec.task, metric=spec.metric), ()
+    if not told:
+        return asked(kind=spec.task, metric=spec.metric), ()
+    for taken in (dict(told), {"kind": told["kind"]}):
+        with contextlib.suppress(WrongRequest):  # no labels, or others than it was trained on
+            task = asked(**taken)
+            note = f"it was compiled for {task.kind}: quality is {task.metric}"
+            left = told.keys() - taken.keys()
+            return task, (note + (f", not {told['metric']}, which does not fit" if left else ""),)
+    task = asked()
+    return task, (
+        f"it was compiled for {told['kind']}, which does not fit these rows: it is judged as "
+        f"{task.kind} by {task.metric}",
+    )
 
 
 def _sampled(pool: Pool, original: Model, target: Target, part: Part) -> dict[str, np.ndarray]:
@@ -143,7 +151,6 @@ def _look(task: Task, part: Part, sample: Arrays) -> list[str]:
             "there are no labels (an array or column `label`, or the one that --label names): "
             "quality is agreement with the original's own answers, and they alone teach where "
             "something is trained",
-            *_asks_little(task, given, truth),
         ]
     check_labels(task, np.asarray(part.label))
     if task.kind != "classification" or truth.label is None:
@@ -159,9 +166,11 @@ def _look(task: Task, part: Part, sample: Arrays) -> list[str]:
     return []
 
 
-def _asks_little(task: Task, given: np.ndarray, truth: Truth) -> list[str]:
-    """Whether one and the same answer to every row would do as well: an autoencoder's outputs are
+def _asks_little(task: Task, limits: Sequence[Limit], given: np.ndarray, truth: Truth) -> list[str]:
+    """Limits that one and the same answer to every row would meet: an autoencoder's outputs are
     much alike, and so are the classes of rare events."""
+    if task.labelled:
+        return []
     if task.metric == "agreement" and given.ndim == 2 and given.shape[1] > 1:
         top = given.argmax(1)
         same = given[[int((top == np.bincount(top).argmax()).argmax())]]
@@ -170,12 +179,13 @@ def _asks_little(task: Task, given: np.ndarray, truth: Truth) -> list[str]:
     else:
         return []
     found = find(task.metric, task).value(np.repeat(same, len(given), 0), truth)
-    if found < LITTLE:
-        return []
     other = " (--metric rel_error asks more)" if task.metric == "cosine" else ""
     return [
         f"an answer that never changes would have {task.metric} {found:.4f} with the original's "
-        f"too: a limit on it asks little here{other}"
+        f"and meet {each.text} too: it asks little here{other}"
+        for each in limits
+        if each.metric == task.metric and each.bound.kind == "absolute" and each.higher
+        if not each.segment and found >= each.bound.value
     ]
 
 

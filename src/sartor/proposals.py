@@ -77,6 +77,8 @@ def by_kind(recipe: Recipe, kind: str) -> list[tuple[str, Recipe]]:
 def _ordered(steps: Recipe) -> bool:
     stages = [STAGES.index(each.stage) for each in steps]
     names = {technique_name(each) for each in steps}
+    if {"session", "conversion"} <= {each.stage for each in steps}:
+        return False
     if stages != sorted(stages) or len(names) < len(steps):
         return False
     return all(stages.count(at) <= SLOTS.count(stage) for at, stage in enumerate(STAGES))

@@ -323,7 +323,7 @@ def portfolio(model: Model, bench: Bench) -> list[Recipe]:
 
 
 def training_cost(model: Model, bench: Bench) -> tuple[float, int]:
-    """Seconds of a training step of this model here, and its multiply-accumulates an example, as
+    """Seconds of a training step of this model here, and its work an example, as
     the function of that name in its kind's technique files measures them. Raises Failed where
     nothing trains such a model."""
     for plugin in plugins("techniques"):

@@ -272,13 +272,17 @@ _MANGLED = re.compile(rb"___torch_mangle_\d+")
 def digest(path: Path) -> str:
     """sha256 of what decides the answers: names, graph and weights, not the archive's own bytes.
 
-    Left out is what depends on who saved it when: example sizes (`hint`), places in source files,
-    and the numbers that TorchScript gives to classes in the order in which a process meets them."""
+    Left out is what depends on who saved it when and for what: its purpose, example sizes (`hint`),
+    places in source files, and the numbers that TorchScript gives to classes in the order in which
+    a process meets them."""
     archive = opened(path)
     whole, numbers = hashlib.sha256(), dict[bytes, bytes]()
     if archive.sort == "program":
         members = cleaned(archive)
         members[GRAPH] = text(_without_hints(json.loads(members[GRAPH])))
+        if FACTS in members:
+            told = json.loads(members[FACTS])
+            members[FACTS] = text({name: each for name, each in told.items() if name != "purpose"})
     else:
         members = {
             name: archive.read(name)

@@ -354,5 +354,6 @@ def _from_keras(model: Any, folder: Path, look: Look | None, compiled: Any) -> P
         with _keras().unrolled(model):
             made = exported(module, inputs, folder)
         _keras().compare(model, made, inputs)
-    archives.tell(made, purpose=purpose(compiled))
+    if told := purpose(compiled):
+        archives.tell(made, purpose=told)
     return made

@@ -165,10 +165,12 @@ def _options(settings: Mapping[str, Any], target: Target) -> ort.SessionOptions:
         raise WrongRequest(f"ONNX models run on 'cpu' here, not on {target.device!r}")
     options = ort.SessionOptions()
     options.log_severity_level = ERRORS_ONLY
-    options.intra_op_num_threads = min(settings.get("threads", target.threads), target.threads)
+    threads = min(settings.get("threads", target.threads), target.threads)
     mode = settings.get("execution_mode", "sequential")
     options.execution_mode = MODES[mode]
-    options.inter_op_num_threads = 1 if mode == "sequential" else options.intra_op_num_threads
+    # Two branches at a time; both pools together have no more threads than the target allows.
+    options.inter_op_num_threads = 2 if mode == "parallel" and threads > 1 else 1
+    options.intra_op_num_threads = threads - options.inter_op_num_threads + 1
     options.graph_optimization_level = GRAPH_LEVELS[settings.get("graph_level", "all")]
     options.enable_cpu_mem_arena = settings.get("arena", True)
     options.enable_mem_pattern = settings.get("mem_pattern", True)
@@ -176,6 +178,7 @@ def _options(settings: Mapping[str, Any], target: Target) -> ort.SessionOptions:
     spinning = "1" if settings.get("spinning", False) else "0"
     options.add_session_config_entry("session.intra_op.allow_spinning", spinning)
     options.add_session_config_entry("session.inter_op.allow_spinning", spinning)
+    options.add_session_config_entry("session.force_spinning_stop", "1")  # once it has answered
     return options
 
 

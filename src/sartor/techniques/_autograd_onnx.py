@@ -171,7 +171,7 @@ class GraphModule(nn.Module):
             if self.norms is not None and node.outputs[0] in self.norms.tensors:
                 value = values[node.outputs[0]]
                 values[node.outputs[0]] = self.norms.apply_to(node.outputs[0], value, self.training)
-            kept.update({n: values[n] for n in node.outputs if n in watched})
+            kept.update({n: values[n] for n in node.outputs if n in watched and n in values})
             for name in node.spent:
                 if name not in self.constants:
                     values.pop(name, None)

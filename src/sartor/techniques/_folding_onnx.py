@@ -53,13 +53,20 @@ def _given(
         value = known.get(name)
         if value is None:
             tensor = graph.constant_tensor(name)
-            if tensor is None or np.prod(tensor.dims, dtype=np.int64) > _FEW:
+            if tensor is None or not _small(tensor):
                 return None
             value = graph.constant(name)
         if value is None or value.dtype.kind not in "iub":
             return None
         found[name] = value
     return found
+
+
+def _small(tensor: onnx.TensorProto) -> bool:
+    """Whether it is read: weights that lie in another file are not there where a graph was only
+    looked at."""
+    outside = tensor.data_location == onnx.TensorProto.EXTERNAL
+    return not outside and bool(np.prod(tensor.dims, dtype=np.int64) <= _FEW)
 
 
 def _computed(

@@ -148,7 +148,7 @@ def work(graph: Graph, bench: Bench) -> int:
     batch = next(iter(batches))
     net = GraphModule(graph).eval()
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
-        every = tuple(name for node in net.program for name in node.outputs)
+        every = tuple(name for node in net.program for name in node.outputs if name)
         made = net({name: torch.from_numpy(batch[name]) for name in net.inputs}, every)
     numbers: int = sum(each.numel() for each in made.values() if each.is_floating_point())
     return int(counter.get_total_flops()) // 2 + _TRAFFIC * numbers

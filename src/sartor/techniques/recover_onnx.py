@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from sartor.contracts import Bench, Model, Technique
 from sartor.space import choice, span
-from sartor.techniques._graph_onnx import Parts, attribute, finish, foreign, peek, read
+from sartor.techniques._graph_onnx import Graph, Parts, attribute, finish, foreign, peek, read
 
 REQUIRES = ("torch", "lightning_fabric", "safetensors")
 EFFORTS = (0.1, 0.3, 1.0)
@@ -23,8 +23,9 @@ class Recover(Technique):
     labels and the original's answers (Hinton, Vinyals and Dean 2015). Zeros of pruned weights stay
     zeros, the ranks of factors stay.
 
-    `effort` is the share of the granted training, counted in multiply-accumulates: a network of a
-    third of the original's gets three times the steps, as they cost the same. `balance` lets rare
+    `effort` is the share of the granted training, counted in work (multiply-accumulates and numbers
+    moved): a network of a third of the original's gets three times the steps, as they cost the
+    same. `balance` lets rare
     classes count more, each class as much as any other: for limits and objectives that ask for
     them (recall, average precision), against accuracy. `mixed`: half of the rows are mixed with
     others, by this share of each, and taught by the original alone: where rows are few. `rate`,
@@ -121,11 +122,20 @@ def portfolio(model: Model, bench: Bench) -> list[list[dict[str, Any]]]:
     loses too much gets more of it."""
     if bench.budget < SHORT or bench.count("train") < ROWS:
         return []
-    nodes = peek(model).nodes
-    operators = {node.op_type for node in nodes}
+    graph = peek(model)
+    operators = {node.op_type for node in graph.nodes}
     attends = bool(operators & {"Softmax", "Attention"}) and "Conv" not in operators
-    each = any(node.op_type == "Conv" and attribute(node, "group", 1) > 1 for node in nodes)
-    return _transformer(bench) if attends else _layers(depthwise=each)
+    return _transformer(bench) if attends else _layers(_depthwise(graph))
+
+
+def _depthwise(graph: Graph) -> bool:
+    """Whether some convolution reads each channel by itself."""
+    for node in graph.nodes:
+        if node.op_type == "Conv" and attribute(node, "group", 1) > 1:
+            kernel = graph.constant_tensor(node.input[1])
+            if kernel is not None and kernel.dims[1] == 1:
+                return True
+    return False
 
 
 def _layers(depthwise: bool) -> list[list[dict[str, Any]]]:
@@ -135,14 +145,16 @@ def _layers(depthwise: bool) -> list[list[dict[str, Any]]]:
     brief = _step("recover", effort=EFFORTS[0], rate=0.01 if depthwise else 0.03)
     counting = {"counting": "both"} if depthwise else {}
     pruned = [_step("structured-prune", share=share, **counting) for share in (0.5, 0.3, 0.15)]
-    return [
+    found = [
         *([each, brief, last] for each in pruned),
-        [pruned[1], brief, _step("static-int8"), _step("tune", effort=EFFORTS[0])],
-        *([_step("low-rank", share=share), brief, last] for share in (0.3, 0.2)),
-        [pruned[0], _step("low-rank", share=0.4), brief, last],
         # What is thin already is slow by the number of its layers.
-        [_step("drop-layers", keep=0.5), pruned[1], brief, last],
+        *([_step("drop-layers", keep=keep), pruned[1], brief, last] for keep in (0.5, 0.25)),
+        [pruned[1], brief, _step("static-int8"), _step("tune", effort=EFFORTS[0])],
     ]
+    if depthwise:
+        return found
+    low = [_step("low-rank", share=0.3)], [pruned[0], _step("low-rank", share=0.4)]
+    return [*found, *([*each, brief, last] for each in low)]
 
 
 def _transformer(bench: Bench) -> list[list[dict[str, Any]]]:

@@ -21,10 +21,10 @@ class SessionOptions(Technique):
     from everybody else. `mode`: "parallel" runs branches of the graph at the same time.
     `level`: how far ONNX Runtime rewrites the graph when it loads it; less is faster where
     `optimize-offline` did it before. `arena`: memory is kept between calls, which takes more of
-    it."""
+    it (off here unless it is chosen, on in a session without this technique)."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"onnx"})
-    stage: ClassVar[str] = "tuning"
+    stage: ClassVar[str] = "session"
 
     arena: bool = choice(False, True)
     level: str = choice("all", "extended", "basic")
@@ -41,27 +41,25 @@ class SessionOptions(Technique):
         single = self.threads == 1 or bench.target.threads == 1
         if single and (self.spinning or self.mode != "sequential"):
             return "one thread neither waits for others nor runs branches beside one another"
-        if self._settings(bench) == dict(model.settings):
+        if self._settings(model, bench) == dict(model.settings):
             return "these are the options that it has"
         return None
 
     def apply(self, model: Model, bench: Bench) -> Model:
         step = Step(self, ("session",))
         return dataclasses.replace(
-            model, settings=self._settings(bench), lineage=(*model.lineage, step)
+            model, settings=self._settings(model, bench), lineage=(*model.lineage, step)
         )
 
-    def _settings(self, bench: Bench) -> dict[str, Any]:
-        """Those that differ from what a session takes by itself."""
-        chosen: dict[str, Any] = {}
-        if not self.arena:
-            chosen["arena"] = False
-        if self.level != "all":
-            chosen["graph_level"] = self.level
-        if 0 < self.threads < bench.target.threads:
-            chosen["threads"] = self.threads
-        if self.spinning:
-            chosen["spinning"] = True
-        if self.mode != "sequential":
-            chosen["execution_mode"] = self.mode
-        return chosen
+    def _settings(self, model: Model, bench: Bench) -> dict[str, Any]:
+        """The model's, with those of here that differ from what a session takes by itself."""
+        threads = self.threads if self.threads < bench.target.threads else 0
+        chosen = {
+            "arena": None if self.arena else False,
+            "graph_level": None if self.level == "all" else self.level,
+            "threads": threads or None,
+            "spinning": True if self.spinning else None,
+            "execution_mode": None if self.mode == "sequential" else self.mode,
+        }
+        found = dict(model.settings) | chosen
+        return {name: value for name, value in found.items() if value is not None}

@@ -29,7 +29,7 @@ class SessionSettings(Technique):
     target allows)."""
 
     kinds: ClassVar[frozenset[str]] = frozenset({"openvino"})
-    stage: ClassVar[str] = "tuning"
+    stage: ClassVar[str] = "session"
 
     dynamic_quantization: int = choice(64, values=(0, 32, 64, 128))
     precision: str = choice("f32", "bf16", "f16")
