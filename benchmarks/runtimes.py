@@ -6,8 +6,9 @@ and what Sartor chooses, as one Markdown table.
 For each model: a run of `sartor optimize` for each number of threads (at most a point of quality
 may be lost, latency is minimized); a recipe of one step for each runtime and way to quantize; the
 artifacts of `benchmarks/peers.py`; and one `sartor compare` of all of them with the model as it
-came in ONNX Runtime, in interleaved rounds, each in a process of its own. What was made or measured
-is kept in build/runtimes: the command goes on where it was stopped.
+came in ONNX Runtime, in interleaved rounds, each in a process of its own, on the search rows: they
+chose Sartor's artifact, whose certificate is of the holdout and printed below each table. What was
+made or measured is kept in build/runtimes: the command goes on where it was stopped.
 """
 
 from __future__ import annotations
@@ -37,6 +38,7 @@ ROOT = Path(__file__).resolve().parent.parent
 BUILD = ROOT / "build"
 PLACE = BUILD / "runtimes"
 HERE = Path(__file__).resolve().parent
+CAME = "ONNX Runtime, as it came"
 COLUMNS = ("threads", "what", "quality", "MB", "latency ratio (95 %)", "made in", "")
 
 
@@ -53,12 +55,12 @@ class Subject:
 SUBJECTS = (
     Subject("resnet18", BUILD / "resnet18", build_with("resnet18.py"), "resnet18.py:make"),
     Subject("lite0", BUILD / "lite0", build_with("lite0.py"), "lite0.py:make"),
-    Subject("minilm", BUILD / "minilm", build_with("minilm_tweets.py")),
-    Subject("adult", BUILD / "adult", build_with("adult_mlp.py")),
+    Subject("minilm", BUILD / "minilm", build_with("minilm_tweets.py"), "minilm_tweets.py:make"),
+    Subject("adult", BUILD / "adult", build_with("adult_mlp.py"), "adult_mlp.py:make"),
     Subject("vad", BUILD / "vad", build_with("vad.py")),
     Subject("keywords", BUILD / "keywords", build_with("keywords.py")),
     Subject("anomaly", BUILD / "anomaly", build_with("anomaly.py")),
-    Subject("fashion", BUILD / "fashion", build_with("fashion_cnn.py")),
+    Subject("fashion", BUILD / "fashion", build_with("fashion_cnn.py"), "fashion_cnn.py:make"),
     Subject("demo", BUILD / "demo" / "input", build_demo),
 )
 # Name -> recipe: the technique at its defaults; conversions on the way to it are put in.
@@ -117,7 +119,7 @@ def _made(lab: Laboratory, kind: str, techniques: list[str], folder: Path) -> di
 
 def chosen(subject: Subject, threads: int, budget: str) -> dict[str, Any]:
     """The answer of a run, kept."""
-    place = PLACE / subject.name / f"run-{threads}"
+    place = PLACE / subject.name / f"run-{threads}-{budget}"
     told = place / "answer.json"
     if not told.exists():
         shutil.rmtree(place, ignore_errors=True)
@@ -145,40 +147,85 @@ def peers(subject: Subject) -> dict[str, dict[str, Any]]:
         if subject.code:
             command += ["--code", str(HERE / "models" / subject.code)]
         subprocess.run(command, check=True, stdout=sys.stderr)
-    found: dict[str, dict[str, Any]] = json.loads(told.read_text())
+    found = {}
+    for each in json.loads(told.read_text())["peers"]:
+        if each["state"] != "skipped":
+            ended = "artifact" if each["state"] == "made" else "failed"
+            said = each["artifact"] if each["state"] == "made" else each["reason"]
+            found[each["name"]] = {"seconds": each["seconds"], ended: said}
     return found
 
 
 def compared(subject: Subject, threads: int, artifacts: Mapping[str, str]) -> dict[str, Any]:
     """Name -> what `sartor compare` found of it; the model as it came is the first."""
+    models = [str(subject.source / "model.onnx"), *artifacts.values()]
     told = PLACE / subject.name / f"compared-{threads}.json"
-    if not told.exists():
-        models = [str(subject.source / "model.onnx"), *artifacts.values()]
+    if not told.exists() or json.loads(told.read_text())["models"] != models:
         data = ["--data", str(subject.source / "eval.npz"), "--threads", str(threads), "--json"]
         command = [sys.executable, "-m", "sartor.cli", "compare", *models, *data]
         done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
-        told.write_text(done.stdout.splitlines()[-1])
+        rows = json.loads(done.stdout.splitlines()[-1])
+        told.write_text(json.dumps({"models": models, **rows}))
     found = json.loads(told.read_text())
-    names = ["ONNX Runtime, as it came", *artifacts]
+    names = [CAME, *artifacts]
     rows = dict(zip(names, found["rows"], strict=True))
     return {"metric": found["metric"], "rows": rows}
 
 
-def table(subject: Subject, threads: int, budget: str, others: bool) -> Iterator[list[str]]:
-    made = forms(subject) | (peers(subject) if others else {})
+@dataclass(frozen=True)
+class Contest:
+    """What was found of one model at so many threads: the rows of the table, what the certificate
+    says, and the latency ratios of Sartor's artifact and of the best other tool's within the
+    limit (None: there is none)."""
+
+    rows: list[list[str]]
+    said: str
+    ours: float
+    rival: tuple[str, float] | None
+
+
+def contest(subject: Subject, threads: int, budget: str, others: bool) -> Contest:
+    theirs = peers(subject) if others else {}
+    made = forms(subject) | theirs
     answer = chosen(subject, threads, budget)
     artifacts = {name: each["artifact"] for name, each in made.items() if "artifact" in each}
     ours = f"Sartor: {answer['chosen'] or 'as it came'}"
     if answer["status"] == 0:
-        artifacts[ours] = str(PLACE / subject.name / f"run-{threads}" / "run" / "bundle")
+        artifacts[ours] = str(PLACE / subject.name / f"run-{threads}-{budget}" / "run" / "bundle")
     found = compared(subject, threads, artifacts)
-    whole = found["rows"]["ONNX Runtime, as it came"]
+    whole, rows = found["rows"][CAME], []
     for name, row in found["rows"].items():
         took = "" if name not in made else f"{made[name]['seconds']:.0f} s"
-        yield [str(threads), name, *_cells(row, whole, found["metric"]), took, _said(row, whole)]
+        cells = _cells(row, whole, found["metric"])
+        rows.append([str(threads), name, *cells, took, _said(row, whole)])
     for name, each in made.items():
         if "failed" in each:
-            yield [str(threads), name, "", "", "", f"{each['seconds']:.0f} s", each["failed"]]
+            took = f"{each['seconds']:.0f} s"
+            rows.append([str(threads), name, "", "", "", took, each["failed"]])
+    ratios = {
+        name: row["figures"]["latency.ratio"]
+        for name, row in found["rows"].items()
+        if "failed" not in row and not _loses(row)
+    }
+    rivals = [(name, ratios[name]) for name in theirs if name in ratios]
+    return Contest(
+        rows, answer["message"], ratios.get(ours, 1.0),
+        min(rivals, key=lambda each: each[1]) if rivals else None,
+    )  # fmt: skip
+
+
+def standings(found: Mapping[tuple[str, int], Contest]) -> Iterator[str]:
+    """A table of Sartor's artifacts beside the best of the other tools', and the mean."""
+    gains = []
+    yield "| model | threads | Sartor | best other within the limit | times faster |"
+    yield "|---|---|---|---|---|"
+    for (name, threads), each in found.items():
+        rival = "none" if each.rival is None else f"{each.rival[1]:.3f} ({each.rival[0]})"
+        gains += [] if each.rival is None else [each.rival[1] / each.ours]
+        faster = "" if each.rival is None else f"{gains[-1]:.2f}"
+        yield f"| {name} | {threads} | {each.ours:.3f} | {rival} | {faster} |"
+    if gains:
+        yield f"\nGeometric mean: {math.exp(sum(map(math.log, gains)) / len(gains)):.2f}"
 
 
 def _cells(row: Mapping[str, Any], whole: Mapping[str, Any], metric: str) -> list[str]:
@@ -198,14 +245,19 @@ def _said(row: Mapping[str, Any], whole: Mapping[str, Any]) -> str:
     """What is wrong with it: it failed, it is slower, more than a point may be lost."""
     if "failed" in row:
         return str(row["failed"])
-    quality, latency = row["quality"], row["latency"]
-    worst = quality["low"] if ">=" in quality["limit"] else None
-    said = []
-    if worst is not None and quality["bound"] is not None and worst < quality["bound"] - 0.01:
-        said.append("may lose more than a point")
+    latency = row["latency"]
+    said = ["may lose more than a point"] if _loses(row) else []
     if row is not whole and latency["low"] and latency["low"] > latency["bound"]:
         said.append("slower")
     return ", ".join(said)
+
+
+def _loses(row: Mapping[str, Any]) -> bool:
+    """Whether its interval (95 %) reaches beyond a point below the original."""
+    quality = row["quality"]
+    if ">=" in quality["limit"]:
+        return bool(quality["low"] < quality["bound"] - 0.01)
+    return bool(quality["high"] > quality["bound"] + 0.01)
 
 
 def main() -> None:
@@ -215,6 +267,7 @@ def main() -> None:
     parser.add_argument("--budget", default="10m")
     parser.add_argument("--without-peers", action="store_true")
     given = parser.parse_args()
+    found = {}
     for subject in SUBJECTS:
         if given.only and subject.name not in given.only:
             continue
@@ -222,8 +275,13 @@ def main() -> None:
             subject.build(subject.source)
         print(f"\n{subject.name}\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
         for threads in given.threads:
-            for row in table(subject, threads, given.budget, not given.without_peers):
+            made = contest(subject, threads, given.budget, not given.without_peers)
+            found[subject.name, threads] = made
+            for row in made.rows:
                 print(f"| {' | '.join(row)} |", flush=True)
+        for threads in given.threads:
+            print(f"\nSartor, {threads} threads: {found[subject.name, threads].said}", flush=True)
+    print("", *standings(found), sep="\n")
 
 
 if __name__ == "__main__":
