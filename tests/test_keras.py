@@ -438,10 +438,10 @@ def test_what_it_was_compiled_for_is_what_quality_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("loss", "metric", "label", "judged", "said"),
     [
-        ("mse", "accuracy", "ones", ("regression", "mse"), "not accuracy, which does not fit"),
+        ("mse", "accuracy", "ones", ("regression", "mae"), "not accuracy, which does not fit"),
         ("sparse_categorical_crossentropy", "accuracy", None, ("classification", "agreement"),
          "not accuracy, which does not fit"),
-        ("sparse_categorical_crossentropy", "accuracy", "halves", ("regression", "mse"),
+        ("sparse_categorical_crossentropy", "accuracy", "halves", ("regression", "mae"),
          "compiled for classification, which does not fit these rows: it is judged as regression"),
     ],
 )  # fmt: skip
