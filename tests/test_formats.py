@@ -50,6 +50,27 @@ def test_what_is_asked_ends_in_the_kinds_asked_for() -> None:
         assert found or ends == ("torch",)  # nothing changes a program and leaves it one
 
 
+@pytest.mark.parametrize(
+    ("name", "found"),
+    [
+        ("onnx", ("onnx", "")),
+        ("tflite", ("tflite", "")),
+        ("OpenVINO", ("openvino", "")),
+        ("torch", ("torch", "")),
+        ("pt2", ("torch", ".pt2")),
+        (".ts", ("torch", ".ts")),
+        ("torchscript", ("torch", ".ts")),
+    ],
+)
+def test_a_format_is_a_kind_or_a_sort_of_file(name: str, found: tuple[str, str]) -> None:
+    assert registry.format_of(name) == found
+
+
+def test_a_format_that_nothing_makes_is_named_with_those_there_are() -> None:
+    with pytest.raises(WrongRequest, match=r"--format fake: write one of onnx, .*pt2.*torchscript"):
+        registry.format_of("fake")
+
+
 def test_formats_are_read_from_flags_and_files(tmp_path: Path) -> None:
     assert from_flags("m.onnx", formats=["tflite", "onnx"]).formats == ("tflite", "onnx")
     (tmp_path / "spec.toml").write_text('[target]\nformats = ["tflite"]\n')

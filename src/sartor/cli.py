@@ -148,8 +148,8 @@ def _optimize(commands: Any) -> None:
         action="append",
         dest="formats",
         metavar="KIND",
-        help="what the target takes, such as tflite: the answer is of that kind; may be given "
-        "several times",
+        help="what the target takes, such as tflite, onnx, openvino, pt2, torchscript: the answer "
+        "is of that kind; may be given several times",
     )
     command.add_argument(
         "--watts", type=float, help="what a busy core needs, to estimate energy from CPU time"

@@ -21,7 +21,7 @@ from sartor.openings import openings
 from sartor.prepare import Prepared, allowed, environment, prepare
 from sartor.priors import features, learned
 from sartor.records import Journal, Trial
-from sartor.registry import recipe
+from sartor.registry import format_of, recipe
 from sartor.resuming import note_budget, remembered, settled
 from sartor.run import Run, RunFolder
 from sartor.search import GuidedSearch, key_of
@@ -74,7 +74,7 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
             ready.original, bench, ready.data.search, ready.limits, ready.objective, store,
             folder.journal, replay, ceiling, pool,
         ) as lab:  # fmt: skip
-            lab.formats = spec.formats
+            lab.takes = tuple(map(format_of, spec.formats))
             clock = Clock(spec, began, folder.spent())
             answering = Answering(spec, ready, lab, folder, progress, clock)
             with cluster.crew(spec.cluster, lab, folder.journal, folder.work) as crew:
@@ -140,7 +140,7 @@ def search(
     portfolio, later = openings(lab, known)
     seeker = GuidedSearch(
         kind, known, portfolio, requested=first, later=later, lessons=lessons, trials=spec.trials,
-        seed=spec.seed, ends=spec.formats,
+        seed=spec.seed, ends=lab.formats,
     )  # fmt: skip
     for each in seeker.left_out(first):
         progress.say(

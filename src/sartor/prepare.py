@@ -26,7 +26,7 @@ from sartor.glimpse import looker, repeatable
 from sartor.lanes import sample_outputs
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import Truth, check_labels, default_limit, find, infer_task
-from sartor.registry import adopt, conversion, kinds, plugins, reachable, runtime
+from sartor.registry import adopt, conversion, format_of, kinds, reachable, runtime
 from sartor.spec import Spec, beside
 from sartor.user_functions import Augmentation, augmentation
 from sartor.workers import Pool
@@ -233,7 +233,7 @@ def allowed(spec: Spec, kind: str) -> dict[str, Any]:
     before |= {
         name
         for name, cls in known.items()
-        if cls.makes and not set(spec.formats).isdisjoint(kinds(cls.makes))
+        if cls.makes and not {format_of(f)[0] for f in spec.formats}.isdisjoint(kinds(cls.makes))
     }
     return {
         name: cls
@@ -246,14 +246,12 @@ def allowed(spec: Spec, kind: str) -> dict[str, Any]:
 
 def _check_formats(spec: Spec, kind: str) -> None:
     able = {kind} | {cls.makes for cls in allowed(spec, kind).values() if cls.makes}
-    known = {plugin.kind for plugin in plugins("runtimes") if not plugin.internal}
     for each in spec.formats:
-        if each not in known:
-            raise WrongRequest(f"--format {each}: write one of {', '.join(sorted(known))}")
-        if each not in able:
-            extra = {"tflite": "tflite-convert"}.get(each, each)
+        wanted, _ = format_of(each)
+        if wanted not in able:
+            extra = {"tflite": "tflite-convert"}.get(wanted, wanted)
             raise WrongRequest(
-                f"--format {each}: nothing here converts {kind} to {each}; write pip install "
+                f"--format {each}: nothing here converts {kind} to {wanted}; write pip install "
                 f"'sartor[{extra}]', or one of {', '.join(sorted(able))}"
             )
 

@@ -286,6 +286,23 @@ def kinds(kind: str) -> tuple[str, ...]:
     return tuple(found)
 
 
+ALIASES = {"torchscript": "ts", "pytorch": "torch"}
+
+
+def format_of(name: str) -> tuple[str, str]:
+    """(kind, suffix) of what a target takes, by the name of a kind ("" for any of its files) or of
+    its files ("pt2", "ts"). Raises WrongRequest with those that there are."""
+    plain = ALIASES.get(name.lower(), name.lower()).lstrip(".")
+    shown = [plugin for plugin in plugins("runtimes") if not plugin.internal]
+    if plain in {plugin.kind for plugin in shown}:
+        return plain, ""
+    for plugin in shown:
+        if f".{plain}" in plugin.suffixes:
+            return plugin.kind, f".{plain}"
+    known = {plugin.kind for plugin in shown} | {"pt2", "torchscript"}
+    raise WrongRequest(f"--format {name}: write one of {', '.join(sorted(known))}")
+
+
 def reachable(kind: str) -> Mapping[str, type[Technique]]:
     """Name -> class of every technique that a recipe for models of `kind` may hold: its own, and
     behind a conversion those of the kind that it makes."""

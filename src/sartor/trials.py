@@ -92,7 +92,8 @@ class Laboratory(Builder):
         self.timings, self.replayed = journaled(journal), journaled(replay)
         self.pace = paces(journal)  # model digest -> examples a second, while not timed
         self.enough: Callable[[Trial], bool] = lambda _: False  # whether to see no more examples
-        self.formats: tuple[str, ...] = ()  # kinds that the target takes; none named: any
+        # (kind, suffix) of the files that the target takes; none named: any.
+        self.takes: tuple[tuple[str, str], ...] = ()
         # What workers did ahead (see `ahead`), and what keeps them still while something is timed.
         self.foreseen: dict[tuple[str, int, int], tuple[np.ndarray, float]] = {}
         self.quiet: Callable[[], AbstractContextManager[None]] = nullcontext
@@ -110,7 +111,19 @@ class Laboratory(Builder):
     @property
     def rival(self) -> bool:
         """Whether the original could be the answer, so that another must be better."""
-        return not self.formats or self.original.kind in self.formats
+        return self.taken(self.original)
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The kinds that the target takes; none: any."""
+        return tuple(dict.fromkeys(kind for kind, _ in self.takes))
+
+    def taken(self, model: Model) -> bool:
+        """Whether it is a file that the target takes."""
+        return not self.takes or any(
+            model.kind == kind and suffix in ("", getattr(model.payload, "suffix", ""))
+            for kind, suffix in self.takes
+        )
 
     def recipe_of(self, trial: Trial) -> Recipe:
         return known_recipe(self.original.kind, trial.recipe)
@@ -242,10 +255,10 @@ class Laboratory(Builder):
             if vain is not None:
                 return dataclasses.replace(vain, seconds=time.monotonic() - began)
             model = self.build(recipe)
-            if recipe and self.formats and model.kind not in self.formats:
-                raise Failed(
-                    f"is of kind {model.kind}, and the target takes {', '.join(self.formats)}"
-                )
+            if recipe and not self.taken(model):
+                said = f"{model.kind} ({getattr(model.payload, 'suffix', '')})"
+                wanted = ", ".join(suffix or kind for kind, suffix in self.takes)
+                raise Failed(f"is of kind {said}, and the target takes {wanted}")
             steps = tuple(step_to_json(step) for step in model.lineage)
             trial = dataclasses.replace(trial, model=digest(model), steps=steps)
             twin = self.seen.get(trial.model)

@@ -1,0 +1,176 @@
+"""One Keras model delivered in four formats, and a phone's classifier under a phone's limits.
+
+    python benchmarks/formats.py keras [--budget 4m]
+    python benchmarks/formats.py mobile [--budget 8m]
+
+`keras`: a small convolutional network is trained on Fashion-MNIST (`make data`) and compiled as
+Keras users do, and its file is given to `sartor optimize --format` for onnx, openvino, tflite and
+pt2, one run each; each bundle's answers are held against Keras' own `predict` on 1,000 rows of the
+holdout.
+
+`mobile`: EfficientNet-Lite0 (benchmarks/models/lite0.py), full-int8 and dynamic-range variants as
+`.tflite`: at most 20 MB, 50 ms for 95 of 100 calls and nine tenths of the accuracy; then at most
+2 MB and 98 % of the accuracy, with all that Sartor has.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+sys.path.append(str(Path(__file__).resolve().parent / "models"))
+
+ROOT = Path(__file__).resolve().parent.parent
+BUILD = ROOT / "build"
+FORMATS = ("onnx", "openvino", "tflite", "pt2")
+NEAR = "accuracy >= baseline - 0.01"
+PHONE = ("size <= 20 MB", "latency.p95 <= 50 ms", "accuracy >= 0.9 x baseline")
+TIGHT = ("size <= 2 MB", "latency.p95 <= 50 ms", "accuracy >= 0.98 x baseline")
+MOBILE: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
+    ("full-int8", PHONE, ("full-int8",)),
+    ("dynamic-range", PHONE, ("dynamic-range",)),
+    ("tight", TIGHT, ()),
+)
+PARITY = 1000
+EPOCHS = 3
+
+
+def optimized(
+    model: Path, data: Path, place: Path, budget: str, limits: Sequence[str], *more: str
+) -> dict[str, Any]:
+    """The answer of a run in a fresh folder with its own copy of the data, so that none is charged
+    for an earlier one."""
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    shutil.copy(data, place / "eval.npz")
+    command = [
+        sys.executable, "-m", "sartor.cli", "optimize", str(model), "--data",
+        str(place / "eval.npz"), "--budget", budget, "--out", str(place / "run"), "--json", *more,
+    ]  # fmt: skip
+    for limit in limits:
+        command += ["--limit", limit]
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
+    if done.returncode not in (0, 3, 4):
+        raise SystemExit(f"sartor optimize ended with status {done.returncode}")
+    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
+    return answer
+
+
+def cells(name: str, answer: dict[str, Any]) -> list[str]:
+    """What the certificate says; the figures of what came nearest where there is none."""
+    figures = answer["figures"]
+    state = {0: "certified", 3: "infeasible", 4: "undecided"}[answer["status"]]
+    limits = [
+        f"{each['limit']}: {each['outcome']} ({each['low']:.4g} to {each['high']:.4g})"
+        for each in answer["limits"]
+        if each["low"] is not None
+    ]
+    return [
+        name, state, f"{figures.get('original.size', 0) / 1e6:.2f} / {figures['size'] / 1e6:.2f}",
+        f"{figures.get('latency.ratio', float('nan')):.3f}", "; ".join(limits),
+        f"{answer['elapsed']:.0f}", answer["chosen"] or "as it came",
+    ]  # fmt: skip
+
+
+COLUMNS = ["", "status", "MB before / after", "latency ratio", "limits (95 %)", "s", "chosen"]
+
+
+def network(folder: Path) -> None:
+    """Trains and saves `model.keras`, and `eval.npz` as Keras takes the images (channels last)."""
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+    from fashion_cnn import load
+
+    layers = keras.layers
+    folder.mkdir(parents=True, exist_ok=True)
+    read = {part: load(part) for part in ("train", "t10k")}
+    images = {part: (each[0][..., None] / 255).astype(np.float32) for part, each in read.items()}
+    labels = {part: each[1] for part, each in read.items()}
+    keras.utils.set_random_seed(20)
+    image = keras.Input((28, 28, 1), name="image")
+    x = image
+    for width in (32, 64):
+        x = layers.Conv2D(width, 3, padding="same", use_bias=False)(x)
+        x = layers.ReLU()(layers.BatchNormalization()(x))
+        x = layers.MaxPooling2D()(x)
+    x = layers.Flatten()(x)
+    x = layers.Dropout(0.3)(layers.Dense(256, activation="relu")(x))
+    model = keras.Model(image, layers.Dense(10, activation="softmax", name="class")(x))
+    model.compile("adam", "sparse_categorical_crossentropy", metrics=["accuracy"])
+    model.fit(images["train"], labels["train"], batch_size=128, epochs=EPOCHS, verbose=2)
+    model.save(folder / "model.keras")
+    split = np.repeat(["search", "holdout", "train"], [3000, 7000, 2000])
+    few = {"image": images, "label": labels}
+    taken = {k: np.concatenate([v["t10k"], v["train"][:2000]]) for k, v in few.items()}
+    np.savez(folder / "eval.npz", **taken, split=split)
+
+
+def parity(bundle: Path, model: Path, images: np.ndarray) -> str:
+    """How the bundle answers beside Keras' own `predict`."""
+    os.environ["KERAS_BACKEND"] = "torch"
+    import keras
+
+    import sartor
+
+    right = keras.saving.load_model(model).predict(images, verbose=0)
+    found = next(iter(sartor.load(bundle).predict({"image": images}).values()))
+    same = (right.argmax(1) == found.argmax(1)).mean()
+    return f"{same:.1%} of {len(images)} the same, {np.abs(right - found).max():.2g} off at most"
+
+
+def keras_formats(budget: str) -> None:
+    folder, rows = BUILD / "keras", []
+    if not (folder / "model.keras").is_file():
+        network(folder)
+    with np.load(folder / "eval.npz") as data:
+        images = data["image"][data["split"] == "holdout"][:PARITY]
+    for name in FORMATS:
+        print(f"== {name}", file=sys.stderr, flush=True)
+        place, model = BUILD / "formats" / name, folder / "model.keras"
+        more = ("--minimize", "latency", "--format", name)
+        answer = optimized(model, folder / "eval.npz", place, budget, [NEAR], *more)
+        beside = parity(place / "run" / "bundle", model, images) if answer["status"] == 0 else ""
+        rows.append([*cells(name, answer), beside])
+    shown([*COLUMNS, "beside Keras"], rows)
+
+
+def mobile(budget: str) -> None:
+    source, rows = BUILD / "lite0", []
+    for name, limits, techniques in MOBILE:
+        print(f"== {name}", file=sys.stderr, flush=True)
+        more = ["--minimize", "latency", "--format", "tflite"]
+        for each in techniques:
+            more += ["--technique", each]
+        place = BUILD / "mobile" / name
+        answer = optimized(source / "model.onnx", source / "eval.npz", place, budget, limits, *more)
+        rows.append(cells(name, answer))
+    shown(COLUMNS, rows)
+
+
+def shown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    for line in (columns, ["---"] * len(columns), *rows):
+        print(f"| {' | '.join(line)} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("what", choices=["keras", "mobile"])
+    parser.add_argument("--budget")
+    given = parser.parse_args()
+    if given.what == "keras":
+        keras_formats(given.budget or "4m")
+    else:
+        mobile(given.budget or "8m")
+
+
+if __name__ == "__main__":
+    main()
