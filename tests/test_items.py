@@ -85,7 +85,7 @@ def loaders() -> dict[str, Any]:
     return {
         "pairs": DataLoader(pairs, batch_size=32),
         "shuffled": DataLoader(pairs, batch_size=7, shuffle=True),
-        "by workers": DataLoader(pairs, batch_size=16, num_workers=2),
+        "by workers": DataLoader(pairs, batch_size=16, num_workers=1),
         "without batches": DataLoader(pairs, batch_size=None),
         "data set": pairs,
         "all of a subset": Subset(pairs, range(N)),
@@ -372,7 +372,7 @@ def test_a_run_on_a_loader(digits: Case, tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setenv("HOME", str(tmp_path))  # of the ledger
     pixels, label = (torch.from_numpy(digits.arrays[name]) for name in ("pixels", "label"))
     rows = TensorDataset(pixels, label)
-    loader = DataLoader(rows, batch_size=64, shuffle=True, num_workers=2)
+    loader = DataLoader(rows, batch_size=64, shuffle=True, num_workers=1)
     run = sartor.optimize(
         digits.model, loader, LIMITS, trials=2, out=tmp_path / "run", techniques=["dynamic-int8"]
     )
