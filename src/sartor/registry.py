@@ -201,7 +201,7 @@ def open_model(
         raise WrongRequest(f"{path} names code to be run: write file.py:function")
     bring = getattr(engine, "bring", None)
     if bring is None or folder is None:
-        return engine.open(path, known)
+        return engine.open(path) if known is None else engine.open(path, known)
     return cast(Model, bring(path, folder, look, trust))
 
 
