@@ -54,7 +54,10 @@ def until(place: Path, event: str, process: subprocess.Popen[bytes]) -> None:
 def trained(place: Path) -> dict[str, Any]:
     """The trial of the recipe that trains."""
     found = Journal(place / "run" / "run.jsonl").events("trial")
-    return next(each for each in found if each["recipe"] and len(each["steps"]) == 2)
+    trial = next(each for each in found if "recover(effort=1.0" in each["title"])
+    if not trial["model"]:
+        raise SystemExit(f"{place.name}: {trial['reason']}; give more --budget")
+    return trial
 
 
 def main() -> None:
