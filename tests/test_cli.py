@@ -45,6 +45,7 @@ FLAGS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
     "two objectives": (("--minimize", "size", "--maximize", "throughput"), ("one objective",)),
     "budget in words": (("--budget", "soon"), ("'soon'", "10m")),
     "no budget": (("--budget", "0s"), ("budget", "10m")),
+    "a budget without its unit": (("--budget", "10"), ("budget 10: write its unit", "10m")),
     "too many threads": (("--threads", "9999"), ("threads 9999", "write 1 to")),
     "no threads": (("--threads", "0"), ("threads 0",)),
     "threads in words": (("--threads", "many"), ("--threads", "'many'")),

@@ -77,6 +77,10 @@ def _measured(lab: Laboratory, budget: float, recipe: Recipe) -> dict[str, Any]:
         steps = max(EPOCHS * lab.bench.count("train") // BATCH, FEWEST)
     why = ""
     if steps < FEWEST:
-        why = f"a step takes {seconds:.2g} s: {steps} steps would be too few to train anything"
+        needed = math.ceil(FEWEST * seconds / SHARE / 60)
+        why = (
+            f"a step takes {seconds:.2g} s: {steps} steps would be too few to train anything; "
+            f"with --budget {needed}m there would be {FEWEST}"
+        )
         steps = 0
     return {"steps": steps, "seconds": seconds, "work": work, "why": why, "load": machine.load()}

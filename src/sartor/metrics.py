@@ -117,14 +117,14 @@ def find(name: str, task: Task, sample: tuple[np.ndarray, Truth] | None = None) 
     found = lookup(name)
     if found is None:
         raise unknown(name)
+    if found.labelled and not task.labelled:
+        raise WrongRequest(no_labels(name, task))
     if task.kind in KINDS and task.kind not in found.kinds:
         others = [each for each in DEFINITIONS if task.kind in DEFINITIONS[each].kinds]
         raise WrongRequest(
             f"{name} is a metric of {' and '.join(sorted(found.kinds))}, and this is "
             f"{task.kind}: write one of {', '.join(others)}"
         )
-    if found.labelled and not task.labelled:
-        raise WrongRequest(no_labels(name, task))
     number = class_of(name)
     if number is not None and task.classes is not None and number >= task.classes:
         raise WrongRequest(

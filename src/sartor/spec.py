@@ -68,6 +68,11 @@ class MoreTrials(int):
 
 
 def _budget(value: Any) -> float:
+    if isinstance(value, str) and re.fullmatch(r"\+?\d+", value.strip()):
+        plain = value.strip()  # a slip that would spend the holdout on seconds
+        raise WrongRequest(
+            f"budget {plain}: write its unit, {plain}m for minutes, {plain}s or 1h30m"
+        )
     more = isinstance(value, str) and value.strip().startswith("+")
     return More(duration(value)) if more else duration(value)
 

@@ -258,7 +258,7 @@ class Laboratory(Builder):
             if recipe and not self.taken(model):
                 said = f"{model.kind} ({getattr(model.payload, 'suffix', '')})"
                 wanted = ", ".join(suffix or kind for kind, suffix in self.takes)
-                raise Failed(f"is of kind {said}, and the target takes {wanted}")
+                raise Stopped("refused", recipe[-1], f"is {said}, and the target takes {wanted}")
             steps = tuple(step_to_json(step) for step in model.lineage)
             trial = dataclasses.replace(trial, model=digest(model), steps=steps)
             twin = self.seen.get(trial.model)
