@@ -182,6 +182,8 @@ def sample(known: Known, rng: np.random.Generator, kind: str) -> Recipe:
             continue
         picked = names[int(rng.integers(len(names)))]
         if all(technique_name(each) != picked for each in steps):
+            if known[picked].makes:  # which keeps nothing of how the model before it was run
+                steps = [each for each in steps if each.stage != "session"]
             steps.append(_sampled(known[picked], rng))
             kind = steps[-1].makes or kind
             slots += SLOTS if steps[-1].makes else ()
