@@ -16,23 +16,18 @@ holdout.
 from __future__ import annotations
 
 import argparse
-import json
 import os
-import shutil
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from main_job import BUILD, NEAR, STATES, flags, optimized, table
 
 sys.path.append(str(Path(__file__).resolve().parent / "models"))
 
-ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build"
 FORMATS = ("onnx", "openvino", "tflite", "pt2")
-NEAR = "accuracy >= baseline - 0.01"
 PHONE = ("size <= 20 MB", "latency.p95 <= 50 ms", "accuracy >= 0.9 x baseline")
 TIGHT = ("size <= 2 MB", "latency.p95 <= 50 ms", "accuracy >= 0.98 x baseline")
 MOBILE: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
@@ -44,38 +39,17 @@ PARITY = 1000
 EPOCHS = 3
 
 
-def optimized(
-    model: Path, data: Path, place: Path, budget: str, limits: Sequence[str], *more: str
-) -> dict[str, Any]:
-    """The answer of a run in a fresh folder with its own copy of the data, so that none is charged
-    for an earlier one."""
-    shutil.rmtree(place, ignore_errors=True)
-    place.mkdir(parents=True)
-    shutil.copy(data, place / "eval.npz")
-    command = [
-        sys.executable, "-m", "sartor.cli", "optimize", str(model), "--data",
-        str(place / "eval.npz"), "--budget", budget, "--out", str(place / "run"), "--json", *more,
-    ]  # fmt: skip
-    for limit in limits:
-        command += ["--limit", limit]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-    if done.returncode not in (0, 3, 4):
-        raise SystemExit(f"sartor optimize ended with status {done.returncode}")
-    answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
-    return answer
-
-
 def cells(name: str, answer: dict[str, Any]) -> list[str]:
     """What the certificate says; the figures of what came nearest where there is none."""
     figures = answer["figures"]
-    state = {0: "certified", 3: "infeasible", 4: "undecided"}[answer["status"]]
     limits = [
         f"{each['limit']}: {each['outcome']} ({each['low']:.4g} to {each['high']:.4g})"
         for each in answer["limits"]
         if each["low"] is not None
     ]
     return [
-        name, state, f"{figures.get('original.size', 0) / 1e6:.2f} / {figures['size'] / 1e6:.2f}",
+        name, STATES[answer["status"]],
+        f"{figures.get('original.size', 0) / 1e6:.2f} / {figures['size'] / 1e6:.2f}",
         f"{figures.get('latency.ratio', float('nan')):.3f}", "; ".join(limits),
         f"{answer['elapsed']:.0f}", answer["chosen"] or "as it came",
     ]  # fmt: skip
@@ -136,29 +110,23 @@ def keras_formats(budget: str) -> None:
     for name in FORMATS:
         print(f"== {name}", file=sys.stderr, flush=True)
         place, model = BUILD / "formats" / name, folder / "model.keras"
-        more = ("--minimize", "latency", "--format", name)
-        answer = optimized(model, folder / "eval.npz", place, budget, [NEAR], *more)
+        asked = ["--minimize", "latency", "--budget", budget, "--limit", NEAR, "--format", name]
+        answer = optimized(model, folder / "eval.npz", place, asked)
         beside = parity(place / "run" / "bundle", model, images) if answer["status"] == 0 else ""
         rows.append([*cells(name, answer), beside])
-    shown([*COLUMNS, "beside Keras"], rows)
+    print(table([*COLUMNS, "beside Keras"], rows))
 
 
 def mobile(budget: str) -> None:
     source, rows = BUILD / "lite0", []
     for name, limits, techniques in MOBILE:
         print(f"== {name}", file=sys.stderr, flush=True)
-        more = ["--minimize", "latency", "--format", "tflite"]
-        for each in techniques:
-            more += ["--technique", each]
+        asked = ["--minimize", "latency", "--budget", budget, "--format", "tflite"]
+        asked += [*flags("--limit", limits), *flags("--technique", techniques)]
         place = BUILD / "mobile" / name
-        answer = optimized(source / "model.onnx", source / "eval.npz", place, budget, limits, *more)
+        answer = optimized(source / "model.onnx", source / "eval.npz", place, asked)
         rows.append(cells(name, answer))
-    shown(COLUMNS, rows)
-
-
-def shown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    for line in (columns, ["---"] * len(columns), *rows):
-        print(f"| {' | '.join(line)} |")
+    print(table(COLUMNS, rows))
 
 
 def main() -> None:

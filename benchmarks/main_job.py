@@ -46,6 +46,9 @@ class Job:
     code: str = ""  # script:factory of the model as PyTorch code, in place of the ONNX file
 
 
+STATES = {0: "certified", 3: "infeasible", 4: "undecided"}
+
+
 def build_demo(folder: Path) -> None:
     from sartor.demo import build
 
@@ -96,28 +99,32 @@ JOBS = (
 
 
 def run(job: Job, budget: str) -> dict[str, Any]:
-    """The run's answer, as `sartor optimize --json` prints it. Progress goes to stderr."""
+    """The run's answer, as `sartor optimize --json` prints it."""
     if not all((job.source / file).is_file() for file in ("model.onnx", "eval.npz")):
         job.build(job.source)
-    place = BUILD / "bench" / job.name
+    model = ROOT / "benchmarks" / "models" / job.code if job.code else job.source / "model.onnx"
+    asked = ["--minimize", "latency", "--budget", budget, *flags("--limit", job.limits)]
+    asked += [*flags("--segment", job.segments), *flags("--technique", job.techniques)]
+    return optimized(model, job.source / "eval.npz", BUILD / "bench" / job.name, asked)
+
+
+def flags(name: str, values: Sequence[str]) -> list[str]:
+    return [each for value in values for each in (name, value)]
+
+
+def optimized(model: Path, data: Path, place: Path, asked: Sequence[str]) -> dict[str, Any]:
+    """The answer of `sartor optimize`, kept in `place`: a fresh folder with its own copy of the
+    data, so that no ledger of an earlier run is charged. Progress goes to stderr."""
     shutil.rmtree(place, ignore_errors=True)
     place.mkdir(parents=True)
-    shutil.copy(job.source / "eval.npz", place)
-    model = ROOT / "benchmarks" / "models" / job.code if job.code else job.source / "model.onnx"
+    shutil.copy(data, place / "eval.npz")
     command = [
-        sys.executable, "-m", "sartor.cli", "optimize", str(model),
-        "--data", str(place / "eval.npz"), "--minimize", "latency", "--budget", budget,
-        "--out", str(place / "run"), "--json",
+        sys.executable, "-m", "sartor.cli", "optimize", str(model), *asked,
+        "--data", str(place / "eval.npz"), "--out", str(place / "run"), "--json",
     ]  # fmt: skip
-    for limit in job.limits:
-        command += ["--limit", limit]
-    for segment in job.segments:
-        command += ["--segment", segment]
-    for technique in job.techniques:
-        command += ["--technique", technique]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
     if done.returncode not in (0, 3, 4):
-        raise SystemExit(f"{job.name}: sartor optimize ended with status {done.returncode}")
+        raise SystemExit(f"{place.name}: sartor optimize ended with status {done.returncode}")
     answer: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     (place / "answer.json").write_text(json.dumps(answer, indent=1) + "\n")
     return answer
@@ -132,7 +139,7 @@ def row(job: Job, budget: str, answer: Mapping[str, Any]) -> list[str]:
     return [
         job.name,
         budget,
-        {0: "certified", 3: "infeasible", 4: "undecided"}[answer["status"]],
+        STATES[answer["status"]],
         f"{_mega(figures, 'original.size')} / {_mega(figures, 'size')} MB",
         _ratio(latency),
         f"{latency['bound'] / latency['estimate']:.2f}" if latency else "-",
@@ -174,8 +181,8 @@ def _change(verdict: Mapping[str, Any] | None, metric: str) -> str:
     return f"{metric} {now:+.2f} points ({low:+.2f} to {high:+.2f})"
 
 
-def table(rows: Sequence[Sequence[str]]) -> str:
-    lines = [COLUMNS, ["---"] * len(COLUMNS), *rows]
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(f"| {' | '.join(each)} |" for each in lines)
 
 
@@ -192,7 +199,7 @@ def main() -> None:
         budget = given.budget or job.budget
         print(f"== {job.name}: {', '.join(job.limits)}; {budget}", file=sys.stderr, flush=True)
         rows.append(row(job, budget, run(job, budget)))
-    print(table(rows))
+    print(table(COLUMNS, rows))
 
 
 if __name__ == "__main__":

@@ -27,7 +27,7 @@ from typing import Any
 
 import numpy as np
 from laboratory import laboratory
-from main_job import build_demo, build_with
+from main_job import build_demo, build_with, optimized
 
 from sartor import bundle
 from sartor.contracts import Failed
@@ -120,21 +120,10 @@ def _made(lab: Laboratory, kind: str, techniques: list[str], folder: Path) -> di
 def chosen(subject: Subject, threads: int, budget: str) -> dict[str, Any]:
     """The answer of a run, kept."""
     place = PLACE / subject.name / f"run-{threads}-{budget}"
-    told = place / "answer.json"
-    if not told.exists():
-        shutil.rmtree(place, ignore_errors=True)
-        place.mkdir(parents=True)
-        shutil.copy(subject.source / "eval.npz", place)
-        command = [
-            sys.executable, "-m", "sartor.cli", "optimize", str(subject.source / "model.onnx"),
-            "--data", str(place / "eval.npz"), "--minimize", "latency", "--budget", budget,
-            "--threads", str(threads), "--out", str(place / "run"), "--json",
-        ]  # fmt: skip
-        done = subprocess.run(command, stdout=subprocess.PIPE, text=True)
-        if done.returncode not in (0, 3, 4):
-            raise SystemExit(f"{subject.name}: sartor optimize ended with {done.returncode}")
-        told.write_text(done.stdout.splitlines()[-1])
-    answer: dict[str, Any] = json.loads(told.read_text())
+    if not (place / "answer.json").exists():
+        asked = ["--minimize", "latency", "--budget", budget, "--threads", str(threads)]
+        optimized(subject.source / "model.onnx", subject.source / "eval.npz", place, asked)
+    answer: dict[str, Any] = json.loads((place / "answer.json").read_text())
     return answer
 
 

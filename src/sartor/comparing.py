@@ -115,7 +115,8 @@ def measure_pair(
     `time`: the rounds of the race and the seconds after which no more begin; `timeout`: the
     seconds that answering may take; `memory`: whether memory is measured, which takes some fresh
     processes; `limits`: those for which calls and starts are added until they are decided or what
-    they are about is known closely. Raises Failed where either model does not get through."""
+    they are about is known closely. Raises Failed where either model does not get through, or
+    their answers are not of one shape."""
     timed = [limit for limit in limits if limit.metric in TIMED]
     original, target, part = race.original, race.target, race.part
     rows = np.arange(len(part))
@@ -123,6 +124,9 @@ def measure_pair(
         answers(pool, each, part, rows, _answering(each, original, task), target, timeout=timeout)
         for each in (original, model)
     )
+    if np.shape(before) != np.shape(after):
+        found, wanted = (list(np.shape(each)) for each in (after, before))
+        raise Failed(f"it answers {found} where the first {wanted}")
     engines = runtime(original.kind), runtime(model.kind)
     return Evidence(
         (engines[0].size(original), engines[1].size(model)),
@@ -168,9 +172,6 @@ def _row(name: str, model: Model, pool: Pool, race: Race, task: Task) -> dict[st
         evidence = measure_pair(pool, race, model, task, (ROUNDS, SECONDS), TIMEOUT)
     except (Failed, WrongRequest) as failure:
         return {"model": name, "failed": str(failure)}
-    before, after = (np.shape(each) for each in evidence.answers or ((), ()))
-    if before != after:
-        return {"model": name, "failed": f"it answers {list(after)} where the first {list(before)}"}
     higher = find(task.metric, task).higher
     texts = ("latency <= baseline", f"{task.metric} {'>=' if higher else '<='} baseline")
     verdicts = [judge(parse(text), evidence, task) for text in texts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -56,18 +57,10 @@ def read_images(folder: Path, signature: Signature, scratch: Path) -> Table:
 def few_images(folder: Path, most: int) -> np.ndarray:
     """[images, channels, height, width], float32 from 0 to 1: the first images below the folder,
     as a PyTorch model takes them. Raises WrongRequest where they differ in size."""
-    with needing("reading images", "pip install 'sartor[data]'"):
-        from PIL import Image, UnidentifiedImageError
-
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES)
     found = []
     for path in paths[:most]:
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("L" if opened.mode in ("1", "L", "I", "I;16") else "RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise WrongRequest(f"{path} is not an image that can be read: {error}") from None
-        values = np.asarray(image, np.float32) / np.float32(255)
+        values = np.asarray(_opened(path), np.float32) / np.float32(255)
         found.append(values.reshape(*values.shape[:2], -1).transpose(2, 0, 1))
     if len({each.shape for each in found}) != 1:
         what = "differ in size" if found else "are not there"
@@ -76,6 +69,21 @@ def few_images(folder: Path, most: int) -> np.ndarray:
             "it with torch.export.save, or write a file.py:factory that gives arrays"
         )
     return np.stack(found)
+
+
+def _opened(path: Path, grey: bool | None = None, size: tuple[int, int] | None = None) -> Any:
+    """The image, grey or in colours (as it is, where that is not said), resized to `size`: width
+    and height."""
+    with needing("reading images", "pip install 'sartor[data]'"):
+        from PIL import Image, UnidentifiedImageError
+
+    try:
+        with Image.open(path) as opened:
+            grey = opened.mode in ("1", "L", "I", "I;16") if grey is None else grey
+            image = opened.convert("L" if grey else "RGB")
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise WrongRequest(f"{path} is not an image that can be read: {error}") from None
+    return image if size is None else image.resize(size, Image.Resampling.BILINEAR)
 
 
 def _image_port(folder: Path, signature: Signature) -> tuple[Port, int, int, bool]:
@@ -102,9 +110,6 @@ def _pixels(
     paths: list[Path], port: Port, size: tuple[int, int], last: bool, scratch: Path
 ) -> np.ndarray:
     """Images resized to the model's size: float 0..1, or uint8, in a file in `scratch`."""
-    with needing("reading images", "pip install 'sartor[data]'"):
-        from PIL import Image, UnidentifiedImageError
-
     shape = (len(paths), *(int(each or 1) for each in port.shape[1:]))
     grey = shape[3 if last else 1] == 1
     pixels = np.lib.format.open_memmap(
@@ -112,13 +117,7 @@ def _pixels(
     )
     allocate(scratch / "pixels.npy")
     for row, path in enumerate(paths):
-        try:
-            with Image.open(path) as opened:
-                image = opened.convert("L" if grey else "RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise WrongRequest(f"{path} is not an image that can be read: {error}") from None
-        values = np.asarray(image.resize((size[1], size[0]), Image.Resampling.BILINEAR))
-        values = values.reshape(*size, -1)
+        values = np.asarray(_opened(path, grey, (size[1], size[0]))).reshape(*size, -1)
         values = values if last else values.transpose(2, 0, 1)
         pixels[row] = values if port.dtype == "uint8" else values / np.float32(255)
     return pixels

@@ -230,10 +230,9 @@ def allowed(spec: Spec, kind: str) -> dict[str, Any]:
         if name not in known:
             raise WrongRequest(f"no technique {name!r} for {kind}; there are: {', '.join(known)}")
     before = {technique_name(s) for each in spec.techniques for s in conversion(kind, each)}
+    wanted = {format_of(each)[0] for each in spec.formats}
     before |= {
-        name
-        for name, cls in known.items()
-        if cls.makes and not {format_of(f)[0] for f in spec.formats}.isdisjoint(kinds(cls.makes))
+        name for name, cls in known.items() if cls.makes and not wanted.isdisjoint(kinds(cls.makes))
     }
     return {
         name: cls

@@ -244,27 +244,17 @@ def every_tensor(proto: onnx.ModelProto) -> Iterator[TensorProto]:
             yield from (sparse.values, sparse.indices)
 
 
-def _locations(proto: onnx.ModelProto) -> tuple[str, ...]:
-    """The names of the files that hold external data, each once, in order."""
-    found: dict[str, None] = {}
-    for tensor in every_tensor(proto):
-        if tensor.data_location == TensorProto.EXTERNAL:
-            entry = {each.key: each.value for each in tensor.external_data}
-            found[entry.get("location", "")] = None
-    return tuple(found)
-
-
 def check_externals(proto: onnx.ModelProto, path: Path) -> None:
     """Raises WrongRequest where external data are missing, cut short or outside the folder."""
-    sizes = {name: inside(path, name).stat().st_size for name in _locations(proto)}
+    size = cache(lambda name: inside(path, name).stat().st_size)
     for tensor in every_tensor(proto):
         if tensor.data_location == TensorProto.EXTERNAL:
             entry = {each.key: each.value for each in tensor.external_data}
+            location = entry.get("location", "")
             numbers = [entry.get(key, "0") for key in ("offset", "length")]
             if not all(each.isdecimal() and len(each) < DIGITS for each in numbers) or (
-                sum(map(int, numbers)) > sizes[entry["location"]]
+                sum(map(int, numbers)) > size(location)
             ):
                 raise WrongRequest(
-                    f"{path}: its external data {entry['location']!r} were cut short; copy the "
-                    "file again"
+                    f"{path}: its external data {location!r} were cut short; copy the file again"
                 )
