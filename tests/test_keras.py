@@ -27,6 +27,9 @@ from sartor.runtimes import _torch_keras
 from sartor.runtimes._torch_keras import keras
 from sartor.spec import Spec
 from sartor.techniques.convert_torch import ToOnnx
+from sartor.techniques.quantize_torch import considered
+from sartor.torch_archive import opened
+from sartor.torch_program import program
 from sartor.workers import Pool
 
 L = keras.layers
@@ -158,6 +161,22 @@ def test_the_program_calls_nothing_that_does_nothing(untrained: Digits, tmp_path
         e.file_size for n, e in archive.entries.items() if "/weight_" in n or "/tensor_" in n
     )
     assert stored <= 1.05 * sum(each.nbytes for each in untrained.model.get_weights())
+
+
+def test_dense_layers_are_linear_layers(tmp_path: Path) -> None:
+    """As PyTorch has them, so that what rounds linear layers knows them; one that is called twice
+    stays as Keras writes it."""
+    twice = L.Dense(96, activation="tanh", name="twice")
+    given = keras.Input((5, 96), name="x")
+    x = L.Dense(96, use_bias=False, name="bare")(L.Dense(96, name="wide")(given))
+    live = keras.Model(given, L.Dense(3, name="head")(twice(twice(x))))
+    batch = rows(8, 5, 96)
+    found = adopt(live, tmp_path, look=look(x=batch))
+    touched, skipped = considered(program(opened(Path(found.payload))))
+    assert touched == ["wide", "bare"]
+    assert dict(skipped)["twice"] == "matmul is no linear layer"
+    assert "do not pay" in dict(skipped)["head"]
+    same(found, live, x=batch)
 
 
 def several() -> Any:
