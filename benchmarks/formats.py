@@ -27,7 +27,8 @@ from main_job import BUILD, NEAR, STATES, flags, optimized, table
 
 sys.path.append(str(Path(__file__).resolve().parent / "models"))
 
-FORMATS = ("onnx", "openvino", "tflite", "pt2")
+# What is minimized in each: nothing here makes a program of PyTorch's faster, but smaller.
+FORMATS = {"onnx": "latency", "openvino": "latency", "tflite": "latency", "pt2": "size"}
 PHONE = ("size <= 20 MB", "latency.p95 <= 50 ms", "accuracy >= 0.9 x baseline")
 TIGHT = ("size <= 2 MB", "latency.p95 <= 50 ms", "accuracy >= 0.98 x baseline")
 MOBILE: tuple[tuple[str, Sequence[str], Sequence[str]], ...] = (
@@ -107,10 +108,10 @@ def keras_formats(budget: str) -> None:
         network(folder)
     with np.load(folder / "eval.npz") as data:
         images = data["image"][data["split"] == "holdout"][:PARITY]
-    for name in FORMATS:
+    for name, objective in FORMATS.items():
         print(f"== {name}", file=sys.stderr, flush=True)
         place, model = BUILD / "formats" / name, folder / "model.keras"
-        asked = ["--minimize", "latency", "--budget", budget, "--limit", NEAR, "--format", name]
+        asked = ["--minimize", objective, "--budget", budget, "--limit", NEAR, "--format", name]
         answer = optimized(model, folder / "eval.npz", place, asked)
         beside = parity(place / "run" / "bundle", model, images) if answer["status"] == 0 else ""
         rows.append([*cells(name, answer), beside])

@@ -245,6 +245,8 @@ def test_a_conversion_that_is_left_out_is_put_in() -> None:
     assert registry.recipe("torch", [{"technique": "to-onnx"}, {"technique": "simplify"}])
     with pytest.raises(ValueError, match="no technique 'nonsense' for torch"):
         registry.recipe("torch", [{"technique": "nonsense"}])
+    with pytest.raises(ValueError, match="did you mean 'static-int8'"):
+        registry.recipe("torch", [{"technique": "static-int-8"}])
 
 
 @pytest.mark.parametrize("seed", range(3))

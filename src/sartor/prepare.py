@@ -26,7 +26,15 @@ from sartor.glimpse import looker, repeatable
 from sartor.lanes import sample_outputs
 from sartor.limits import PERFORMANCE, Limit, Objective, parse, parse_objective
 from sartor.metrics import Truth, check_labels, default_limit, find, infer_task
-from sartor.registry import adopt, conversion, format_of, kinds, reachable, runtime
+from sartor.registry import (
+    adopt,
+    conversion,
+    format_of,
+    kinds,
+    no_technique,
+    reachable,
+    runtime,
+)
 from sartor.spec import Spec, beside
 from sartor.user_functions import Augmentation, augmentation
 from sartor.workers import Pool
@@ -228,7 +236,7 @@ def allowed(spec: Spec, kind: str) -> dict[str, Any]:
     named = {each.get("technique") for entries in spec.recipes for each in entries}
     for name in (*spec.techniques, *spec.without):
         if name not in known:
-            raise WrongRequest(f"no technique {name!r} for {kind}; there are: {', '.join(known)}")
+            raise no_technique(name, kind, known)
     before = {technique_name(s) for each in spec.techniques for s in conversion(kind, each)}
     wanted = {format_of(each)[0] for each in spec.formats}
     before |= {

@@ -10,6 +10,7 @@ imports, so that `missing` can say why one cannot be had.
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib
 import importlib.util
 import inspect
@@ -303,6 +304,14 @@ def format_of(name: str) -> tuple[str, str]:
     raise WrongRequest(f"--format {name}: write one of {', '.join(sorted(known))}")
 
 
+def no_technique(name: str, kind: str, known: Iterable[str]) -> WrongRequest:
+    """The error for a name that is none of the techniques `known` for models of `kind`."""
+    names = list(known)
+    near = difflib.get_close_matches(name, names, 1, 0.7)
+    hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+    return WrongRequest(f"no technique {name!r} for {kind}; {hint}")
+
+
 def reachable(kind: str) -> Mapping[str, type[Technique]]:
     """Name -> class of every technique that a recipe for models of `kind` may hold: its own, and
     behind a conversion those of the kind that it makes."""
@@ -359,7 +368,7 @@ def from_json(kind: str, entry: Mapping[str, Any]) -> Technique:
     name = settings.pop("technique", None)
     known = techniques(kind)
     if name not in known:
-        raise WrongRequest(f"no technique {name!r} for {kind}; there are: {', '.join(known)}")
+        raise no_technique(name, kind, known)
     settings = {k: tuple(v) if isinstance(v, list) else v for k, v in settings.items()}
     try:
         technique = known[name](**settings)
