@@ -383,7 +383,10 @@ def recipe(kind: str, entries: Iterable[Mapping[str, Any]]) -> Recipe:
     one takes models of another kind, the conversion stands before it, be it written or not."""
     steps: list[Technique] = []
     for entry in entries:
-        for each in conversion(kind, str(entry.get("technique"))):
+        name = str(entry.get("technique"))
+        if name not in techniques(kind) and name not in reachable(kind):
+            raise no_technique(name, kind, reachable(kind))
+        for each in conversion(kind, name):
             steps.append(each)
             kind = each.makes or kind
         steps.append(from_json(kind, entry))
