@@ -44,6 +44,7 @@ WORLDS = {
     "accuracy, four segments, flips": World((), margin_by_segment=0.05, most_flips=0.05),
 }
 TRADES = ("alike", "apart")
+RUN = "run"
 
 
 @dataclass(frozen=True)
@@ -140,10 +141,8 @@ def _certified(
             return Evidence((1000, int(found.sizes[number])))
         return evidence(held[order[: len(part)], number], int(found.sizes[number]), part)
 
-    certifier = Certifier(
-        world.limits, parse_objective("size"), TASK, measure, sealed, ledger, "run"
-    )
-    level = ledger.early_level() * (1 - BET["early"])
+    certifier = Certifier(world.limits, parse_objective("size"), TASK, measure, sealed, ledger, RUN)
+    level = ledger.early_level(RUN) * (1 - BET["early"])
     searched = len(held) * 3 // 5
     sure = next(
         (
