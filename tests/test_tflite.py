@@ -182,7 +182,7 @@ def test_programs_of_pytorch_are_converted_straight(name: str, tmp_path: Path) -
         fixed = tuple((key, (2, 20)) for key in batch)
     made = apply(
         techniques("torch")["torch-to-tflite"](), model,
-        ToyBench(mine, tmp_path / "b", target=Target(fixed=fixed)),
+        ToyBench(mine, tmp_path / "b", target=Target(fixed=fixed, batch=2)),
     )  # fmt: skip
     assert isinstance(made, Model), made
     assert made.kind == "tflite"
