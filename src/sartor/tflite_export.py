@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from sartor.tflite_write import packed, text, unpacked
 from sartor.torch_graph import silent
 
 Answers = Callable[[Arrays], Arrays]
+
+# litert-torch loads JAX, which warns of every fork after it; the workers of a user's loader, which
+# are forked later in the same process, never call JAX.
+warnings.filterwarnings("ignore", r"os\.fork\(\) was called", RuntimeWarning)
 
 
 def fixed(signature: Signature, bench: Bench) -> Signature:
