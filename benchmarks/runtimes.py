@@ -2,6 +2,7 @@
 and what Sartor chooses, as one Markdown table.
 
     python benchmarks/runtimes.py [--only adult] [--threads 1 2] [--budget 10m] [--without-peers]
+    python benchmarks/runtimes.py --budget 3m --page docs/runtimes.md
 
 For each model: a run of `sartor optimize` for each number of threads (at most a point of quality
 may be lost, latency is minimized); a recipe of one step for each runtime and way to quantize; the
@@ -20,7 +21,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,7 @@ from sartor.registry import recipe
 from sartor.trials import Laboratory
 
 ROOT = Path(__file__).resolve().parent.parent
-BUILD = ROOT / "build"
+BUILD = (ROOT / "build").resolve()
 PLACE = BUILD / "runtimes"
 HERE = Path(__file__).resolve().parent
 CAME = "ONNX Runtime, as it came"
@@ -47,22 +48,46 @@ class Subject:
     """One model. `code`: its factory, script:function, where it exists as PyTorch code too."""
 
     name: str
+    tells: str
     source: Path
     build: Callable[[Path], None]
     code: str = ""
 
 
+def _subject(name: str, tells: str, script: str, code: bool = False) -> Subject:
+    return Subject(name, tells, BUILD / name, build_with(script), f"{script}:make" * code)
+
+
 SUBJECTS = (
-    Subject("resnet18", BUILD / "resnet18", build_with("resnet18.py"), "resnet18.py:make"),
-    Subject("lite0", BUILD / "lite0", build_with("lite0.py"), "lite0.py:make"),
-    Subject("minilm", BUILD / "minilm", build_with("minilm_tweets.py"), "minilm_tweets.py:make"),
-    Subject("adult", BUILD / "adult", build_with("adult_mlp.py"), "adult_mlp.py:make"),
-    Subject("vad", BUILD / "vad", build_with("vad.py")),
-    Subject("keywords", BUILD / "keywords", build_with("keywords.py")),
-    Subject("anomaly", BUILD / "anomaly", build_with("anomaly.py")),
-    Subject("fashion", BUILD / "fashion", build_with("fashion_cnn.py"), "fashion_cnn.py:make"),
-    Subject("demo", BUILD / "demo" / "input", build_demo),
+    _subject("resnet18", "a convolutional network of 18 layers", "resnet18.py", True),
+    _subject("lite0", "EfficientNet-Lite0, a depthwise convolutional network", "lite0.py", True),
+    _subject("minilm", "a transformer of six layers, tweets", "minilm_tweets.py", True),
+    _subject("adult", "a multilayer perceptron on a table", "adult_mlp.py", True),
+    _subject("vad", "Silero's recurrent network that hears speech; judged by labels", "vad.py"),
+    _subject(
+        "keywords",
+        "a MobileNetV2 that spots words; judged by agreement with its own answers",
+        "keywords.py",
+    ),
+    _subject(
+        "anomaly", "an autoencoder; judged by the relative error to its own answers", "anomaly.py"
+    ),
+    _subject("fashion", "a small residual network on Fashion-MNIST", "fashion_cnn.py", True),
+    Subject("demo", "the model of `sartor demo`", BUILD / "demo" / "input", build_demo),
 )
+HEAD = """# The runtimes side by side
+
+No runtime wins everywhere. `python benchmarks/runtimes.py --budget {budget} --page
+docs/runtimes.md` makes, for each of its trained models, an artifact of every runtime and of its
+eight bits, what other tools make by their own documentation (`benchmarks/peers.py`) and what a run
+of `sartor optimize` chooses in {budget}, and times all of them in interleaved rounds, each in a
+process of its own, beside the model as it came in ONNX Runtime at as many threads. Quality is of
+the search rows, and so is "may lose more than a point": the interval (95 %) reaches further. What
+Sartor chose was certified on other rows, the holdout; what its certificate says stands below each
+table.
+
+## What Sartor chose, beside the best of the others within a point
+"""
 # Name -> recipe: the technique at its defaults; conversions on the way to it are put in.
 FORMS: Mapping[str, list[str]] = {
     "ONNX Runtime, static int8": ["static-int8"],
@@ -259,28 +284,54 @@ def _loses(row: Mapping[str, Any]) -> bool:
     return bool(quality["high"] > quality["bound"] + 0.01)
 
 
+def tables(subject: Subject, found: Mapping[int, Contest]) -> Iterator[str]:
+    """All that was measured of one model; `found` by number of threads."""
+    yield f"\n### {subject.name}: {subject.tells}\n"
+    yield f"| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
+    for contest in found.values():
+        for row in contest.rows:
+            yield f"| {' | '.join(_plain(cell) for cell in row)} |"
+    yield ""
+    for threads, contest in found.items():
+        yield f"- Sartor, {threads} threads: {contest.said}"
+
+
+def _plain(cell: str) -> str:
+    """On one line of a table, without what Markdown would take for its own."""
+    line = cell.splitlines()[0] if cell else ""
+    return line[:110].replace("<", "").replace("`", "'").replace("|", "/")
+
+
+def page(lines: Sequence[str], measured: Sequence[str], budget: str) -> str:
+    return "\n".join(
+        [HEAD.format(budget=budget), *lines, "\n## All that was measured", *measured, ""]
+    )
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--only", choices=[each.name for each in SUBJECTS], action="append")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--budget", default="10m")
     parser.add_argument("--without-peers", action="store_true")
+    parser.add_argument("--page", type=Path, help="a Markdown file for all of it")
     given = parser.parse_args()
-    found = {}
+    found, measured = {}, []
     for subject in SUBJECTS:
         if given.only and subject.name not in given.only:
             continue
         if not all((subject.source / file).is_file() for file in ("model.onnx", "eval.npz")):
             subject.build(subject.source)
-        print(f"\n{subject.name}\n\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
-        for threads in given.threads:
-            made = contest(subject, threads, given.budget, not given.without_peers)
-            found[subject.name, threads] = made
-            for row in made.rows:
-                print(f"| {' | '.join(row)} |", flush=True)
-        for threads in given.threads:
-            print(f"\nSartor, {threads} threads: {found[subject.name, threads].said}", flush=True)
+        contests = {
+            threads: contest(subject, threads, given.budget, not given.without_peers)
+            for threads in given.threads
+        }
+        found |= {(subject.name, threads): each for threads, each in contests.items()}
+        measured += tables(subject, contests)
+        print(*tables(subject, contests), sep="\n", flush=True)
     print("", *standings(found), sep="\n")
+    if given.page:
+        given.page.write_text(page(list(standings(found)), measured, given.budget))
 
 
 if __name__ == "__main__":
