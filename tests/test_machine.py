@@ -15,6 +15,9 @@ import psutil
 import pytest
 
 from sartor import machine
+from sartor.contracts import Target
+from sartor.limits import parse_objective
+from sartor.prepare import _kernels
 
 
 def test_describe_is_json_with_the_facts() -> None:
@@ -163,3 +166,13 @@ def test_without_cpuinfo_numpy_tells(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert machine.describe()["cpu"]
     machine.features.cache_clear()
     machine._cpuinfo.cache_clear()
+
+
+def test_a_processor_without_products_of_eight_bits_is_told_of() -> None:
+    def told(metric: str, *features: str) -> list[str]:
+        target = Target("cpu", 1, 1, frozenset(features), ())
+        return _kernels(parse_objective(metric), target)
+
+    assert "int8 gains less here" in told("latency", "avx2", "avx512f")[0]
+    assert told("latency", "avx2", "avx512_vnni") == []
+    assert told("size", "avx2") == []

@@ -88,6 +88,7 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
     check_holdout(data.holdout, task)
     notes = [*remarks(original), *data.facts.get("warnings", ()), *told]
     notes += _look(task, data.search, sample)
+    notes += _kernels(objective, target)
     if not any(each.quality for each in limits):
         limits += (parse(default_limit(task)),)
         notes.append(f"no limit on quality was given: {limits[-1].text} is taken")
@@ -107,6 +108,18 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
     if spec.train_processes > 1:
         request["train_processes"] = spec.train_processes
     return Prepared(original, data, task, target, limits, objective, tuple(notes), request, augment)
+
+
+def _kernels(objective: Objective, target: Target) -> list[str]:
+    """What the processor has no fast kernels for, where time is what counts."""
+    if objective.metric not in ("latency", "throughput", "energy") or machine.multiplies_integers(
+        target.features
+    ):
+        return []
+    return [
+        "this processor has no instructions for products of eight bits (VNNI, AMX, dot products): "
+        "int8 gains less here than elsewhere, or loses, and what keeps floats is tried in between"
+    ]
 
 
 def _task(spec: Spec, original: Model, part: Part, sample: Arrays) -> tuple[Task, tuple[str, ...]]:
