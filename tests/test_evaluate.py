@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import threading
@@ -26,6 +27,7 @@ from sartor.evaluate import (
     footprint,
     heaviest,
     memory_pair,
+    middle_call,
     throughputs,
     timed_rows,
     turn_size,
@@ -34,6 +36,7 @@ from sartor.fitting import natural_batch
 from sartor.records import Timing
 from sartor.registry import open_model, runtime
 from sartor.testing_onnx import Draft, save_toys
+from sartor.turns import Turn
 from sartor.workers import Pool
 
 TASK = Task("classification", "logits", "accuracy", classes=4)
@@ -411,6 +414,13 @@ def test_throughput_at_the_batch_sizes_that_the_model_takes(
     onnx.save(draft.model("four", ports[:1], ports[1:]), tmp_path / "four.onnx")
     fixed = throughputs(open_model(tmp_path / "four.onnx"), numbers, Target(), 0.01)
     assert list(fixed) == ["throughput.b4"]
+
+
+def test_waits_as_long_as_the_calls_leave_a_throughput() -> None:
+    took = np.array([100, 120, 140])
+    assert middle_call([Turn(took, None, 0, math.nan)]) == 120
+    assert middle_call([Turn(took, np.array([10, 10, 10]), 0, math.nan)]) == 110
+    assert middle_call([Turn(took, took + 5, 0, math.nan)]) == 120
 
 
 def test_the_time_limit_ends_a_race_after_five_rounds_at_least(
