@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import re
+import shlex
 from collections import Counter
 from pathlib import Path
 
@@ -12,17 +14,19 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from sartor import bundle
 from sartor.contracts import Failed, Model, Target
 from sartor.lab import Toy, ToyBench
 from sartor.machine import saturates
 from sartor.registry import runtime
+from sartor.runtimes._onnx_tensorrt import command, tensorrt_obstacle
 from sartor.techniques import _calibration_onnx as calibration
 from sartor.techniques import _sensitivity_onnx as sensitivity
 from sartor.techniques._bias_onnx import correct_biases
 from sartor.techniques._graph_onnx import Graph, Parts, read
 from sartor.techniques._integers_onnx import rounded, split_gemms, upgraded
 from sartor.techniques._smooth_onnx import smooth
-from sartor.techniques.quantize_onnx import DynamicInt8, StaticInt8
+from sartor.techniques.quantize_onnx import DynamicInt8, StaticInt8, TensorrtInt8
 from sartor.techniques.weightonly_onnx import WeightOnly
 from sartor.testing_onnx import Draft, save_toys, toy_batch
 
@@ -280,6 +284,100 @@ def test_same_seed_same_bytes_with_all_settings_in_use(toys, tmp_path):
             for part in "ab"
         }
         assert len(content) == 1
+
+
+# --- TensorRT -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn", "several", "transformer"])
+def test_the_form_for_tensorrt_keeps_to_its_rules(toys, tmp_path, name):
+    toy, bench = toys[name], bench_of(toys[name], tmp_path)
+    settings = {"calibration": "percentile", "bias_correction": True}
+    for technique in (TensorrtInt8(), TensorrtInt8(per_channel=False, **settings)):
+        made = technique.apply(toy.model, bench)
+        assert tensorrt_obstacle(onnx.load(made.payload)) is None
+        assert error(toy, made) < 0.1
+    said = tensorrt_obstacle(onnx.load(StaticInt8().apply(toy.model, bench).payload))
+    assert re.search(r"^(De)?[Qq]uantizeLinear \S+: it is of u?int(8|32)", said)
+    assert "nothing is quantized" in tensorrt_obstacle(onnx.load(toy.model.payload))
+
+
+def test_sums_are_rounded_on_the_side_of_the_shortcut(tmp_path):
+    """A convolution on both sides: the nearer one is what the other's kernel adds."""
+    draft = Draft(7)
+    first = draft.conv("image", 3, 8)
+    second = draft.conv(draft.op("Relu", draft.conv("image", 3, 8)), 8, 8)
+    draft.op("Relu", draft.op("Add", second, first))
+    proto = draft.model("block", [port("image", "batch", 3, 8, 8)], [port("y", "batch", 8, 8, 8)])
+
+    def rows(count: int, seed: int) -> dict[str, np.ndarray]:
+        return {"image": np.random.default_rng(seed).standard_normal((count, 3, 8, 8), np.float32)}
+
+    toy = toy_of(proto, tmp_path, rows)
+    made = TensorrtInt8().apply(toy.model, bench_of(toy, tmp_path))
+    graph = read(made)
+    (add,) = (node for node in graph.nodes if node.op_type == "Add")
+    assert [graph.producer(name).op_type for name in add.input] == ["Conv", "DequantizeLinear"]
+    assert operators(made)["QuantizeLinear"] == 3  # the image, what the second reads, the shortcut
+
+
+def _spoil(graph: Graph, kind: str, change) -> onnx.ModelProto:
+    change(graph, next(node for node in graph.nodes if node.op_type == kind))
+    return graph.proto
+
+
+def _constant(place: int, change):
+    def changed(graph: Graph, node: onnx.NodeProto) -> None:
+        graph.set_constant(node.input[place], change(graph.constant(node.input[place])))
+
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("kind", "change", "said"),
+    [
+        ("QuantizeLinear", _constant(2, lambda z: z.astype(np.uint8)), "it is of uint8"),
+        ("QuantizeLinear", _constant(2, lambda z: z + np.int8(3)), "not 0"),
+        ("QuantizeLinear", _constant(1, lambda s: -s), "above 0"),
+        ("QuantizeLinear", lambda _, n: n.input.pop(), "no constant"),
+        ("Conv", lambda _, n: n.input.__setitem__(0, "image"), "what it multiplies is not"),
+        ("Conv", lambda _, n: n.input.__setitem__(2, n.input[1]), "a bias must stay in float"),
+        ("Relu", lambda _, n: setattr(n, "op_type", "Det"), "no such operator"),
+        ("Relu", lambda _, n: setattr(n, "domain", "com.microsoft"), "com.microsoft"),
+        ("Relu", lambda g, _: setattr(g.proto.opset_import[0], "version", 11), "opset 11"),
+        ("Relu", lambda g, _: setattr(g.proto.graph.input[0].type.tensor_type, "elem_type", 11),
+         "image is double"),
+    ],
+)  # fmt: skip
+def test_what_tensorrt_would_not_take_is_named(toys, tmp_path, kind, change, said):
+    made = read(TensorrtInt8().apply(toys["cnn"].model, bench_of(toys["cnn"], tmp_path)))
+    assert said in tensorrt_obstacle(_spoil(made, kind, change))
+
+
+def test_the_command_names_inputs_with_free_sizes_alone():
+    ports = [port("x:0", "batch", 3, "width"), port("fixed", 1, 4)]
+    proto = helper.make_model(helper.make_graph([], "shapes", ports, [port("y", "batch", 4)]))
+    rows = {"x:0": np.zeros((8, 3, 7)), "fixed": np.zeros((1, 4))}
+    told = shlex.split(command("model.onnx", proto, rows, 16))
+    assert told == [
+        *("trtexec", "--onnx=model.onnx", "--stronglyTyped", "--minShapes='x:0':1x3x7"),
+        *("--optShapes='x:0':16x3x7", "--maxShapes='x:0':16x3x7"),
+    ]
+    del proto.graph.input[0]
+    assert command("model.onnx", proto, rows, 16).endswith("--stronglyTyped")
+
+
+@pytest.mark.parametrize("technique", [StaticInt8(), TensorrtInt8()])
+def test_the_card_of_a_bundle_tells_of_tensorrt_where_it_takes_the_graph(toys, tmp_path, technique):
+    made = technique.apply(toys["cnn"].model, bench_of(toys["cnn"], tmp_path))
+    place = tmp_path / "bundle"
+    fingerprints = np.zeros(0, np.uint32)
+    bundle.write(made, place, {}, toys["cnn"].batch(4, 0), fingerprints, Target(), "card\n")
+    card = (place / "card.md").read_text()
+    line = (
+        f"trtexec --onnx={bundle.read(place)['file']} --stronglyTyped --minShapes=image:1x3x16x16"
+    )
+    assert (line in card) == ("not run" in card) == isinstance(technique, TensorrtInt8)
 
 
 # --- ranges ---------------------------------------------------------------------------------------

@@ -70,7 +70,9 @@ def write(
     kept |= {f"output.{k}": np.asarray(v) for k, v in outputs.items()}
     np.savez_compressed(folder / "parity.npz", allow_pickle=False, **kept)
     np.save(folder / "rows.npy", fingerprints, allow_pickle=False)
-    (folder / "card.md").write_text(card, encoding="utf-8")
+    elsewhere = getattr(engine, "elsewhere", None)
+    line = elsewhere(model, inputs, target.batch) if elsewhere is not None else ""
+    (folder / "card.md").write_text(f"{card}\n{line}\n" if line else card, encoding="utf-8")
     listed = {name: file_digest(folder / name) for name in files(folder)}
     entry = {
         "format": FORMAT,

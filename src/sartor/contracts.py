@@ -296,6 +296,8 @@ class Runtime(Protocol):
     them; what the user says goes before.
     `reads(model) -> tuple[str, ...]`: the files that the model's file names, as it names them; a
     bundle must list them.
+    `elsewhere(model, rows, batch) -> str`: a line for a bundle's card on how another engine would
+    run the file on such rows, or "".
     `facing(model) -> Signature`: that of a session, where a model's settings change it.
     `static = True`: models of this kind have fixed sizes as a rule, so that a conversion to it may
     fix what was free.

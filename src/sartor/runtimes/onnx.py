@@ -112,6 +112,23 @@ class Onnx:
             found: Mapping[str, float] = _parts().seconds(named, profile, len(batches))
         return found
 
+    def elsewhere(self, model: Model, rows: Arrays, batch: int) -> str:
+        """How TensorRT would run it, in one line; "" where it would not take the graph as quantized
+        or the onnx package, which looks into it, is not here."""
+        try:
+            proto = _file().read(Path(model.payload))
+        except WrongRequest:
+            return ""
+        from sartor.runtimes._onnx_tensorrt import command, tensorrt_obstacle
+
+        if tensorrt_obstacle(proto):
+            return ""
+        call = command(Path(model.payload).name, proto, rows, batch)
+        return (
+            f"TensorRT, from version 10 on: `{call}` (unverified: the graph keeps to TensorRT's "
+            "rules for explicit int8, but there was no GPU here and TensorRT was not run)"
+        )
+
     def versions(self) -> Mapping[str, str]:
         told = {"onnxruntime": ort.__version__, "numpy": np.__version__}
         with contextlib.suppress(PackageNotFoundError):  # by which its techniques work

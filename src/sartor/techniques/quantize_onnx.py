@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import onnx
@@ -49,6 +49,8 @@ from sartor.techniques._smooth_onnx import smooth
 
 # The lowest opset with a scale for each channel in QuantizeLinear and its inverse.
 _OPSET = 13
+
+_PRODUCTS = ("Conv", "MatMul", "Gemm")
 
 # Operators that pass int8 on, and which of their inputs carry it (None: all of them).
 _CARRY: Mapping[str, int | None] = {
@@ -197,7 +199,7 @@ class StaticInt8(Technique):
         if self.smooth:
             smooth(graph, parts.touched, self.smooth, bench)
         parts = without_lopsided(graph, parts)
-        found = self._ranges(graph, _reach(graph, parts.touched), bench)
+        found = self._ranges(graph, self._chosen(graph, parts.touched), bench)
         parts = _seen(graph, parts, found)
         if self.exceptions:
             parts = spare(parts, self._worst(graph, parts, found, bench), self.exceptions)
@@ -209,18 +211,30 @@ class StaticInt8(Technique):
             }
             correct_biases(graph, weights, bench, self.examples)
             # The corrected outputs lie elsewhere.
-            found = self._ranges(graph, _reach(graph, parts.touched), bench)
-        chosen = _reach(graph, parts.touched)
+            found = self._ranges(graph, self._chosen(graph, parts.touched), bench)
+        chosen = self._chosen(graph, parts.touched)
         for name in chosen:
             parts.touch(name)
         return finish(model, self, self._quantized(graph, chosen, found, bench), bench, parts)
 
     def _against(self, graph: Graph, node: onnx.NodeProto) -> str | None:
-        if node.op_type not in ("Conv", "MatMul", "Gemm"):
+        if node.op_type not in _PRODUCTS:
             return f"ONNX Runtime has no static int8 {node.op_type}"
         if self.ops != "all" and (node.op_type == "Conv") != (self.ops == "conv"):
             return f"ops={self.ops} leaves {node.op_type} in float"
         return obstacle(graph, node) or irregular(node)
+
+    def _chosen(self, graph: Graph, weighty: tuple[str, ...]) -> list[str]:
+        """The nodes to quantize: those with weights, and what passes int8 on behind them."""
+        chosen: list[str] = []
+        held: set[str] = set()
+        first = set(weighty)
+        for node in graph.nodes:
+            reads = list(node.input[: _CARRY.get(node.op_type, 0)])
+            if node.name in first or (node.op_type in _CARRY and held.issuperset(reads)):
+                chosen.append(node.name)
+                held.add(node.output[0])
+        return chosen
 
     def _ranges(self, graph: Graph, chosen: list[str], bench: Bench) -> Ranges:
         picked = set(chosen)
@@ -247,24 +261,89 @@ class StaticInt8(Technique):
     def _quantized(self, graph: Graph, chosen: list[str], found: Ranges, bench: Bench) -> Graph:
         _tell_types(graph, found)
         before = {node.name: node.output[0] for node in graph.nodes}
-        arm = "asimd" in bench.target.features
         limits = {name: tuple(map(np.float32, pair)) for name, pair in found.items()}
         quantizer = QDQQuantizer(
             graph.proto,
             self.per_channel,
             saturates(bench.target.features),
             weight_qType=QuantType.QInt8,
-            activation_qType=QuantType.QInt8 if arm else QuantType.QUInt8,
             tensors_range=TensorsData(CalibrationMethod.MinMax, limits),
             nodes_to_quantize=chosen,
             nodes_to_exclude=[],
-            op_types_to_quantize=["Conv", "MatMul", "Gemm", *_CARRY],
-            extra_options={},
+            **self._form(bench),
         )
+        for name in filter(found.__contains__, self._apart(graph, chosen)):
+            quantizer.quantize_activation_tensor(name)
         quantizer.quantize_model()
         made = tidy(quantizer.model.model)
         _free_outputs(made, before, set(chosen))
         return made
+
+    def _form(self, bench: Bench) -> dict[str, Any]:
+        """What the quantizer is told of operators and of activations."""
+        arm = "asimd" in bench.target.features
+        return {
+            "activation_qType": QuantType.QInt8 if arm else QuantType.QUInt8,
+            "op_types_to_quantize": [*_PRODUCTS, *_CARRY],
+            "extra_options": {},
+        }
+
+    def _apart(self, graph: Graph, chosen: list[str]) -> list[str]:
+        """Tensors that are rounded besides those at the operators named by `_form`."""
+        return []
+
+
+@dataclass(frozen=True)
+class TensorrtInt8(StaticInt8):
+    """int8 for NVIDIA's TensorRT: symmetric, biases in float, and rounding only before what
+    multiplies by weights and on the other input of a sum behind it, so that product, sum and
+    activation become one kernel there. Where a request names it: ONNX Runtime has no kernels for
+    this form, so that a CPU is no faster by it. Settings as in StaticInt8."""
+
+    experimental: ClassVar[bool] = True
+
+    def _chosen(self, graph: Graph, weighty: tuple[str, ...]) -> list[str]:
+        first = set(weighty)
+        return [n.name for n in graph.nodes if n.name in first or _shortcut(graph, n, first)]
+
+    def _ranges(self, graph: Graph, chosen: list[str], bench: Bench) -> Ranges:
+        found = super()._ranges(graph, chosen, bench)
+        tops = {name: max(abs(low), abs(high)) for name, (low, high) in found.items()}
+        return {name: (-top, top) for name, top in tops.items()}
+
+    def _form(self, bench: Bench) -> dict[str, Any]:
+        return {
+            "activation_qType": QuantType.QInt8,
+            "op_types_to_quantize": [*_PRODUCTS],
+            "extra_options": {
+                "ActivationSymmetric": True,
+                "QuantizeBias": False,
+                "QDQDisableWeightAdjustForInt32Bias": True,
+                "OpTypesToExcludeOutputQuantization": [*_PRODUCTS],
+            },
+        }
+
+    def _apart(self, graph: Graph, chosen: list[str]) -> list[str]:
+        names = set(chosen)
+        found = [_shortcut(graph, node, names) for node in graph.nodes if node.name in names]
+        return [name for name in found if name]
+
+
+def _shortcut(graph: Graph, node: onnx.NodeProto, weighty: set[str]) -> str | None:
+    """Which input of a sum of two computed tensors to round, where a node with weights makes one of
+    them: the other, or where such nodes make both, the one with the shorter way behind it."""
+    if node.op_type != "Add" or any(graph.constant_tensor(name) for name in node.input):
+        return None
+    depth: dict[str, int] = {}
+    products: set[str] = set()
+    for each in graph.nodes:
+        behind = 1 + max((depth.get(name, 0) for name in each.input), default=0)
+        depth.update(dict.fromkeys(each.output, behind))
+        if each.op_type in _PRODUCTS and each.name in weighty:
+            products.add(each.output[0])
+    if products.isdisjoint(node.input):
+        return None
+    return str(min(node.input, key=lambda name: (name in products, depth.get(name, 0))))
 
 
 def _seen(graph: Graph, parts: Parts, found: Ranges) -> Parts:
@@ -296,19 +375,6 @@ def _folded(graph: Graph, bench: Bench) -> Graph:
         options.optimized_model_filepath = str(Path(folder) / "folded.onnx")
         start(write(graph.proto, Path(folder)), bench.target.threads, options)
         return tidy(onnx.load(options.optimized_model_filepath))
-
-
-def _reach(graph: Graph, weighty: tuple[str, ...]) -> list[str]:
-    """The nodes to quantize: those with weights, and what passes int8 on behind them."""
-    chosen: list[str] = []
-    held: set[str] = set()
-    first = set(weighty)
-    for node in graph.nodes:
-        reads = list(node.input[: _CARRY.get(node.op_type, 0)])
-        if node.name in first or (node.op_type in _CARRY and held.issuperset(reads)):
-            chosen.append(node.name)
-            held.add(node.output[0])
-    return chosen
 
 
 def _tell_types(graph: Graph, found: Ranges) -> None:
