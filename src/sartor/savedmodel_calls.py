@@ -8,6 +8,7 @@ with all others of the process.
 
 from __future__ import annotations
 
+import gc
 import os
 import sys
 import threading
@@ -114,6 +115,7 @@ class Caller:
         if self.session is not None:
             self.session.close()
         self.session = None
+        gc.collect(1)  # TensorFlow's graphs hold themselves, and only such a round frees them
 
     def __enter__(self) -> Caller:
         return self
