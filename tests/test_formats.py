@@ -97,6 +97,53 @@ def test_a_format_that_is_not_known_or_not_reached_is_one_sentence(
     assert "nothing here converts onnx to torch" in said.err
 
 
+def test_what_is_wrong_with_one_of_several_formats_is_said_before_the_first_runs(
+    tiny: Any, tmp_path: Path, sartor: Any
+) -> None:
+    request = ["optimize", tiny.model, "--data", tiny.data(tmp_path), "--out", tmp_path / "o"]
+    said = sartor(*request, "--format", "onnx", "pte")
+    assert said.status == 2
+    assert "--format pte: write one of " in said.err
+    said = sartor(*request, "--format", "onnx", "torch")
+    assert said.status == 2
+    assert "--format torch: nothing here converts onnx to torch" in said.err
+    said = sartor(*request, "--format", "onnx", "openvino", "--resume")
+    assert said.status == 2
+    assert f"--resume {tmp_path / 'o' / 'onnx'} --budget +10m" in said.err
+    said = sartor("optimize", "--format", "onnx", tiny.model)
+    assert said.status == 2
+    assert "name a MODEL (before --format" in said.err
+
+
+def test_each_of_several_formats_has_a_bundle_and_a_certificate(
+    digits: Any, tmp_path: Path, sartor: Any
+) -> None:
+    import json
+
+    import numpy as np
+
+    import sartor as library
+
+    out, data = tmp_path / "both", digits.data(tmp_path)
+    said = sartor(
+        "optimize", digits.model, "--data", data, "--limit", "accuracy >= baseline - 0.05",
+        "--limit", "size <= 1 x baseline", "--minimize", "size", "--trials", "3", "--json",
+        "--out", out, "--format", "onnx", "OpenVINO",
+    )  # fmt: skip
+    told = json.loads(said.out.splitlines()[-1])["formats"]
+    assert list(told) == ["onnx", "openvino"], said.err
+    assert said.status == max(each["status"] for each in told.values())
+    assert told["onnx"]["status"] == 0, told["onnx"]["message"]
+    assert told["onnx"]["alpha"] == pytest.approx(0.02)  # half of what one run takes
+    rows = {"pixels": np.load(data)["pixels"][:4]}
+    for name, each in told.items():
+        if each["status"] == 0:
+            assert len(library.load(out / name).predict(rows)) == 1
+    again = sartor("report", out)
+    assert again.status == 2
+    assert "a run for each format lies in it: onnx, openvino" in again.err
+
+
 @pytest.mark.slow
 def test_the_answer_is_of_the_format_asked_for_though_it_gains_nothing(
     tmp_path: Path, sartor: Any

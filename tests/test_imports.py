@@ -48,6 +48,7 @@ LAYERS = [
     ["ahead"],
     ["cluster"],
     ["optimizing", "verifying", "comparing"],
+    ["each_format"],
     ["commands"],
     ["cli"],
 ]

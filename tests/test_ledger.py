@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sartor.contracts import WrongRequest
-from sartor.ledger import FLOOR, EarlyUsed, Ledger, Opening
+from sartor.ledger import FLOOR, SHARE, EarlyUsed, Ledger, Opening, part
 
 FROZEN = ["abc", "def", "accuracy >= baseline - 0.01"]
 
@@ -29,6 +29,16 @@ def test_a_run_takes_a_share_and_the_next_one_of_the_rest(tmp_path: Path) -> Non
     assert book.left() == pytest.approx(0.01)
     assert book.open("two", "final", FROZEN).alpha == pytest.approx(0.008)
     assert ledger(tmp_path, "other").open("one", "final", FROZEN).alpha == pytest.approx(0.04)
+
+
+def test_runs_of_one_request_take_equal_parts_of_what_one_run_takes(tmp_path: Path) -> None:
+    for among in (1, 2, 4):
+        book = ledger(tmp_path, str(among))
+        shared = (part(each, among) for each in range(among))
+        books = [Ledger(book.path, str(among), share=SHARE * each) for each in shared]
+        levels = [each.open(str(n), "final", FROZEN).alpha for n, each in enumerate(books)]
+        assert levels == pytest.approx([0.04 / among] * among)
+        assert book.left() == pytest.approx(0.01)
 
 
 def test_all_levels_ever_granted_add_up_to_less_than_the_total(tmp_path: Path) -> None:

@@ -22,7 +22,16 @@ if TYPE_CHECKING:
 os.environ["ORT_DISABLE_TELEMETRY"] = "1"  # ONNX Runtime reports home from 1.24 on unless told
 
 __version__ = "0.1.0"
-__all__ = ["Failed", "WrongRequest", "__version__", "compare", "load", "optimize", "verify"]
+__all__ = [
+    "Failed",
+    "WrongRequest",
+    "__version__",
+    "compare",
+    "load",
+    "optimize",
+    "optimize_each",
+    "verify",
+]
 
 
 def optimize(
@@ -61,6 +70,20 @@ def optimize(
         return run_it(requested(model, data=data, out=out, **asked))
     folder = Path(tempfile.mkdtemp(prefix="sartor-")) / "run" if out is None else Path(out)
     return run_it(request(model=model, data=data, out=str(folder), **asked))
+
+
+def optimize_each(
+    model: Any, data: Any, formats: Sequence[str], out: str | Path, **settings: Any
+) -> dict[str, Run]:
+    """What `optimize` does, for each of several formats (`["onnx", "tflite"]`): a run of its own in
+    the folder of that name under `out`. They share the budget, and the holdout's error rate."""
+    from sartor.libraries import OPTIMIZE, needing
+    from sartor.spec import request
+
+    with needing("sartor.optimize_each", OPTIMIZE):
+        from sartor.each_format import optimize_each as run_them
+
+    return run_them(request(model=model, data=data, formats=formats, out=str(out), **settings))
 
 
 def load(bundle: str | Path, threads: int | None = None) -> Loaded:

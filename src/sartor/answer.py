@@ -16,7 +16,7 @@ from sartor.contracts import Failed, Model, describe
 from sartor.delivery import Delivery
 from sartor.figures import figures_of
 from sartor.finalists import Finalist, freeze
-from sartor.ledger import Ledger, ledger_path
+from sartor.ledger import SHARE, Ledger, ledger_path, part
 from sartor.limits import PERFORMANCE
 from sartor.measuring import Measuring
 from sartor.outcome import Answer, outcome
@@ -36,8 +36,12 @@ SOON = 8  # trials, by which a run should have shown something: an early answer 
 
 
 def ledger_of(spec: Spec, ready: Prepared) -> Ledger:
-    """The ledger of the run's holdout."""
-    return Ledger(ledger_path(spec.data), ready.data.holdout.digest, total=1.0 - spec.confidence)
+    """The ledger of the run's holdout; runs of one request take equal parts of a run's share."""
+    share = part(spec.together.index(spec.formats[0]), len(spec.together)) if spec.together else 1.0
+    return Ledger(
+        ledger_path(spec.data), ready.data.holdout.digest, total=1.0 - spec.confidence,
+        share=SHARE * share,
+    )  # fmt: skip
 
 
 class Answering:

@@ -145,11 +145,12 @@ def _optimize(commands: Any) -> None:
     )
     command.add_argument(
         "--format",
-        action="append",
+        action="extend",
+        nargs="+",
         dest="formats",
         metavar="KIND",
         help="what the target takes, such as tflite, onnx, openvino, pt2, torchscript: the answer "
-        "is of that kind; may be given several times",
+        "is of that kind; with several there is a run and a bundle for each",
     )
     command.add_argument(
         "--watts", type=float, help="what a busy core needs, to estimate energy from CPU time"
@@ -260,8 +261,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     if given.command == "optimize" and not (given.model or isinstance(given.resume, str)):
         print(
-            "sartor: name a MODEL, or --resume FOLDER; write sartor optimize --help for what "
-            "there is",
+            "sartor: name a MODEL (before --format, which takes all words behind it), or --resume "
+            "FOLDER; write sartor optimize --help for what there is",
             file=sys.stderr,
         )
         return 2

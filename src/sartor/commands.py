@@ -5,13 +5,16 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sartor.contracts import WrongRequest
 from sartor.libraries import OPTIMIZE, needing
 from sartor.records import Journal, plain
 from sartor.report.text import console
 from sartor.terminal import Progress
+
+if TYPE_CHECKING:
+    from sartor.spec import Spec
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,8 @@ def optimize(json: bool, quiet: bool, model: str | None, **flags: Any) -> Answer
         from sartor.optimizing import optimize as run_it
         from sartor.resuming import requested
     spec = requested(model, **flags)
+    if len(spec.formats) > 1:
+        return _optimize_each(json, quiet, spec)
     try:
         run = run_it(spec, Progress(quiet))
     except KeyboardInterrupt:
@@ -37,6 +42,18 @@ def optimize(json: bool, quiet: bool, model: str | None, **flags: Any) -> Answer
         raise KeyboardInterrupt(f"{early}the same command goes on where it was{also}") from None
     console(stderr=json).print(render_answer(run.answer))
     return Answer(run.status, run.answer)
+
+
+def _optimize_each(json: bool, quiet: bool, spec: Spec) -> Answer:
+    from sartor.each_format import optimize_each, render, status
+
+    try:
+        runs = optimize_each(spec, quiet)
+    except KeyboardInterrupt:
+        again = "the same command goes on where it was; what is certified lies below"
+        raise KeyboardInterrupt(f"{again} {spec.out}") from None
+    console(stderr=json).print(render(runs))
+    return Answer(status(runs), {"formats": {name: run.answer for name, run in runs.items()}})
 
 
 def report(json: bool, folder: str) -> Answer:
@@ -54,6 +71,9 @@ def _instead(folder: Path) -> str:
     run = folder.absolute().parent
     if (run / "run.jsonl").exists():
         return f"write sartor report {run}"
+    several = sorted(each.parent.name for each in folder.glob("*/run.jsonl"))
+    if several:
+        return f"a run for each format lies in it: {', '.join(several)}"
     if (folder / "sartor.json").exists():
         return "it is a bundle, which a run has left; card.md in it says what it is"
     return "there is no run.jsonl in it"

@@ -1,7 +1,8 @@
 """The ledger of holdout openings: one error rate, shared by everything that ever looks.
 
 A file of JSON lines beside the data, append-only, each line on disk before the holdout is opened.
-A run takes 80 % of what is left of the error rate. Within a run the early answer, one hypothesis,
+A run takes 80 % of what is left of the error rate; where a request makes several runs they take as
+much together, in equal parts. Within a run the early answer, one hypothesis,
 is tested at 25 % of that share and the finalists at the rest; where the early answer is certified
 its part is passed on to them (a graph of Bretz et al. 2009, which needs no assumption on how the
 tests depend on each other, since no hypothesis is chosen by a verdict).
@@ -45,6 +46,12 @@ class Opening:
     again: bool
 
 
+def part(number: int, runs: int) -> float:
+    """What run `number` (from 0) of `runs` takes of SHARE, so that all take as much of what was
+    left before the first of them."""
+    return 1.0 / (runs - number * SHARE)
+
+
 def ledger_path(data: Any) -> Path:
     """Beside the data where they are a file or folder of their own; else with the user's state."""
     if isinstance(data, (str, Path)) and Path(data).exists():
@@ -55,10 +62,11 @@ def ledger_path(data: Any) -> Path:
 
 class Ledger:
     """The openings of one holdout, `holdout` being its digest; `total` is the error rate that all
-    of them share. The file may hold other holdouts too."""
+    of them share, `share` what a run that asks here takes of what is left. The file may hold other
+    holdouts too."""
 
-    def __init__(self, path: Path, holdout: str, total: float = 0.05) -> None:
-        self.path, self.holdout, self.total = Path(path), holdout, total
+    def __init__(self, path: Path, holdout: str, total: float = 0.05, share: float = SHARE) -> None:
+        self.path, self.holdout, self.total, self.share = Path(path), holdout, total, share
 
     def left(self) -> float:
         """What is left of the error rate."""
@@ -75,7 +83,7 @@ class Ledger:
         """What the early answer of this run is, or was, tested at."""
         entries = self._read()
         paid = [each["alpha"] for each in self._opened(entries, run) if each["stage"] == "early"]
-        return float(paid[0]) if paid else EARLY * SHARE * self._left(entries)
+        return float(paid[0]) if paid else EARLY * self.share * self._left(entries)
 
     def check(self, run: str = "") -> None:
         """Raises WrongRequest where too little is left for this run, which may have paid before,
@@ -160,7 +168,7 @@ class Ledger:
             return (share if carried else share - early[0]["alpha"]), 0.0
         left = self._left(entries)
         self._check_left(left)
-        share = SHARE * left
+        share = self.share * left
         return (EARLY * share if stage == "early" else share), share
 
     def _left(self, entries: list[dict[str, Any]]) -> float:

@@ -43,6 +43,8 @@ def optimize(spec: Spec, progress: Progress | None = None) -> Run:
     Raises WrongRequest for a wrong request; everything else ends in the run's status."""
     began = time.monotonic()
     progress = progress or Progress(quiet=True)
+    if len(spec.formats) > 1:
+        raise WrongRequest("each format has a run of its own: call sartor.optimize_each")
     folder = RunFolder(Path(spec.out))
     folder.check()
     spec = settled(spec, folder)

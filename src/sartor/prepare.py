@@ -103,6 +103,8 @@ def prepare(spec: Spec, work: Path, pool: Pool) -> Prepared:
     request = _request(spec, original, data, task, limits, target)
     if spec.formats:
         request["formats"] = sorted(spec.formats)
+    if spec.together:
+        request["together"] = list(spec.together)
     if augment is not None:
         request["augment"] = augment.digest
     if spec.train_processes > 1:
@@ -266,7 +268,7 @@ def allowed(spec: Spec, kind: str) -> dict[str, Any]:
 
 def _check_formats(spec: Spec, kind: str) -> None:
     able = {kind} | {cls.makes for cls in allowed(spec, kind).values() if cls.makes}
-    for each in spec.formats:
+    for each in spec.together or spec.formats:
         wanted, _ = format_of(each)
         if wanted not in able:
             extra = {"tflite": "tflite-convert"}.get(wanted, wanted)

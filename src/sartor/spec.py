@@ -201,6 +201,7 @@ class Spec:
     fixed: tuple[tuple[str, tuple[int, ...]], ...] = _key((), _fixed, group="target")
     device: str = _key("cpu", _text, group="target")
     formats: tuple[str, ...] = _key((), _texts, group="target")
+    together: tuple[str, ...] = _key((), _texts)  # formats that share a request (each_format)
     watts: float | None = _key(None, _number, group="target")
     train_processes: int = _key(1, _whole, group="train", alias="processes")
     trials: int | None = _key(None, _trials, group="search")
