@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import shutil
@@ -254,6 +255,29 @@ def test_predictions_are_the_artifacts(place: Path, digits: Case) -> None:
         np.testing.assert_array_equal(listed, found["logits"])
         one = model.predict(pixels[:1])["logits"]
         assert one.shape == (1, 10)
+
+
+def test_a_model_of_a_fixed_batch_takes_any_number_of_rows(place: Path, digits: Case) -> None:
+    pixels = digits.arrays["pixels"][:10]
+    with sartor.load(place) as model:
+        # In fours: what is rounded at run time is rounded by all rows of a call.
+        parts = (pixels[:4], pixels[4:8], pixels[[8, 9, 9, 9]])
+        expected = np.concatenate([model.predict(part)["logits"] for part in parts])[:10]
+        given: list[int] = []
+        session, ports = model.session, model.model.signature.inputs
+
+        def four(batch: Any) -> Any:
+            given.append(len(batch["pixels"]))
+            return session(batch)
+
+        fixed = dataclasses.replace(ports[0], shape=(4, *ports[0].shape[1:]))
+        signature = dataclasses.replace(model.model.signature, inputs=(fixed,))
+        model.model = dataclasses.replace(model.model, signature=signature)
+        model.session = four  # type: ignore[assignment]
+        found = model.predict(pixels)["logits"]
+        model.session = session
+    assert given == [4, 4, 4]
+    np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
 def test_a_data_frame_goes_in(place: Path, digits: Case) -> None:

@@ -185,6 +185,16 @@ def test_what_cannot_be_the_answer_is_not_measured(tmp_path: Path) -> None:
     assert [row.status for row in found.rows] == ["certified", "untested"]
 
 
+def test_what_was_better_on_the_search_rows_alone_does_not_end_the_walk(tmp_path: Path) -> None:
+    """The first, at 0.4 in the search, turns out at 0.6: the second, at 0.5 there, may be better,
+    and is."""
+    stage = Stage(tmp_path, {"m6": evidence(60, 0), "m5": evidence(50, 5)})
+    found = stage.certifier().final([*finalists(6), *finalists(5)])
+    assert [row.status for row in found.rows] == ["certified"] * 2
+    assert found.best
+    assert found.best.value == 0.5
+
+
 def test_what_is_certified_leaves_its_share_to_the_others(tmp_path: Path) -> None:
     """28 losses of 4,000 have a p-value between the second share and the whole level: they pass
     once the third, better and clear, has been certified."""

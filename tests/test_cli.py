@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Case, Said, Tailored
+from conftest import Case, Said, Tailored, command
 from hostile import onnx_files
 
 Sartor = Callable[..., Said]
@@ -142,6 +144,44 @@ def test_external_data_elsewhere(name: str, sartor: Sartor, tiny: Case, tmp_path
     path, words = onnx_files.write(name, tmp_path)
     said = optimize(sartor, path, tiny.data(tmp_path / "data"), tmp_path / "out")
     assert_refused(said, *words)
+
+
+def test_code_without_a_function_says_which_there_are(
+    sartor: Sartor, tiny: Case, tmp_path: Path
+) -> None:
+    code = tmp_path / "net.py"
+    code.write_text("import nothing_of_that_name\ndef make(): ...\ndef _own(): ...\n")
+    said = optimize(sartor, code, tiny.data(tmp_path), tmp_path / "out")
+    assert_refused(said, f"{code} is code", f"as in {code}:make")
+    code.write_text("def one(): ...\ndef two(): ...\n")
+    said = optimize(sartor, code, tiny.data(tmp_path), tmp_path / "out")
+    assert_refused(said, f"{code}:FUNCTION, one of one, two")
+    code.write_text("def (")
+    assert_refused(optimize(sartor, code, tiny.data(tmp_path), tmp_path / "out"), "none in it yet")
+
+
+def test_a_refused_request_leaves_no_folder(sartor: Sartor, tiny: Case, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "out"
+    said = sartor(
+        "optimize", tiny.model, "--data", tiny.data(tmp_path), "--out", out, "--metric", "beauty"
+    )
+    assert_refused(said, "'beauty'")
+    assert not out.parent.exists()
+
+
+def test_ctrl_c_is_answered_at_once(tiny: Case, tmp_path: Path) -> None:
+    asked = command(
+        "optimize", tiny.model, "--data", tiny.data(tmp_path), "--out", tmp_path / "o",
+        "--budget", "60s",
+    )  # fmt: skip
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, text=True) as running:
+        assert running.stderr is not None
+        lines = [running.stderr.readline()]  # it has begun
+        running.send_signal(signal.SIGINT)
+        lines += running.stderr.readlines()
+    assert running.returncode == 130
+    told = next(at for at, line in enumerate(lines) if "Ctrl-C again: at once" in line)
+    assert any("the same command goes on where it was" in line for line in lines[told + 1 :])
 
 
 def test_format_nobody_knows(sartor: Sartor, tiny: Case, tmp_path: Path) -> None:

@@ -66,3 +66,15 @@ def test_a_report_of_a_bundle_points_to_the_run(
     (tmp_path / "alone" / "sartor.json").write_text("{}")
     assert "it is a bundle" in sartor("report", tmp_path / "alone").err
     assert "no run.jsonl" in sartor("report", tmp_path).err
+
+
+def test_a_report_tells_what_was_refused_by_its_reasons() -> None:
+    from sartor.report.text import refusals
+
+    tried = (
+        ("refused", "a", "no table"), ("done", "b", ""), ("refused", "c", "no table"),
+        ("refused", "d", "no rows"),
+    )  # fmt: skip
+    entries = [{"state": s, "title": title, "reason": why} for s, title, why in tried]
+    told = ["refused, 2: a and more: no table", "refused, 1: d: no rows"]
+    assert refusals(entries) == told

@@ -81,6 +81,25 @@ def test_four_bits_in_blocks_are_smaller_than_eight(tmp_path: Path) -> None:
     assert sizes[4] < 0.9 * sizes[8]
 
 
+def test_blocks_that_do_not_divide_a_channel_leave_it_one_scale(tmp_path: Path) -> None:
+    mine, made = rounded("mlp", "dynamic-range", tmp_path, bits=4, block=128)
+    assert any(shape[-1] % 128 for shape in _shapes(mine.model))
+    assert len(made.lineage[-1].touched) == len(_shapes(mine.model))
+
+
+def _shapes(model: Model) -> list[list[int]]:
+    flat = read(Path(model.payload))
+    return [list(e["shape"]) for e in flat.tensors if flat.constant(e) and len(e["shape"]) > 1]
+
+
+def test_blocks_with_a_method_that_has_none_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "toys").mkdir()
+    mine = toy("mlp", tmp_path / "toys")
+    wanted = techniques("tflite")["dynamic-range"](bits=4, block=32, method="mse")
+    reason = wanted.refuse(mine.model, ToyBench(mine, tmp_path))
+    assert reason == "ai-edge-quantizer has no mse in blocks: write method=octav or block=0"
+
+
 def test_integers_at_the_ends_are_in_the_file_and_floats_in_the_session(tmp_path: Path) -> None:
     mine, made = rounded("cnn", "full-int8", tmp_path, interface="integers")
     inside = read(Path(made.payload)).signature

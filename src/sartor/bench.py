@@ -18,6 +18,7 @@ import numpy as np
 from sartor import lanes, machine
 from sartor.contracts import Arrays, Model, Target, Task, Training, WrongRequest
 from sartor.data import Part
+from sartor.fitting import in_portions
 from sartor.records import plain
 from sartor.registry import runtime
 from sartor.user_functions import Augmentation
@@ -110,7 +111,7 @@ class LocalBench:
         inputs = {name: batch[name] for name in names if name in batch}
         whole = dataclasses.replace(self.target, threads=max(machine.cores() // sharers, 1))
         run = lanes.session(self.teacher, whole, _digest(self.teacher))
-        return lanes.in_portions(run, self.teacher.signature, inputs)
+        return in_portions(run, self.teacher.signature, inputs)
 
     def remember(
         self, key: str, compute: Callable[[], Mapping[str, np.ndarray]], *, shared: bool = False

@@ -26,6 +26,7 @@ from sartor.contracts import (
     Target,
     WrongRequest,
 )
+from sartor.fitting import in_portions
 from sartor.nearness import gap, spread
 from sartor.records import plain
 from sartor.registry import plugins, runtime
@@ -289,8 +290,13 @@ class Loaded:
 
     def predict(self, inputs: Any) -> dict[str, np.ndarray]:
         """Named arrays in, named arrays out. Where the model has one input, a single array (or a
-        data frame) also goes in."""
-        return dict(self.session(named(inputs, self.model.signature)))
+        data frame) also goes in. A model of a fixed batch takes any number of rows too: it is
+        called as often as they need, the last batch filled up with the last row."""
+        batch, signature = named(inputs, self.model.signature), self.model.signature
+        counts = {np.shape(each)[:1] for each in batch.values()}
+        if len(counts) == 1 and counts not in ({()}, {(0,)}):
+            return dict(in_portions(self.session, signature, batch))
+        return dict(self.session(batch))  # which says what is wrong with it
 
     def close(self) -> None:
         self.session.__exit__(None, None, None)

@@ -23,10 +23,11 @@ def card(
         "|---|---|---|---|---|",
     ]
     for each in limits:
-        low, high = _plain(each["low"]), _plain(each["high"])
+        names = ("estimate", "low", "high", "bound")
+        metric = each["limit"].split()[0]
+        estimate, low, high, bound = (figure(metric, each[name]) for name in names)
         lines.append(
-            f"| {each['limit']} | {each['outcome']} | {_plain(each['estimate'])} "
-            f"| {low} to {high} | {_plain(each['bound'])} |"
+            f"| {each['limit']} | {each['outcome']} | {estimate} | {low} to {high} | {bound} |"
         )
     lines += ["", "## What each step brought", "", "| | size | latency p50 |", "|---|---|---|"]
     for step in steps:
@@ -68,7 +69,3 @@ def _threads(conditions: Mapping[str, Any]) -> str:
     settings = " ".join(f"{k}={v}" for k, v in conditions.get("settings", {}).items())
     told = f"{count} {'thread' if count == 1 else 'threads'} a session"
     return f"{told} ({settings})" if settings else told
-
-
-def _plain(value: float | None) -> str:
-    return "-" if value is None else f"{value:.4g}"

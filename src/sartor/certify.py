@@ -383,8 +383,10 @@ def _share(rows: Sequence[Row], weights: Sequence[float], at: int, level: float)
 
 def _hopeful(rows: Sequence[Row], at: int, level: float) -> bool:
     """Whether measuring the finalist could change the answer: it is better than all that are
-    certified, or one that is was measured and might pass with a larger share."""
-    certified = [_objective(row.finalist) for row in rows if row.status == "certified"]
+    certified (at the worse of what the search and the test saw of them: the search flatters what
+    it picks), or one that is was measured and might pass with a larger share."""
+    done = [row for row in rows if row.status == "certified"]
+    certified = [max(row.value, _objective(row.finalist)) for row in done]
     if not certified:
         return True
     waiting = [row for row in rows if row.status == "not certified" and row.p_value <= level]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from sartor.contracts import Failed, WrongRequest
@@ -267,7 +270,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     try:
-        return _run(given)
+        with _stopping():
+            return _run(given)
     except WrongRequest as error:
         print(f"sartor: {error}", file=sys.stderr)
         return 2
@@ -282,6 +286,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
         traceback.print_exc()
         print("sartor: this is a defect of Sartor, not of your request", file=sys.stderr)
         return 1
+
+
+@contextlib.contextmanager
+def _stopping() -> Iterator[None]:
+    """The first Ctrl-C is answered at once, though what runs takes seconds to end; a second one
+    ends the process there and then."""
+
+    def told(*_: object) -> NoReturn:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+        print("\nsartor: stopping (what is done is kept; Ctrl-C again: at once)", file=sys.stderr)
+        raise KeyboardInterrupt
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, told)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _run(given: argparse.Namespace) -> int:

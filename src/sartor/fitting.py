@@ -6,13 +6,28 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from sartor.contracts import Bench, Failed, Port, Signature
+from sartor.contracts import Arrays, Bench, Failed, Port, Session, Signature
 
 
 def natural_batch(signature: Signature) -> int | None:
     """How many rows the model insists on at a time; None where it takes any number."""
     sizes = (port.shape[0] for port in signature.inputs if port.shape)
     return next((size for size in sizes if size is not None), None)
+
+
+def in_portions(run: Session, signature: Signature, batch: Arrays) -> Arrays:
+    """The answers to any number of rows, of a model that may insist on so many at a time: the last
+    portion is filled up with its last row, whose further answers are left out."""
+    size = natural_batch(signature)
+    rows = len(next(iter(batch.values())))
+    if size is None or size == rows:
+        return run(batch)
+    found: dict[str, list[np.ndarray]] = {}
+    for at in range(0, rows, size):
+        picked = np.minimum(np.arange(at, at + size), rows - 1)
+        for name, answer in run({key: each[picked] for key, each in batch.items()}).items():
+            found.setdefault(name, []).append(np.asarray(answer))
+    return {name: np.concatenate(each)[:rows] for name, each in found.items()}
 
 
 def fitted(array: np.ndarray, port: Port, rows: int) -> np.ndarray:

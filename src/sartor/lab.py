@@ -28,7 +28,7 @@ from sartor.contracts import (
     technique_name,
     to_json,
 )
-from sartor.lanes import in_portions
+from sartor.fitting import in_portions
 from sartor.registry import runtime
 
 ROWS = 64  # rows in each part of a toy's data

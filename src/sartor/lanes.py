@@ -79,21 +79,6 @@ def _padded(array: np.ndarray, port: Port) -> np.ndarray:
     return np.pad(array, wanted) if len(wanted) == array.ndim else array
 
 
-def in_portions(run: Session, signature: Signature, batch: Arrays) -> Arrays:
-    """The answers to any number of rows, of a model that may insist on so many at a time: the last
-    portion is filled up with its last row, whose further answers are left out."""
-    size = natural_batch(signature)
-    rows = len(next(iter(batch.values())))
-    if size is None or size == rows:
-        return run(batch)
-    found: dict[str, list[np.ndarray]] = {}
-    for at in range(0, rows, size):
-        picked = np.minimum(np.arange(at, at + size), rows - 1)
-        for name, answer in run({key: each[picked] for key, each in batch.items()}).items():
-            found.setdefault(name, []).append(np.asarray(answer))
-    return {name: np.concatenate(each)[:rows] for name, each in found.items()}
-
-
 # -- answers --------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import importlib.util
@@ -42,6 +43,16 @@ def load_function(reference: str) -> Callable[..., Any]:
         has = f"it has: {', '.join(mine)}" if mine else "it has none"
         raise WrongRequest(f"{place} has no function {name!r}; {has}")
     return function  # type: ignore[no-any-return]
+
+
+def functions_in(path: Path) -> list[str]:
+    """The names of the functions and classes at the top of a file of Python, which is not run."""
+    try:
+        found = ast.parse(path.read_bytes()).body
+    except (OSError, SyntaxError, ValueError):
+        return []
+    kinds = (ast.FunctionDef, ast.ClassDef)
+    return [each.name for each in found if isinstance(each, kinds) and each.name[0] != "_"]
 
 
 def made_by(reference: str) -> Any:

@@ -36,7 +36,7 @@ from sartor.contracts import (
     technique_name,
 )
 from sartor.importing import packages_of
-from sartor.references import is_reference, made_by
+from sartor.references import functions_in, is_reference, made_by
 
 # What an extra brings that a plug-in of another kind may need, besides what "onnx" brings.
 WITH_ONNX = frozenset({"onnx", "onnxruntime", "scipy"})
@@ -177,6 +177,13 @@ def kind_of(path: Path) -> str:
         raise WrongRequest(f"{path} is no folder of a model that is known here: it has no {names}")
     if not path.exists():
         raise WrongRequest(f"{path}: no such file or folder")
+    if path.suffix == ".py":
+        has = functions_in(path)
+        told = f"{path}:{has[0]}" if len(has) == 1 else f"{path}:FUNCTION, one of {', '.join(has)}"
+        raise WrongRequest(
+            f"{path} is code: name the function in it that returns the model, as in "
+            f"{told if has else f'{path}:make (there is none in it yet)'}"
+        )
     known = ", ".join(
         suffix
         for plugin in plugins("runtimes")

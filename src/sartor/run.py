@@ -57,6 +57,7 @@ class RunFolder:
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
         new = not self.journal.path.exists()
+        missing = [each for each in (self.root, *self.root.parents) if not each.exists()]
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             # The journal marks the folder as ours, however early the run is killed.
@@ -72,8 +73,8 @@ class RunFolder:
                 raise WrongRequest(
                     f"--out {self.root} is in use by another run: wait for it or name another"
                 ) from None
-            for place, each in _LEFT:  # by a run that was killed
-                for left in (self.root / place).glob(each):
+            for inside, each in _LEFT:  # by a run that was killed
+                for left in (self.root / inside).glob(each):
                     shutil.rmtree(left, ignore_errors=True)
                     with contextlib.suppress(OSError):
                         left.unlink(missing_ok=True)
@@ -84,6 +85,9 @@ class RunFolder:
                     # Nothing was begun: the corrected command finds the folder as this one did.
                     shutil.rmtree(self.work, ignore_errors=True)
                     self.journal.path.unlink()
+                    with contextlib.suppress(OSError):
+                        for place in missing:
+                            place.rmdir()
                 raise
             except (OSError, DiskFull) as error:
                 if isinstance(error, OSError) and not disk_full(error):

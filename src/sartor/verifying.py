@@ -279,7 +279,10 @@ def _told(
     if claim.original is claim.artifact and not claim.kept:
         notes.append("no limit compares with the original, which was not measured")
     if sealed.dropped:
-        notes.append(f"{sealed.dropped:,} rows that judged it before were left out")
+        notes.append(
+            f"{sealed.dropped:,} rows had judged it already (when it was certified, or in a "
+            "verification before) and were left out: only rows that are new to it count"
+        )
     if before.bets:
         notes.append(f"{before.seen:,} examples were seen before: the sequences go on from there")
     return {

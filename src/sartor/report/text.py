@@ -37,7 +37,9 @@ def figure(metric: str, value: float | None) -> str:
 def render(journal: Journal) -> RenderableType:
     """Everything that the journal says, the answer last."""
     answer = journal.last("answer")
-    shown: list[RenderableType] = [trials(journal.events("trial"))]
+    tried = journal.events("trial")
+    shown: list[RenderableType] = [trials(e for e in tried if e["state"] != "refused")]
+    shown += [Text(each, style="dim") for each in refusals(tried)]
     machine = (journal.last("request") or {}).get("machine")
     if machine:
         shown.append(Text(told_machine(machine)))
@@ -162,6 +164,18 @@ def trials(entries: Iterable[Mapping[str, Any]]) -> Table:
             "-" if objective is None else f"{objective:.3f} x",
         )
     return table
+
+
+def refusals(entries: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What was refused, a line for each reason."""
+    found: dict[str, list[str]] = {}
+    for entry in entries:
+        if entry["state"] == "refused":
+            found.setdefault(entry["reason"], []).append(entry.get("title", ""))
+    return [
+        f"refused, {len(titles)}: {titles[0]}{' and more' * (len(titles) > 1)}: {reason}"
+        for reason, titles in found.items()
+    ]
 
 
 def _gain(metric: str, figures: Mapping[str, float], before: Any, after: Any) -> str:

@@ -135,6 +135,16 @@ class GraphModule(nn.Module):
                 rest.append(node)
         self.program = rest
 
+    def settle(self) -> None:
+        """Makes constants of the weights and runs what depends on them alone, such as the look-up
+        of clustered ones. Nothing can be trained afterwards."""
+        for name, weight in zip(self.names, self.weights, strict=True):
+            how = self.rounded.get(name)
+            with torch.no_grad():
+                self.constants[name] = how.rounded(weight) if how else weight.detach()
+        self.names, self.weights = [], nn.ParameterList()
+        self._fold()
+
     def _run(self, node: _Node, values: dict[str, Tensor]) -> None:
         for name in node.inputs:
             if name and name not in values:

@@ -90,8 +90,8 @@ class _Rounding(Technique):
         return model
 
     @abstractmethod
-    def _config(self, tool: Any, pattern: str) -> None:
-        """Tells the quantizer what to do with the operators that the pattern finds."""
+    def _config(self, tool: Any, pattern: str, flat: Flat) -> None:
+        """Tells the quantizer what to do with the operators of the file that the pattern finds."""
 
     def _ends(self, tool: Any) -> None:
         """Tells it what to do with inputs and outputs."""
@@ -106,7 +106,8 @@ class _Rounding(Technique):
         with quiet():
             try:
                 tool = quantizer.Quantizer(str(model.payload))
-                self._config(tool, ".*" if alone is None else _pattern(alone))
+                pattern = ".*" if alone is None else _pattern(alone)
+                self._config(tool, pattern, read(Path(model.payload)))
                 for name in spared:
                     tool.update_quantization_recipe(
                         _pattern(name), _EVERY, algorithm_key=AlgorithmName.NO_QUANTIZE
@@ -160,7 +161,8 @@ class _Rounding(Technique):
 class DynamicRange(_Rounding):
     """Weights in `bits`, activations rounded to int8 at each call: LiteRT's default, and the
     fastest for transformers. What has no kernel for 4 bits has 8. `block`: of 4 bits, so many
-    weights of fully connected layers and embeddings share a scale (0: a channel does). `method`:
+    weights of fully connected layers and embeddings share a scale (0: a channel does, as it does
+    where its length is no multiple of the block). `method`:
     how scales are chosen: by the extremes, by OCTAV (Sakr et al., ICML 2022), or by the least
     squared error."""
 
@@ -171,9 +173,11 @@ class DynamicRange(_Rounding):
     def refuse(self, model: Model, bench: Bench) -> str | None:
         if self.block and self.bits != 4:
             return "blocks share a scale in 4 bits only: write bits=4 or block=0"
+        if self.block and self.method == "mse":
+            return "ai-edge-quantizer has no mse in blocks: write method=octav or block=0"
         return super().refuse(model, bench)
 
-    def _config(self, tool: Any, pattern: str) -> None:
+    def _config(self, tool: Any, pattern: str, flat: Flat) -> None:
         method, sorts = _METHODS[self.method], qtyping.QuantGranularity
         tool.add_dynamic_config(pattern, _EVERY, 8, sorts.CHANNELWISE, method)
         if self.bits == 4:  # the last that is able counts, and each pattern is told once
@@ -181,6 +185,10 @@ class DynamicRange(_Rounding):
         if self.block:
             grain = sorts[f"BLOCKWISE_{self.block}"]
             tool.add_dynamic_config(f"(?:(?:{pattern}))", _EVERY, 4, grain, method)
+            for name in _uneven(flat, self.block):
+                if re.search(pattern, f"{name};"):
+                    odd = _pattern(name)
+                    tool.add_dynamic_config(odd, _EVERY, 4, sorts.CHANNELWISE, method)
 
 
 @dataclass(frozen=True)
@@ -191,7 +199,7 @@ class WeightsOnly(_Rounding):
     bits: int = choice(8, 4)
     method: str = choice("minmax", values=tuple(_METHODS))
 
-    def _config(self, tool: Any, pattern: str) -> None:
+    def _config(self, tool: Any, pattern: str, flat: Flat) -> None:
         grain = qtyping.QuantGranularity.CHANNELWISE
         for bits in (8, 4) if self.bits == 4 else (8,):  # the last that is able counts
             name = pattern if bits == 8 else f"(?:{pattern})"
@@ -220,7 +228,7 @@ class FullInt8(_Rounding):
             return model
         return dataclasses.replace(model, settings={**model.settings, "interface": "float32"})
 
-    def _config(self, tool: Any, pattern: str) -> None:
+    def _config(self, tool: Any, pattern: str, flat: Flat) -> None:
         tool.add_static_config(pattern, _EVERY, self.activations, 8)
 
     def _ends(self, tool: Any) -> None:
@@ -257,6 +265,15 @@ def _weights(flat: Flat, operator: Mapping[str, Any]) -> list[Mapping[str, Any]]
         each
         for each in tensors
         if flat.constant(each) and each.get("type", 0) == 0 and len(each.get("shape", ())) > 1
+    ]
+
+
+def _uneven(flat: Flat, block: int) -> list[str]:
+    """The operators with weights whose last axis is no whole number of blocks."""
+    return [
+        name
+        for name, operator in zip(part_names(flat), flat.operators, strict=True)
+        if any(int(each["shape"][-1]) % block for each in _weights(flat, operator))
     ]
 
 
@@ -361,5 +378,5 @@ def fitted(convolves: bool, calibrated: bool) -> list[list[dict[str, Any]]]:
     return [
         *first,
         [{"technique": "weights-only"}],
-        [{"technique": "dynamic-range", "bits": 4, "block": 32, "method": "mse"}],
+        [{"technique": "dynamic-range", "bits": 4, "block": 32, "method": "octav"}],
     ]

@@ -62,8 +62,7 @@ class ToTflite(Technique):
         signature = fixed(model.signature, bench)
         batches = to_compare(bench, signature, free=1)
         net: Any = GraphModule(graph).eval()
-        for weight in net.parameters():
-            weight.requires_grad_(False)
+        net.settle()  # what is computed of weights would be rounded as activations are
         arguments = list(example(signature).values())
         first = [torch.from_numpy(batches[0][port.name]) for port in signature.inputs]
         module = traced(by_names(net, signature), first)
