@@ -36,7 +36,10 @@ LAYERS = [
     ["openvino_core"],
     ["tflite_file"],
     ["tflite_write", "tflite_calls"],
+    ["tflite_form"],
     ["tflite_export"],
+    ["savedmodel_file"],
+    ["savedmodel_calls"],
     ["techniques.*", "runtimes.*"],
     ["registry"],
     ["store", "verdicts", "profile", "evaluate", "certify", "bundle", "report.*"],
@@ -66,6 +69,7 @@ MAY = {
     "tflite_calls": {"ai_edge_litert"},  # shared by the runtime and the techniques of that kind
     "tflite_write": {"ai_edge_litert"},
     "tflite_export": {"litert_torch", "torch"},
+    "savedmodel_calls": {"tensorflow"},  # shared by the runtime and the technique of that kind
     "testing_tflite": {"ai_edge_litert"},
     "torch_saving": {"torch"},
 }

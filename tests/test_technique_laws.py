@@ -66,7 +66,16 @@ def tflite_toys(folder: Path) -> list[Toy]:
     return [Toy(n, open_model(p), functools.partial(batch, n)) for n, p in paths.items()]
 
 
+def savedmodel_toys(folder: Path) -> list[Toy]:
+    from sartor import testing_savedmodel
+
+    batch = testing_savedmodel.toy_batch
+    models = testing_savedmodel.save_toys(folder)
+    return [Toy(n, m, functools.partial(batch, n)) for n, m in models.items()]
+
+
 TOYS = {
+    "savedmodel": savedmodel_toys,
     "onnx": onnx_toys,
     "fake": fake_toys,
     "torch": torch_toys,

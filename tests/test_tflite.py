@@ -155,17 +155,17 @@ def test_answers_that_differ_are_no_conversion(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A converter that changes the weights behind the back: the output is named."""
-    from sartor import tflite_export
+    from sartor import tflite_form
 
     mine, bench = onnx_bench("mlp", tmp_path)
-    honest = tflite_export._named
+    honest = tflite_form._named
 
-    def dishonest(data: bytes, signature: Any) -> Any:
-        made, found = honest(data, signature)
+    def dishonest(*given: Any) -> Any:
+        made, found = honest(*given)
         at = max(range(1000, len(made) - 4000, 4), key=lambda at: made[at : at + 64].count(0) == 0)
         return made[:at] + bytes(64) + made[at + 64 :], found
 
-    monkeypatch.setattr(tflite_export, "_named", dishonest)
+    monkeypatch.setattr(tflite_form, "_named", dishonest)
     with pytest.raises(Failed, match="LiteRT's logits differs from the model's"):
         techniques("onnx")["to-tflite"]().apply(mine.model, bench)
 

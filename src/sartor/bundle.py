@@ -28,7 +28,7 @@ from sartor.contracts import (
 )
 from sartor.nearness import gap, spread
 from sartor.records import plain
-from sartor.registry import runtime
+from sartor.registry import plugins, runtime
 
 FORMAT = 1
 PARITY_ROWS = 8
@@ -213,7 +213,8 @@ def fingerprints(folder: Path) -> np.ndarray:
 def holds(folder: Path) -> bool:
     """Whether a folder is a bundle or a run's (one that holds no model of another form)."""
     found = any((place / "sartor.json").is_file() for place in (folder, folder / "bundle"))
-    return found or (folder.is_dir() and not (folder / "config.json").is_file())
+    others = (name for plugin in plugins("runtimes") for name in plugin.folders)
+    return found or (folder.is_dir() and not any((folder / name).is_file() for name in others))
 
 
 def find(folder: Path) -> Path:

@@ -45,6 +45,7 @@ EXTRAS = {
     "openvino": ("openvino", "nncf"),
     "tflite-convert": ("litert_torch", "ai_edge_litert", "flatbuffers", "torch"),
     "torchao": ("torchao",),
+    "tensorflow": ("tensorflow", "google", "ai_edge_litert", "flatbuffers"),
 }
 # Kinds for which an extra "run-KIND" brings the runtime alone: all that a bundle asks for.
 RUN_ALONE = ("onnx", "openvino", "tflite", "torch")
