@@ -75,10 +75,10 @@ Buffer storage:[1]
 Inline data:[1]
 """
 VALUES = (
-    "NONE Null Int Bool Double Tensor String IntList DoubleList BoolList TensorList "
-    "OptionalTensorList"
-).split()
-CALLS = "NONE KernelCall DelegateCall MoveCall JumpFalseCall FreeCall".split()
+    "NONE", "Null", "Int", "Bool", "Double", "Tensor", "String", "IntList", "DoubleList",
+    "BoolList", "TensorList", "OptionalTensorList",
+)  # fmt: skip
+CALLS = ("NONE", "KernelCall", "DelegateCall", "MoveCall", "JumpFalseCall", "FreeCall")
 _UNIONS = {("EValue", "val"): VALUES, ("Instruction", "instr_args"): CALLS}
 _TENSOR, _LISTS = VALUES.index("Tensor"), (VALUES.index("TensorList"), len(VALUES) - 1)
 

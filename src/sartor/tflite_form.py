@@ -1,4 +1,5 @@
-"""What all conversions to TensorFlow Lite do alike, whatever they come from: names as the model has them, and the answers held against the model's."""
+"""What all conversions to TensorFlow Lite do alike, whatever they come from: names as the model has
+them, and the answers held against the model's."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from sartor.contracts import Arrays, Bench, Failed, Port, Signature
+from sartor.contracts import Arrays, Failed, Port, Signature
 from sartor.nearness import difference
 from sartor.tflite_calls import Caller
 from sartor.tflite_write import packed, text, unpacked
