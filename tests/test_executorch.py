@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import importlib.util
 import json
@@ -167,10 +168,8 @@ def test_what_was_cut_or_changed_is_refused_or_decoded_but_never_more(
     for _ in range(400):
         odd = bytearray(data)
         odd[int(rng.integers(8, 2500))] = int(rng.integers(256))
-        try:
+        with contextlib.suppress(Damaged):
             decoded(memoryview(bytes(odd)))
-        except Damaged as damage:
-            assert str(damage)
 
 
 @needs_executorch
@@ -248,5 +247,5 @@ def test_answers_that_differ_are_no_conversion(
         return [[each + 1 for each in listed] for listed in honest(*given)]
 
     monkeypatch.setattr(executorch_torch, "_answers", dishonest)
-    with pytest.raises(Failed, match="ExecuTorch's .* differs from PyTorch's"):
+    with pytest.raises(Failed, match=r"ExecuTorch's .* differs from PyTorch's"):
         techniques("torch")["torch-to-executorch"]().apply(mine.model, where)
