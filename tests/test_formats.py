@@ -85,10 +85,10 @@ def test_a_format_that_is_not_known_or_not_reached_is_one_sentence(
 ) -> None:
     data = tiny.data(tmp_path)
     said = sartor(
-        "optimize", tiny.model, "--data", data, "--format", "pte", "--out", tmp_path / "o"
+        "optimize", tiny.model, "--data", data, "--format", "coreml", "--out", tmp_path / "o"
     )
     assert said.status == 2
-    assert "--format pte: write one of " in said.err
+    assert "--format coreml: write one of " in said.err
     assert "fake" not in said.err
     said = sartor(
         "optimize", tiny.model, "--data", data, "--format", "torch", "--out", tmp_path / "p"
@@ -101,9 +101,9 @@ def test_what_is_wrong_with_one_of_several_formats_is_said_before_the_first_runs
     tiny: Any, tmp_path: Path, sartor: Any
 ) -> None:
     request = ["optimize", tiny.model, "--data", tiny.data(tmp_path), "--out", tmp_path / "o"]
-    said = sartor(*request, "--format", "onnx", "pte")
+    said = sartor(*request, "--format", "onnx", "coreml")
     assert said.status == 2
-    assert "--format pte: write one of " in said.err
+    assert "--format coreml: write one of " in said.err
     said = sartor(*request, "--format", "onnx", "torch")
     assert said.status == 2
     assert "--format torch: nothing here converts onnx to torch" in said.err

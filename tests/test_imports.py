@@ -34,7 +34,10 @@ LAYERS = [
     ["limits", "spec", "data", "metrics"],
     ["openvino_ir"],
     ["openvino_core"],
-    ["tflite_file"],
+    ["flat_reader"],
+    ["tflite_file", "executorch_file"],
+    ["executorch_calls"],
+    ["executorch_export"],
     ["tflite_write", "tflite_calls"],
     ["tflite_form"],
     ["tflite_export"],
@@ -71,6 +74,9 @@ MAY = {
     "tflite_write": {"ai_edge_litert"},
     "tflite_export": {"litert_torch", "torch"},
     "savedmodel_calls": {"tensorflow"},  # shared by the runtime and the technique of that kind
+    "executorch_calls": {"executorch", "torch"},  # shared by the runtime and the techniques
+    "executorch_export": {"executorch", "torch", "torchao"},
+    "testing_executorch": {"torch"},
     "testing_tflite": {"ai_edge_litert"},
     "torch_saving": {"torch"},
 }

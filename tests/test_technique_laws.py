@@ -123,7 +123,7 @@ def every() -> list:
         for name, cls in ({} if kind in MISSING else registry.techniques(kind)).items():
             for law in LAWS:
                 slow = (
-                    cls.makes == "tflite"
+                    cls.makes in ("tflite", "executorch")
                     or (kind == "tflite" and law in LONG)
                     or ("openvino" in (kind, cls.makes) and law in LONGER)
                 )

@@ -46,6 +46,7 @@ EXTRAS = {
     "tflite-convert": ("litert_torch", "ai_edge_litert", "flatbuffers", "torch"),
     "torchao": ("torchao",),
     "tensorflow": ("tensorflow", "google", "ai_edge_litert", "flatbuffers"),
+    "executorch": ("executorch", "torchao", "torch"),
 }
 # Kinds for which an extra "run-KIND" brings the runtime alone: all that a bundle asks for.
 RUN_ALONE = ("onnx", "openvino", "tflite", "torch")
@@ -308,8 +309,10 @@ def format_of(name: str) -> tuple[str, str]:
     for plugin in shown:
         if f".{plain}" in plugin.suffixes:
             return plugin.kind, f".{plain}"
-    known = {plugin.kind for plugin in shown} | {"pt2", "torchscript"}
-    raise WrongRequest(f"--format {name}: write one of {', '.join(sorted(known))}")
+    known = sorted({plugin.kind for plugin in shown} | {"pt2", "pte", "torchscript"})
+    near = difflib.get_close_matches(plain, known, 1, 0.6)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise WrongRequest(f"--format {name}: {hint}write one of {', '.join(known)}")
 
 
 def no_technique(name: str, kind: str, known: Iterable[str]) -> WrongRequest:

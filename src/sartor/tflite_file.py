@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 import mmap
-import struct
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -22,15 +21,11 @@ import numpy as np
 
 from sartor import tflite_schema
 from sartor.contracts import Port, Signature, WrongRequest
-
-Table = Mapping[str, Any]
-"""Field -> value: a number, a text, an array, a table, a list of tables; None where left out."""
+from sartor.flat_reader import Damaged, Reader, Schema, Table, schema_of
 
 MAGIC, VERSION = b"TFL3", 3
 LARGEST = 2**35  # bytes of one tensor
 NONE = 2**32 - 1  # an index that names nothing, as an unsigned number
-_LISTS = {"1": "<u1", "2": "<i2", "4": "<i4", "8": "<i8", "f": "<f4"}
-_UNSIGNED = {1: "B", 2: "<H", 4: "<I", 8: "<Q"}
 _UNIONS = {
     ("Operator", "builtin_options"): tflite_schema.OPTIONS.split(),
     ("Operator", "builtin_options2"): tflite_schema.OPTIONS_2.split(),
@@ -54,111 +49,8 @@ OPERATORS = tflite_schema.OPERATORS.split()
 
 
 @cache
-def _schema() -> Mapping[str, tuple[tuple[str, str], ...]]:
-    """Table -> (field, form) by slot; ("", "") where a slot is no longer used."""
-    found = {}
-    for line in tflite_schema.FIELDS.replace("\n    ", " ").splitlines():
-        name, *fields = line.split()
-        pairs = (each.partition(":")[::2] for each in fields)
-        found[name] = tuple((field.strip("-"), form) for field, form in pairs)
-    return found
-
-
-class _Damaged(Exception):
-    """What is wrong with the file, in a few words."""
-
-
-class _Reader:
-    """Decodes tables; each is decoded once, however often it is pointed at."""
-
-    def __init__(self, data: memoryview) -> None:
-        self.data, self.size = data, len(data)
-        self.known: dict[tuple[int, str], Table] = {}
-        self.texts: dict[int, str] = {}
-        self.lists: dict[tuple[int, str], Any] = {}
-        self.left = 8 * self.size  # bytes of texts and entries of lists that may still be read
-
-    def number(self, at: int, width: int) -> int:
-        self.inside(at, width)
-        found: int = struct.unpack_from(_UNSIGNED[width], self.data, at)[0]
-        return found
-
-    def inside(self, at: int, length: int) -> None:
-        if at < 0 or length < 0 or at + length > self.size:
-            raise _Damaged("an offset leads out of the file")
-
-    def _spend(self, size: int) -> None:
-        self.left -= size
-        if self.left < 0:
-            raise _Damaged("its texts and lists lie over one another")
-
-    def table(self, at: int, name: str) -> Table:
-        if (at, name) not in self.known:
-            self.known[at, name] = self._table(at, name)
-        return self.known[at, name]
-
-    def _table(self, at: int, name: str) -> Table:
-        self.inside(at, 4)
-        vtable = at - struct.unpack_from("<i", self.data, at)[0]
-        length, extent = self.number(vtable, 2), self.number(vtable + 2, 2)
-        self.inside(vtable, length)
-        self.inside(at, extent)
-        if length < 4 or length % 2 or extent < 4:
-            raise _Damaged("a table is cut short")
-        found: dict[str, Any] = {}
-        for slot, (field, form) in enumerate(_schema().get(name, ())):
-            place = 4 + 2 * slot
-            offset = self.number(vtable + place, 2) if place + 2 <= length else 0
-            if field and offset:
-                width = int(form) if form.isdigit() else 4
-                if offset + width > extent:
-                    raise _Damaged(f"a table {name} is cut short")
-                found[field] = self._value(at + offset, name, field, form, found)
-        return found
-
-    def _value(self, at: int, name: str, field: str, form: str, found: Table) -> Any:
-        if form.isdigit():
-            return self.number(at, int(form))
-        there = at + self.number(at, 4)
-        if form == "s":
-            return self._text(there)
-        if form == "union":
-            names = _UNIONS[name, field]
-            which = found.get(f"{field}_type", 0)
-            if which >= len(names):
-                raise _Damaged(f"{name} has options of the unknown sort {which}")
-            return self.table(there, names[which]) if which else None
-        if form.startswith("["):
-            return self._list(there, form[1:-1])
-        return self.table(there, form)
-
-    def _text(self, at: int) -> str:
-        if at not in self.texts:  # many tables may share one
-            self.texts[at] = self._decoded(at)
-        return self.texts[at]
-
-    def _decoded(self, at: int) -> str:
-        length = self.number(at, 4)
-        self.inside(at + 4, length + 1)
-        self._spend(length)
-        return bytes(self.data[at + 4 : at + 4 + length]).decode(errors="replace")
-
-    def _list(self, at: int, form: str) -> Any:
-        if (at, form) not in self.lists:
-            self.lists[at, form] = self._listed(at, form)
-        return self.lists[at, form]
-
-    def _listed(self, at: int, form: str) -> Any:
-        count = self.number(at, 4)
-        width = int(form) if form.isdigit() else 4
-        self.inside(at + 4, count * width)
-        if form in _LISTS:
-            return np.frombuffer(self.data, _LISTS[form], count, at + 4)
-        self._spend(4 * count)
-        places = [at + 4 + 4 * each for each in range(count)]
-        if form == "s":
-            return [self._text(each + self.number(each, 4)) for each in places]
-        return [self.table(each + self.number(each, 4), form) for each in places]
+def _schema() -> Schema:
+    return schema_of(tflite_schema.FIELDS)
 
 
 # -- the model -----------------------------------------------------------------------------------
@@ -224,21 +116,21 @@ def _read(path: Path, *_: int) -> Flat:
         raise WrongRequest(f"{path} is no TensorFlow Lite file: it does not begin like one")
     try:
         return decoded(data)
-    except _Damaged as damage:
+    except Damaged as damage:
         raise WrongRequest(
             f"{path} is damaged or made to look like a model: {damage}; copy or convert it again"
         ) from None
 
 
 def decoded(data: memoryview) -> Flat:
-    reader = _Reader(data)
+    reader = Reader(data, _schema(), _UNIONS)
     model = reader.table(reader.number(0, 4), "Model")
     if model.get("version") != VERSION:
-        raise _Damaged(f"it is of version {model.get('version')}, not {VERSION}")
+        raise Damaged(f"it is of version {model.get('version')}, not {VERSION}")
     if model.get("external_buffers"):
-        raise _Damaged("its weights lie in other files")
+        raise Damaged("its weights lie in other files")
     if not model.get("subgraphs") or not model.get("buffers"):
-        raise _Damaged("it holds no graph")
+        raise Damaged("it holds no graph")
     _check(model, reader)
     return _described(model, data)
 
@@ -253,11 +145,11 @@ def operator_name(code: Table) -> str:
     old = code.get("deprecated_builtin_code", 0)
     number = max(old if old < 128 else 0, code.get("builtin_code", 0))
     if number >= len(OPERATORS):
-        raise _Damaged(f"it uses the operator {number}, which is not known")
+        raise Damaged(f"it uses the operator {number}, which is not known")
     return str(code.get("custom_code", "")) if OPERATORS[number] == "CUSTOM" else OPERATORS[number]
 
 
-def _check(model: Table, reader: _Reader) -> None:
+def _check(model: Table, reader: Reader) -> None:
     for code in model.get("operator_codes", []):
         operator_name(code)
     for buffer in model["buffers"]:
@@ -275,33 +167,33 @@ def _check(model: Table, reader: _Reader) -> None:
 
 def _index(at: int, among: Sequence[Any], what: str) -> None:
     if not 0 <= at < len(among):
-        raise _Damaged(f"{what} names the number {at} of {len(among)}")
+        raise Damaged(f"{what} names the number {at} of {len(among)}")
 
 
 def _check_tensor(tensor: Table, model: Table, tensors: Sequence[Any]) -> None:
     name = tensor.get("name", "")
     code = tensor.get("type", 0)
     if code == _TEXT:
-        raise _Damaged(f"the tensor {name!r} holds text, which cannot be run here")
+        raise Damaged(f"the tensor {name!r} holds text, which cannot be run here")
     if tensor.get("sparsity"):
-        raise _Damaged(f"the tensor {name!r} is stored sparsely, which cannot be run here")
+        raise Damaged(f"the tensor {name!r} is stored sparsely, which cannot be run here")
     shape = [int(each) for each in tensor.get("shape", ())]
     signed = [int(each) for each in tensor.get("shape_signature", ())]
     if any(each < 0 for each in shape) or any(each < -1 for each in signed):
-        raise _Damaged(f"the tensor {name!r} has a negative size")
+        raise Damaged(f"the tensor {name!r} has a negative size")
     if signed and len(signed) != len(shape):
-        raise _Damaged(f"the tensor {name!r} has two shapes that do not agree")
+        raise Damaged(f"the tensor {name!r} has two shapes that do not agree")
     if code not in _BITS:
         if code in (13, 14):  # a handle: of what it stands for nothing lies in the file
             return
-        raise _Damaged(f"the tensor {name!r} is of the unknown type {code}")
+        raise Damaged(f"the tensor {name!r} is of the unknown type {code}")
     wanted = -(-math.prod(shape) * _BITS[code] // 8)
     if wanted > LARGEST:
-        raise _Damaged(f"the tensor {name!r} would take {wanted:.1e} bytes")
+        raise Damaged(f"the tensor {name!r} would take {wanted:.1e} bytes")
     _index(tensor.get("buffer", 0), model["buffers"], f"the tensor {name!r}")
     have = held(model["buffers"][tensor.get("buffer", 0)])
     if have and have != wanted:
-        raise _Damaged(f"the constant {name!r} has {have} bytes and its shape asks for {wanted}")
+        raise Damaged(f"the constant {name!r} has {have} bytes and its shape asks for {wanted}")
     _check_scales(tensor, name, shape, tensors)
 
 
@@ -311,16 +203,16 @@ def _check_scales(tensor: Table, name: str, shape: Sequence[int], tensors: Seque
     scales, zeros = len(given), len(how.get("zero_point", ()))
     axis = how.get("quantized_dimension", 0)
     if scales > 1 and not (axis < len(shape) and scales == shape[axis]):
-        raise _Damaged(f"the tensor {name!r} has {scales} scales, which do not fit its shape")
+        raise Damaged(f"the tensor {name!r} has {scales} scales, which do not fit its shape")
     whole = DTYPES.get(tensor.get("type", 0), "float32")
     if whole in ("int8", "uint8", "int16") and scales:
         kept, points = np.iinfo(whole), np.asarray(how.get("zero_point", (0,)))
         if not (np.isfinite(given).all() and (given >= 0).all() and (scales > 1 or given[0] > 0)):
-            raise _Damaged(f"the tensor {name!r} has a scale that is not above 0")
+            raise Damaged(f"the tensor {name!r} has a scale that is not above 0")
         if points.min(initial=0) < kept.min or points.max(initial=0) > kept.max:
-            raise _Damaged(f"the tensor {name!r} has a zero point that it cannot hold")
+            raise Damaged(f"the tensor {name!r} has a zero point that it cannot hold")
     if zeros not in (0, 1, scales):
-        raise _Damaged(f"the tensor {name!r} has {scales} scales and {zeros} zero points")
+        raise Damaged(f"the tensor {name!r} has {scales} scales and {zeros} zero points")
     details = how.get("details") or {}
     for each in ("scales", "zero_points"):
         if details.get(each, NONE) != NONE:
@@ -350,7 +242,7 @@ def _check_calls(model: Table) -> None:
     while calls:
         ends = {at for at, called in calls.items() if not called & calls.keys()}
         if not ends:
-            raise _Damaged("its graphs run each other without an end")
+            raise Damaged("its graphs run each other without an end")
         calls = {at: called for at, called in calls.items() if at not in ends}
 
 
@@ -373,7 +265,7 @@ def _described(model: Table, data: memoryview) -> Flat:
     told = model.get("signature_defs") or []
     stated = [each for each in told if not each.get("subgraph_index", 0)]
     if told and not stated:
-        raise _Damaged("none of its signatures is about its first graph")
+        raise Damaged("none of its signatures is about its first graph")
     usual = [each for each in stated if each.get("signature_key") == "serving_default"]
     chosen = (usual or stated or [None])[0]
     graph = model["subgraphs"][0]
@@ -390,7 +282,7 @@ def _described(model: Table, data: memoryview) -> Flat:
     into, out = sides
     for side in sides:
         if not side or len({name for name, _, _ in side}) < len(side):
-            raise _Damaged("it has no inputs or outputs, or two of one name")
+            raise Damaged("it has no inputs or outputs, or two of one name")
     signature = Signature(tuple(p for *_, p in into), tuple(p for *_, p in out))
     return Flat(
         model, data, signature, tuple(at for _, at, _ in into), tuple(at for _, at, _ in out)
@@ -400,7 +292,7 @@ def _described(model: Table, data: memoryview) -> Flat:
 def _port(name: str, tensor: Table, role: str) -> Port:
     code = tensor.get("type", 0)
     if code not in DTYPES:
-        raise _Damaged(f"the {role[:-1]} {name!r} is of a type that numpy cannot carry")
+        raise Damaged(f"the {role[:-1]} {name!r} is of a type that numpy cannot carry")
     shape = tensor.get("shape_signature", ())
     shape = shape if len(shape) else tensor.get("shape", ())
     return Port(name, DTYPES[code], tuple(None if int(n) < 0 else int(n) for n in shape))

@@ -1,5 +1,5 @@
-"""What all conversions to TensorFlow Lite do alike, whatever they come from: sizes that become
-fixed, names as the model has them, and the answers held against the model's."""
+"""What all conversions to TensorFlow Lite do alike, whatever they come from: names as the model has
+them, and the answers held against the model's."""
 
 from __future__ import annotations
 
@@ -9,43 +9,13 @@ from pathlib import Path
 
 import numpy as np
 
-from sartor.contracts import Arrays, Bench, Failed, Port, Signature
+from sartor.contracts import Arrays, Failed, Port, Signature
 from sartor.nearness import difference
 from sartor.tflite_calls import Caller
 from sartor.tflite_write import packed, text, unpacked
 
 Answers = Callable[[Arrays], Arrays]
 Names = tuple[Sequence[str], Sequence[str]]
-
-
-def fixed(signature: Signature, bench: Bench) -> Signature:
-    """The signature with every size fixed, as LiteRT needs it: as the target asks, and else the
-    target's batch. Raises Failed, naming the input, where a size stays free."""
-    asked = dict(bench.target.fixed)
-    ports = []
-    for port in signature.inputs:
-        shape = asked.get(port.name, port.shape)
-        if port.name not in asked and shape[:1] == (None,):
-            shape = (bench.target.batch, *shape[1:])
-        if port.shape and shape[:1] not in ((None,), (bench.target.batch,)):
-            raise Failed(
-                f"the input {port.name!r} is fixed to {shape[0]} rows and the target asks for "
-                f"{bench.target.batch} at a time: write --batch {shape[0]}"
-            )
-        if len(shape) != len(port.shape) or any(
-            have not in (None, wanted) for have, wanted in zip(port.shape, shape, strict=True)
-        ):
-            raise Failed(
-                f"the target fixes {port.name!r} to {list(shape)}, which does not fit its shape"
-            )
-        if None in shape:
-            sizes = ",".join("N" if each is None else str(each) for each in shape)
-            raise Failed(
-                f"the input {port.name!r} has a free length and LiteRT takes fixed shapes only: "
-                f"write --fix {port.name}={sizes} with a number for each N"
-            )
-        ports.append(Port(port.name, port.dtype, tuple(shape)))
-    return Signature(tuple(ports), signature.outputs)
 
 
 def stored(

@@ -16,8 +16,9 @@ from ai_edge_litert import interpreter as litert
 from ai_edge_litert import schema_py_generated as schema
 
 from sartor.contracts import Arrays, Failed, Part, Signature
+from sartor.flat_reader import Table
 from sartor.tflite_calls import Caller, Run
-from sartor.tflite_file import Flat, Table, part_names, read
+from sartor.tflite_file import Flat, part_names, read
 from sartor.tflite_write import packed, unpacked
 
 WARM, MOST = 2, 8  # calls before those that count, and batches that do

@@ -13,12 +13,12 @@ import onnxruntime
 import torch
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Signature, Step, Technique
-from sartor.fitting import to_compare
+from sartor.fitting import fixed, to_compare
 from sartor.techniques._autograd_onnx import GraphModule, followed
 from sartor.techniques._graph_onnx import foreign, peek, read
 from sartor.techniques._operators_onnx import called
 from sartor.tflite_export import by_names, example, traced, written
-from sartor.tflite_form import compare, fixed
+from sartor.tflite_form import compare
 
 REQUIRES = ("litert_torch", "ai_edge_litert", "torch")  # imported where they are used
 _INTEGERS = frozenset({

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from sartor.contracts import Bench, Failed, Model, Signature, Step, Technique
-from sartor.fitting import to_compare
+from sartor.fitting import fixed, to_compare
 from sartor.libraries import lines_of
-from sartor.tflite_form import compare, fixed, stored
+from sartor.tflite_form import compare, stored
 
 REQUIRES = ("tensorflow", "ai_edge_litert")  # imported where they are used
 WHOLE = "model"

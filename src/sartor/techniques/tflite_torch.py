@@ -11,9 +11,9 @@ import numpy as np
 import torch
 
 from sartor.contracts import Arrays, Bench, Failed, Model, Step, Technique
-from sartor.fitting import to_compare
+from sartor.fitting import fixed, to_compare
 from sartor.tflite_export import example, traced, written
-from sartor.tflite_form import compare, fixed
+from sartor.tflite_form import compare
 from sartor.torch_graph import Graph, Script, load, silent
 
 REQUIRES = ("litert_torch", "ai_edge_litert")  # imported where they are used
