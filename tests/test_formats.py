@@ -67,7 +67,9 @@ def test_a_format_is_a_kind_or_a_sort_of_file(name: str, found: tuple[str, str])
 
 
 def test_a_format_that_nothing_makes_is_named_with_those_there_are() -> None:
-    with pytest.raises(WrongRequest, match=r"--format fake: write one of executorch, onnx, .*pt2.*torchscript"):
+    with pytest.raises(
+        WrongRequest, match=r"--format fake: write one of executorch, onnx, .*pt2.*torchscript"
+    ):
         registry.format_of("fake")
 
 

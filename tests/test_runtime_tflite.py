@@ -15,9 +15,10 @@ pytest.importorskip("ai_edge_litert", reason="the extra tflite is not installed"
 from hostile import tflite_files
 
 from sartor.contracts import Failed, Model, Target, WrongRequest
+from sartor.flat_reader import Damaged, Reader
 from sartor.registry import open_model, runtime
 from sartor.testing_tflite import save_toys, toy_batch
-from sartor.tflite_file import _Damaged, _Reader, read
+from sartor.tflite_file import read
 from sartor.workers import Pool
 
 ENGINE: Any = runtime("tflite")
@@ -118,11 +119,11 @@ def test_a_closed_session_and_wrong_settings_are_refused(toys: dict[str, Model])
 
 
 def test_texts_that_lie_over_one_another_take_no_memory() -> None:
-    reader = _Reader(memoryview((30_000).to_bytes(4, "little") * 16_384))
+    reader = Reader(memoryview((30_000).to_bytes(4, "little") * 16_384), {}, {})
     assert reader._text(0) is reader._text(0)  # many tables may share one
     for at in range(4, 4 * 17, 4):
         reader._text(at)
-    with pytest.raises(_Damaged, match="over one another"):
+    with pytest.raises(Damaged, match="over one another"):
         reader._text(4 * 17)
 
 
